@@ -1,0 +1,29 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "common/elementary.h"
+#include "common/simd.h"
+
+namespace py = pybind11;
+
+// Everything that is not a tensor operator. This file includes no torch header,
+// so it depends on the Python version alone.
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "How the native libraries were built, and the scalar numerics they share.";
+
+  m.def("build_info", [] {
+    py::dict info;
+    info["version"] = UNET_FAST_VERSION;
+    info["compiler"] = UNET_FAST_COMPILER;
+    info["built_with_torch"] = UNET_FAST_BUILD_TORCH;
+    info["min_torch"] = UNET_FAST_MIN_TORCH;
+    info["cuda_architectures"] = UNET_FAST_CUDA_ARCHITECTURES;  // empty: no CUDA
+    info["simd"] = unet_fast::simd_level();
+    return info;
+  });
+
+  auto numerics =
+      m.def_submodule("numerics", "The scalar functions of the CPU kernels' inner loops.");
+  numerics.def("exp_nonpositive", py::vectorize(&unet_fast::exp_nonpositive_host));
+  numerics.def("log_above_one", py::vectorize(&unet_fast::log_above_one_host));
+}

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/layout.h"
+#include "weighted_ce/numerics.h"
+
+// The tensors of both operators, as pointers and strides; shared by the CPU and the CUDA half.
+namespace unet_fast::weighted_ce {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+/// The layout of `x`, or nothing if its spatial axes are not evenly spaced as one axis.
+inline std::optional<Layout> layout_of(const Tensor& x) {
+  Layout layout{x.size(0), x.size(1), 1, x.stride(0), x.stride(1), 1};
+  for (int64_t axis = x.dim() - 1; axis >= 2; --axis) {
+    if (x.size(axis) == 1) continue;
+    if (layout.pixels == 1) {
+      layout.pixel_stride = x.stride(axis);
+    } else if (x.stride(axis) != layout.pixel_stride * layout.pixels) {
+      return std::nullopt;
+    }
+    layout.pixels *= x.size(axis);
+  }
+  return layout;
+}
+
+/// The dtype of sums, losses and weights: float64 for float64 logits, else float32.
+inline ScalarType accumulator(const Tensor& logits) {
+  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+struct Operands {
+  Operands(const Tensor& logits_in, const Tensor& target_in, const std::optional<Tensor>& weight_in)
+      : logits(layout_of(logits_in) ? logits_in : torch::stable::contiguous(logits_in)),
+        target(torch::stable::contiguous(target_in)),
+        layout(*layout_of(logits)) {
+    const int64_t n = layout.images * layout.pixels;
+    STD_TORCH_CHECK(target.numel() == n, "weighted_ce: target must have ", n, " elements, got ",
+                    target.numel());
+    if (!weight_in.has_value()) return;
+    weight = torch::stable::contiguous(*weight_in);
+    STD_TORCH_CHECK(weight->numel() == n, "weighted_ce: weight must have ", n, " elements, got ",
+                    weight->numel());
+    STD_TORCH_CHECK(weight->scalar_type() == accumulator(logits),
+                    "weighted_ce: weight must have the dtype of the loss");
+  }
+
+  template <typename A>
+  const A* weight_data() const {
+    return weight.has_value() ? weight->const_data_ptr<A>() : nullptr;
+  }
+
+  Tensor logits, target;
+  std::optional<Tensor> weight;
+  Layout layout;
+};
+
+/// Where gradients are written: `gradient` itself, or a contiguous copy if its strides are
+/// irregular.
+struct Output {
+  explicit Output(const Tensor& gradient)
+      : tensor(layout_of(gradient) ? gradient
+                                   : torch::stable::new_empty(gradient, sizes(gradient))),
+        layout(*layout_of(tensor)) {}
+
+  void finish(Tensor& gradient) const {
+    if (tensor.data_ptr() != gradient.data_ptr()) torch::stable::copy_(gradient, tensor);
+  }
+
+  static std::vector<int64_t> sizes(const Tensor& x) {
+    std::vector<int64_t> result;
+    for (int64_t axis = 0; axis < x.dim(); ++axis) result.push_back(x.size(axis));
+    return result;
+  }
+
+  Tensor tensor;
+  Layout layout;
+};
+
+inline Tensor new_loss(const Tensor& logits, const Tensor& target, int64_t reduction) {
+  const std::vector<int64_t> shape =
+      reduction == kNone ? Output::sizes(target) : std::vector<int64_t>{};
+  return torch::stable::new_empty(logits, shape, accumulator(logits));
+}
+
+/// What the sum is divided by; float64, so that a count of pixels is exact.
+inline Tensor new_normaliser(const Tensor& logits) {
+  return torch::stable::new_empty(logits, std::vector<int64_t>{}, ScalarType::Double);
+}
+
+}  // namespace unet_fast::weighted_ce

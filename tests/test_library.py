@@ -1,0 +1,52 @@
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import compile_host
+
+import unet_fast
+from unet_fast import _C
+
+LIBRARIES = sorted(Path(_C.__file__).parent.glob("libunet_fast*.so"))
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
+def test_uses_only_the_stable_abi(library):
+    symbols = subprocess.run(
+        ["nm", "-DC", "--undefined-only", library], capture_output=True, text=True, check=True
+    ).stdout
+    unstable = [line for line in symbols.splitlines() if "at::" in line or "c10::" in line]
+    assert not unstable
+
+
+def test_build_info():
+    info = unet_fast.build_info()
+    assert info["min_torch"] == "2.10"
+    assert info["simd"] in {"AVX-512", "AVX2", "baseline"}
+
+
+def test_exp_is_accurate():
+    x = -np.logspace(-8, np.log10(87), 20001, dtype=np.float32)
+    exact = np.exp(x.astype(np.float64))
+    np.testing.assert_allclose(_C.numerics.exp_nonpositive(x), exact, rtol=1.5e-7)
+    edges = np.float32([0, -0.0, -88, -1e30, -np.inf, np.nan])
+    expected = np.float32([1, 1, 0, 0, 0, np.nan])
+    np.testing.assert_array_equal(_C.numerics.exp_nonpositive(edges), expected)
+
+
+def test_log_is_accurate():
+    x = np.concatenate([1 + np.logspace(-7, 0, 20001), np.logspace(0, 9, 20001)])
+    x = x.astype(np.float32)
+    exact = np.log(x.astype(np.float64))
+    np.testing.assert_allclose(_C.numerics.log_above_one(x), exact, rtol=2.5e-7)
+    assert _C.numerics.log_above_one(1) == 0
+    assert np.isnan(_C.numerics.log_above_one(np.nan))
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_cuda_kernels_under_sanitizers(tmp_path, sanitizer):
+    flags = ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    program = compile_host("sanitize.cpp", tmp_path / "sanitize", *flags)
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,286 @@
+import functools
+
+import numpy as np
+import pytest
+import torch
+from accuracy import assert_as_accurate
+
+import unet_fast
+from unet_fast import reference, weighted_ce
+
+REDUCTIONS = ["weighted_mean", "mean", "sum", "none"]
+# 0 to 3 spatial axes; one pixel; sizes around the block (256), the chunk (8192) and C of all kinds.
+SHAPES = [
+    (3, 4),
+    (1, 2, 1, 1),
+    (2, 1, 5),
+    (2, 2, 31, 17),
+    (1, 3, 2, 5, 7),
+    (2, 2, 91, 91),
+    (1, 20, 16, 17),
+    (1, 3000, 3),
+]
+
+
+def case(shape, device="cpu", dtype=torch.float32, target_dtype=torch.int64):
+    g = torch.Generator().manual_seed(1)
+    pixels = (shape[0], *shape[2:])
+    logits = (3 * torch.randn(shape, generator=g)).to(dtype)
+    target = torch.randint(0, min(shape[1], 120), pixels, generator=g)
+    weight = torch.rand(pixels, generator=g) + 0.1
+    return logits.to(device), target.to(device, target_dtype), weight.to(device)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_matches_reference(device, dtype, shape, reduction):
+    logits, target, weight = case(shape, device, dtype)
+    op = functools.partial(weighted_ce, reduction=reduction)
+    ref = functools.partial(reference.weighted_ce, reduction=reduction)
+    assert op(logits, target, weight).dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )
+    assert_as_accurate(op, ref, logits, target, weight)
+    assert_as_accurate(op, ref, logits, target)
+
+    def gradient(function, x, t, w):
+        x = x.clone().requires_grad_()
+        loss = function(x, t, w)
+        return torch.autograd.grad(loss, x, torch.ones_like(loss))[0]
+
+    assert_as_accurate(
+        functools.partial(gradient, op), functools.partial(gradient, ref), logits, target, weight
+    )
+
+
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_target_dtypes_and_ignored_pixels(device, target_dtype):
+    logits, target, weight = case((2, 3, 40, 50), device, target_dtype=target_dtype)
+    target[0, :7] = 120
+    for reduction in REDUCTIONS:
+        options = {"ignore_index": 120, "reduction": reduction}
+        torch.testing.assert_close(
+            weighted_ce(logits, target, weight, **options),
+            reference.weighted_ce(logits, target, weight, **options),
+        )
+
+
+def strided(logits):
+    """The same values in other memory layouts."""
+    if logits.dim() == 4:
+        yield logits.contiguous(memory_format=torch.channels_last)
+    yield torch.stack([logits, logits], 1)[:, 1]  # a slice of a larger tensor
+    yield torch.stack([logits, logits], -1)[..., 1]  # every second element
+    yield logits.transpose(2, 3).contiguous().transpose(2, 3)  # spatial axes exchanged
+
+
+def test_any_strides(device):
+    logits, target, weight = case((2, 3, 20, 30), device)
+    expected = weighted_ce(logits, target, weight)
+    leaf = logits.clone().requires_grad_()
+    expected_grad = torch.autograd.grad(weighted_ce(leaf, target, weight), leaf)[0]
+    for x in strided(logits):
+        x = x.detach().requires_grad_()
+        loss = weighted_ce(x, target, weight)
+        assert torch.equal(loss, expected)
+        grad = torch.autograd.grad(loss, x)[0]
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=0)
+        assert grad.stride() == torch.empty_like(x).stride()
+
+
+def test_golden_values(device):
+    # Two classes, equal logits: ce = ln 2 whatever the class; w = 1, 3.
+    logits = torch.zeros(1, 2, 2, device=device)
+    target = torch.tensor([[0, 1]], device=device)
+    weight = torch.tensor([[1.0, 3.0]], device=device)
+    ln2 = torch.tensor(2.0, device=device).log()
+    for reduction, expected in [("weighted_mean", 1), ("mean", 2), ("sum", 4)]:
+        loss = weighted_ce(logits, target, weight, reduction=reduction)
+        torch.testing.assert_close(loss, expected * ln2)
+    x = logits.clone().requires_grad_()
+    weighted_ce(x, target, weight).backward()
+    expected = torch.tensor([[[-0.5, 1.5], [0.5, -1.5]]], device=device) / 4
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nothing_counts(device, reduction):
+    logits, target, weight = case((1, 2, 5, 5), device)
+    x = logits.clone().requires_grad_()
+    zero = weighted_ce(x, target, torch.zeros_like(weight), reduction=reduction)
+    assert (zero == 0).all()
+    assert (torch.autograd.grad(zero.sum(), x)[0] == 0).all()
+    ignored = weighted_ce(x, torch.full_like(target, 9), ignore_index=9, reduction=reduction)
+    assert (ignored == 0).all()
+    assert (torch.autograd.grad(ignored.sum(), x)[0] == 0).all()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_empty(device, reduction):
+    for shape in [(0, 2, 4, 4), (1, 2, 0, 4)]:
+        x = torch.zeros(shape, device=device, requires_grad=True)
+        target = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
+        loss = weighted_ce(x, target, reduction=reduction)
+        assert (loss == 0).all()
+        assert torch.autograd.grad(loss.sum(), x)[0].shape == shape
+
+
+def test_extreme_logits(device):
+    logits = torch.tensor([[[1e4, -1e4], [-1e4, 1e4], [-torch.inf, 0.0]]], device=device)
+    target = torch.tensor([[1, 1]], device=device)
+    x = logits.clone().requires_grad_()
+    loss = weighted_ce(x, target, reduction="none")
+    torch.testing.assert_close(loss, torch.tensor([[2e4, 0.0]], device=device))
+    grad = torch.autograd.grad(loss.sum(), x)[0]
+    expected = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]], device=device)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_impossible_and_undefined_pixels_count_nothing_at_weight_zero(device):
+    inf, nan = torch.inf, torch.nan
+    logits = torch.tensor([[[-inf, nan, 0.0], [0.0, nan, 0.0]]], device=device, requires_grad=True)
+    target = torch.tensor([[0, 0, 0]], device=device)
+    weight = torch.tensor([[0.0, 0.0, 1.0]], device=device)
+    loss = weighted_ce(logits, target, weight)
+    torch.testing.assert_close(loss, torch.tensor(2.0, device=device).log())
+    grad = torch.autograd.grad(loss, logits)[0]
+    assert (grad[..., :2] == 0).all()
+    # NaN that counts stays visible; a target of probability 0 costs infinity.
+    assert weighted_ce(logits.detach(), target).isnan()
+    assert weighted_ce(logits.detach()[..., :1], target[..., :1]) == inf
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients(device, reduction):
+    logits, target, weight = case((2, 3, 4), device, torch.float64)
+    target[0, 0] = -100
+    inputs = (logits.requires_grad_(), weight.double().requires_grad_())
+    op = lambda x, w: weighted_ce(x, target, w, reduction=reduction)  # noqa: E731
+    assert torch.autograd.gradcheck(op, inputs)
+    assert torch.autograd.gradgradcheck(op, inputs)
+    unweighted = lambda x: weighted_ce(x, target, reduction=reduction)  # noqa: E731
+    assert torch.autograd.gradcheck(unweighted, inputs[:1])
+    assert torch.autograd.gradgradcheck(unweighted, inputs[:1])
+
+
+def test_registration(device):
+    logits, target, weight = case((2, 3, 5, 4), device)
+    operators = torch.ops.unet_fast
+    x = logits.requires_grad_()
+    torch.library.opcheck(operators.weighted_ce.default, (x, target, weight, 3, -100))
+    torch.library.opcheck(operators.weighted_ce.default, (x, target, None, 0, -100))
+    divisor = weight.sum().double()
+    grad = torch.ones((), device=device)
+    torch.library.opcheck(
+        operators.weighted_ce_backward.default, (grad, x, target, weight, divisor, 3, -100)
+    )
+
+
+def test_compiles_whole(device):
+    logits, target, weight = case((2, 3, 5, 4), device)
+    compiled = torch.compile(weighted_ce, fullgraph=True, backend="aot_eager")
+    x = logits.clone().requires_grad_()
+    loss = compiled(x, target, weight)
+    assert torch.equal(loss, weighted_ce(logits, target, weight))
+    loss.backward()
+    leaf = logits.clone().requires_grad_()
+    weighted_ce(leaf, target, weight).backward()
+    assert torch.equal(x.grad, leaf.grad)
+
+
+def test_same_bits_for_any_number_of_threads():
+    logits, target, weight = case((2, 2, 200, 200))
+    threads = torch.get_num_threads()
+    losses = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            losses.append(weighted_ce(logits, target, weight))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+
+
+def test_repeats_bit_for_bit(device):
+    logits, target, weight = case((2, 2, 100, 100), device)
+    first = weighted_ce(logits, target, weight)
+    assert all(torch.equal(weighted_ce(logits, target, weight), first) for _ in range(5))
+
+
+def test_module():
+    logits, target, weight = case((2, 3, 5, 4))
+    module = unet_fast.WeightedCELoss(reduction="sum")
+    assert torch.equal(
+        module(logits, target, weight), weighted_ce(logits, target, weight, reduction="sum")
+    )
+    assert "reduction='sum'" in repr(module)
+
+
+def test_out_of_range_target():
+    logits, target, _ = case((2, 3, 5, 4))
+    target[1, 2, 3] = 7
+    message = r"target must be in \[0, 2\] or ignore_index \(-100\), got 7 at flat index 31$"
+    with pytest.raises(ValueError, match=r"^weighted_ce: " + message):
+        weighted_ce(logits, target)
+    compiled = torch.compile(weighted_ce, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=message[:-1]):
+        compiled(logits, target)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"logits": torch.zeros(1, 2, 3).long()}, TypeError, "logits must be floating point"),
+        (
+            {"target": torch.zeros(1, 3)},
+            TypeError,
+            "target must be uint8, int16.*got torch.float32",
+        ),
+        ({"weight": torch.ones(1, 3).int()}, TypeError, "weight must be floating point, got"),
+        ({"logits": torch.zeros(3)}, ValueError, r"logits must be \(N, C.*got \(3,\)"),
+        ({"logits": torch.zeros(1, 0, 3)}, ValueError, r"C >= 1, got \(1, 0, 3\)"),
+        ({"target": torch.zeros(1, 4).long()}, ValueError, r"target must have shape \(1, 3\), got"),
+        ({"weight": torch.ones(3)}, ValueError, r"weight must have shape \(1, 3\), got \(3,\)"),
+        (
+            {"target": torch.zeros(1, 3, device="meta").long()},
+            ValueError,
+            "must be on cpu, got meta",
+        ),
+        ({"reduction": "average"}, ValueError, "reduction must be one of none.*got 'average'"),
+    ],
+)
+def test_rejects(change, error, message):
+    arguments = {"logits": torch.zeros(1, 2, 3), "target": torch.zeros(1, 3).long()} | change
+    with pytest.raises(error, match="^weighted_ce: .*" + message):
+        weighted_ce(**arguments)
+
+
+HOST_CASES = [((1, 2, 1), False), ((2, 3, 257), True), ((2, 2, 2049), False), ((1, 40, 70), True)]
+
+
+@pytest.mark.parametrize("reduction", range(4))
+@pytest.mark.parametrize(("shape", "channels_last"), HOST_CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_kernels_on_host(host_kernels, dtype, shape, channels_last, reduction):
+    logits, target, weight = case(shape, dtype=dtype)
+    target[0, 0] = -100
+    if channels_last:
+        logits = logits.transpose(1, 2).contiguous().transpose(1, 2)
+    name = ["none", "sum", "mean", "weighted_mean"][reduction]
+    x = logits.double().detach().clone().requires_grad_()
+    truth = reference.weighted_ce(x, target, weight.double(), reduction=name)
+    upstream = torch.rand(truth.shape).double()
+    truth_grad = torch.autograd.grad(truth, x, upstream)[0]
+
+    w = weight.to(dtype).numpy()
+    loss, divisor = host_kernels.weighted_ce(logits.numpy(), target.numpy(), w, reduction, -100)
+    grad = host_kernels.weighted_ce_backward(
+        upstream.to(dtype).numpy(), logits.numpy(), target.numpy(), w, divisor, reduction, -100
+    )
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    expected = truth.detach().numpy()
+    np.testing.assert_allclose(loss.reshape(expected.shape), expected, tolerance, tolerance)
+    np.testing.assert_allclose(
+        grad, truth_grad, rtol=0, atol=tolerance * float(truth_grad.abs().max())
+    )

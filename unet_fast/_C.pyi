@@ -1,0 +1,10 @@
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+def build_info() -> dict[str, str]: ...
+
+class numerics:
+    @staticmethod
+    def exp_nonpositive(x: ArrayLike) -> NDArray[np.float32]: ...
+    @staticmethod
+    def log_above_one(x: ArrayLike) -> NDArray[np.float32]: ...

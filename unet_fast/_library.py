@@ -1,0 +1,48 @@
+"""Loads the native libraries. The only module that knows their file names."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError("unet_fast: the compiled part is missing; run `pip install .`") from error
+
+_DIRECTORY = Path(_C.__file__).parent
+_CUDA_LIBRARY = _DIRECTORY / "libunet_fast_cuda.so"
+
+torch.ops.load_library(_DIRECTORY / "libunet_fast.so")
+
+HAS_CUDA: bool = torch.version.cuda is not None and _CUDA_LIBRARY.exists()
+"""Whether the operators accept CUDA tensors."""
+
+if HAS_CUDA:
+    torch.ops.load_library(_CUDA_LIBRARY)
+
+
+def require_kernels(op: str, x: Tensor) -> None:
+    """Raises RuntimeError if the operators have no kernels for the device of `x`."""
+    if x.device.type == "cpu" or (x.is_cuda and HAS_CUDA):
+        return
+    if x.is_cuda:
+        raise RuntimeError(
+            f"{op}: unet_fast was built without CUDA kernels; rebuild it with UNET_FAST_CUDA=ON, "
+            "or use unet_fast.reference"
+        )
+    raise RuntimeError(
+        f"{op}: there are kernels for cpu and cuda only, got a tensor on {x.device}; "
+        "use unet_fast.reference"
+    )
+
+
+def build_info() -> dict[str, str]:
+    """Facts of the build.
+
+    Returns:
+        `version`, `compiler`, `built_with_torch`, `min_torch` (the oldest PyTorch the libraries
+        run on), `cuda_architectures` (comma-separated; empty: no CUDA kernels) and `simd` (the
+        instruction set that the CPU kernels use on this machine).
+    """
+    return _C.build_info()

@@ -1,0 +1,1 @@
+"""The operators: contract, validation, fake kernel and derivative of each native one."""

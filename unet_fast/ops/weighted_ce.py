@@ -1,0 +1,222 @@
+"""Fused per-pixel weighted softmax cross-entropy."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import require_kernels
+
+_REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "weighted_mean": 3}
+_NONE, _WEIGHTED_MEAN = _REDUCTIONS["none"], _REDUCTIONS["weighted_mean"]
+_LOGITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_TARGETS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def weighted_ce(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "weighted_mean",
+) -> Tensor:
+    r"""Softmax cross-entropy with a weight per pixel.
+
+    .. math:: ce(x) = \log \sum_k \exp a_k(x) - a_{t(x)}(x)
+
+    Args:
+        logits: Scores a, (N, C, \*spatial) with 0 to 3 spatial axes, C >= 1; float16, bfloat16,
+            float32 or float64. Contiguous and channels-last tensors are read in place. -inf marks
+            an impossible class.
+        target: Classes t, (N, \*spatial), in [0, C - 1] or `ignore_index`; uint8, int16, int32 or
+            int64.
+        weight: Weights w, (N, \*spatial), floating point, or None for 1 everywhere. A pixel of
+            weight 0 counts nothing, whatever its logits.
+        ignore_index: Target value of pixels that are left out.
+        reduction: ``"weighted_mean"``, sum(w ce) / sum(w); ``"mean"``, sum(w ce) / number of pixels
+            not ignored; ``"sum"``, the paper's formula; ``"none"``, w ce of each pixel.
+
+    Returns:
+        A scalar, or (N, \*spatial) for ``"none"``; float32, or float64 for float64 logits. Sums are
+        kept in float64 in a fixed order, so results repeat bit for bit. 0 with gradient 0 where the
+        divisor is 0. Twice differentiable in `logits` and in `weight`; `torch.func.grad` and
+        forward-mode differentiation are not available.
+
+    Raises:
+        TypeError: If a dtype is none of the above.
+        ValueError: If shapes or devices do not match, `reduction` is unknown, or (on the CPU) a
+            target is out of range; under `torch.compile` the last is a RuntimeError, on CUDA a
+            device-side assertion, as in torch's own cross-entropy.
+        RuntimeError: If the build has no kernels for the device.
+
+    Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, equation 1 (whose printed
+    form lacks the minus sign).
+    """
+    _validate(logits, target, weight, reduction)
+    require_kernels("weighted_ce", logits)
+    if weight is not None:
+        weight = weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    code = _REDUCTIONS[reduction]
+    if torch.compiler.is_compiling():
+        return _forward(logits, target, weight, code, ignore_index)
+    try:
+        return _forward(logits, target, weight, code, ignore_index)
+    except RuntimeError as error:  # kernels can raise nothing else
+        start = str(error).find("weighted_ce: target must be in")
+        if start < 0:
+            raise
+        raise ValueError(str(error)[start:].splitlines()[0]) from None
+
+
+class WeightedCELoss(torch.nn.Module):
+    """:func:`weighted_ce` as a module: `loss = WeightedCELoss()(logits, target, weight)`."""
+
+    def __init__(self, *, ignore_index: int = -100, reduction: str = "weighted_mean") -> None:
+        super().__init__()
+        if reduction not in _REDUCTIONS:
+            raise ValueError(_reduction_message(reduction))
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """See :func:`weighted_ce`."""
+        return weighted_ce(
+            logits, target, weight, ignore_index=self.ignore_index, reduction=self.reduction
+        )
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+
+
+def _reduction_message(reduction: object) -> str:
+    return f"weighted_ce: reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}"
+
+
+def _validate(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
+    if logits.dtype not in _LOGITS:
+        raise TypeError(f"weighted_ce: logits must be floating point, got {logits.dtype}")
+    if target.dtype not in _TARGETS:
+        raise TypeError(
+            f"weighted_ce: target must be uint8, int16, int32 or int64, got {target.dtype}"
+        )
+    if weight is not None and not weight.dtype.is_floating_point:
+        raise TypeError(f"weighted_ce: weight must be floating point, got {weight.dtype}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(_reduction_message(reduction))
+    if logits.dim() < 2 or logits.shape[1] == 0:
+        raise ValueError(
+            f"weighted_ce: logits must be (N, C, *spatial) with C >= 1, got {tuple(logits.shape)}"
+        )
+    expected = (logits.shape[0], *logits.shape[2:])
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"weighted_ce: {name} must have shape {tuple(expected)}, got {tuple(tensor.shape)}"
+            )
+        if tensor.device != logits.device:
+            raise ValueError(f"weighted_ce: {name} must be on {logits.device}, got {tensor.device}")
+
+
+def _forward(
+    logits: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> Tensor:
+    loss, _ = torch.ops.unet_fast.weighted_ce.default(
+        logits, target, weight, reduction, ignore_index
+    )
+    return loss  # type: ignore[no-any-return]
+
+
+@torch.library.register_fake("unet_fast::weighted_ce")
+def _(
+    logits: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    shape = target.shape if reduction == _NONE else ()
+    return logits.new_empty(shape, dtype=dtype), logits.new_empty((), dtype=torch.float64)
+
+
+@torch.library.register_fake("unet_fast::weighted_ce_backward")
+def _(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    normaliser: Tensor,
+    reduction: int,
+    ignore_index: int,
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+# Derivatives. The normaliser T is an output like the loss, so that its own dependence on the weight
+# (T = sum(w)) is differentiated by the ordinary rules, in every order.
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, target, weight, ctx.reduction, ctx.ignore_index = inputs
+    ctx.save_for_backward(logits, target, weight, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, grad_normaliser: Tensor | None) -> tuple[Tensor | None, ...]:
+    logits, target, weight, loss, normaliser = ctx.saved_tensors
+    grad_logits = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_logits = torch.ops.unet_fast.weighted_ce_backward.default(
+            grad, logits, target, weight, normaliser, ctx.reduction, ctx.ignore_index
+        )
+    if ctx.needs_input_grad[2]:
+        ce, _ = torch.ops.unet_fast.weighted_ce.default(
+            logits, target, None, _NONE, ctx.ignore_index
+        )
+        upstream = _upstream(grad, normaliser, ctx.reduction)
+        grad_weight = upstream * ce
+        if ctx.reduction == _WEIGHTED_MEAN:  # d loss / d T = -loss / T, d T / d w = 1
+            slope = -upstream * loss
+            if grad_normaliser is not None:
+                slope = slope + grad_normaliser.to(slope.dtype)
+            grad_weight = grad_weight + slope * (target != ctx.ignore_index)
+    return grad_logits, None, grad_weight, None, None
+
+
+def _upstream(grad: Tensor, normaliser: Tensor, reduction: int) -> Tensor:
+    """The derivative of the loss in w ce of a pixel; 0 where there is nothing to divide by."""
+    if reduction == _NONE:
+        return grad
+    return torch.where(normaliser == 0, 0, grad / normaliser).to(grad.dtype)
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, logits, target, weight, normaliser, ctx.reduction, ctx.ignore_index = inputs
+    ctx.save_for_backward(grad, logits, target, weight, normaliser)
+
+
+def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    """Derivatives of y_c = u w (p_c - [c = t]), in plain torch: second order is rare."""
+    grad, logits, target, weight, normaliser = ctx.saved_tensors
+    valid = target != ctx.ignore_index
+    p = torch.softmax(logits.to(grad.dtype), dim=1)
+    v = v.to(grad.dtype)
+    index = torch.where(valid, target, 0).long().unsqueeze(1)
+    w = valid.to(grad.dtype) if weight is None else torch.where(valid, weight, 0)
+    u = _upstream(grad, normaliser, ctx.reduction)
+    mean_v = (v * p).sum(1)
+    slope = mean_v - v.gather(1, index).squeeze(1)  # sum_c v_c (p_c - [c = t])
+    per_pixel = w * slope
+    grad_logits = ((u * w).unsqueeze(1) * p * (v - mean_v.unsqueeze(1))).to(logits.dtype)
+    grad_weight = None if weight is None else torch.where(valid, u * slope, 0)
+    if ctx.reduction == _NONE:
+        return per_pixel, grad_logits, None, grad_weight, None, None, None
+    total = per_pixel.sum()
+    grad_grad = torch.where(normaliser == 0, 0, total / normaliser).to(grad.dtype)
+    grad_normaliser = torch.where(normaliser == 0, 0, -grad * total / normaliser**2)
+    return grad_grad, grad_logits, None, grad_weight, grad_normaliser, None, None
+
+
+torch.library.register_autograd("unet_fast::weighted_ce", _backward, setup_context=_setup)
+torch.library.register_autograd(
+    "unet_fast::weighted_ce_backward", _double_backward, setup_context=_setup_backward
+)

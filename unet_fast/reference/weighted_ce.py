@@ -1,0 +1,30 @@
+"""Reference of :func:`unet_fast.weighted_ce`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def weighted_ce(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "weighted_mean",
+) -> Tensor:
+    """See :func:`unet_fast.weighted_ce`."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    ce = F.cross_entropy(logits, target.long(), reduction="none", ignore_index=ignore_index)
+    valid = target != ignore_index
+    w = torch.ones_like(ce) if weight is None else weight.to(ce.dtype)
+    w = torch.where(valid, w, 0)
+    loss = torch.where(w == 0, 0, w * ce)
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    divisor = valid.sum() if reduction == "mean" else w.sum()
+    return torch.where(divisor == 0, 0 * total, total / divisor)
