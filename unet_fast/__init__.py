@@ -8,5 +8,18 @@ __path__ = extend_path(__path__, __name__)
 from . import reference
 from ._library import HAS_CUDA, build_info
 from .ops.weighted_ce import WeightedCELoss, weighted_ce
+from .reference import border_weight_map, elastic_deform, separate_touching, two_nearest
+from .unet import UNet
 
-__all__ = ["HAS_CUDA", "WeightedCELoss", "build_info", "reference", "weighted_ce"]
+__all__ = [
+    "HAS_CUDA",
+    "UNet",
+    "WeightedCELoss",
+    "border_weight_map",
+    "build_info",
+    "elastic_deform",
+    "reference",
+    "separate_touching",
+    "two_nearest",
+    "weighted_ce",
+]
