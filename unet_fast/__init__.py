@@ -5,21 +5,34 @@ from pkgutil import extend_path
 # In a clone that is not the installed copy, the compiled parts are found in the installed one.
 __path__ = extend_path(__path__, __name__)
 
-from . import reference
+from . import metrics, reference
 from ._library import HAS_CUDA, build_info
+from .augment import Augmentation
 from .ops.weighted_ce import WeightedCELoss, weighted_ce
+from .predict import predict
 from .reference import border_weight_map, elastic_deform, separate_touching, two_nearest
-from .unet import UNet
+from .train import TrainConfig, train
+from .unet import UNet, load_model, save_model
+from .weights import BorderWeights, label_components
 
 __all__ = [
     "HAS_CUDA",
+    "Augmentation",
+    "BorderWeights",
+    "TrainConfig",
     "UNet",
     "WeightedCELoss",
     "border_weight_map",
     "build_info",
     "elastic_deform",
+    "label_components",
+    "load_model",
+    "metrics",
+    "predict",
     "reference",
+    "save_model",
     "separate_touching",
+    "train",
     "two_nearest",
     "weighted_ce",
 ]

@@ -29,7 +29,7 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: If a folder is missing or empty, or a file has no partner or two.
     """
-    stems = []
+    found: list[dict[str, Path]] = []
     for folder in (images, labels):
         files: dict[str, Path] = {}
         for file in list_images(folder):
@@ -39,15 +39,16 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
                     f"and {file.name}"
                 )
             files[file.stem] = file
-        stems.append(files)
-    for one, other, folder in ((*stems, labels), (*stems[::-1], images)):
+        found.append(files)
+    of_images, of_labels = found
+    for one, other, folder in ((of_images, of_labels, labels), (of_labels, of_images, images)):
         missing = sorted(one.keys() - other.keys())
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(
                 f"{folder}: must hold a partner of {one[missing[0]]}{more}, got none of that name"
             )
-    return [(stems[0][stem], stems[1][stem]) for stem in sorted(stems[0])]
+    return [(of_images[stem], of_labels[stem]) for stem in sorted(of_images)]
 
 
 def load_samples(images: Path, labels: Path) -> list[Sample]:

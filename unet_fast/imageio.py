@@ -1,6 +1,5 @@
 """Images and labels in and out of files: PNG, JPEG and TIFF."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
-_TIFF = (".tif", ".tiff")
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
@@ -46,15 +44,14 @@ def read_labels(path: Path) -> NDArray[np.int32]:
             f"{path}: labels must be one number per pixel, got a colour image with "
             f"{array.shape[0]} channels"
         )
-    if array.dtype.kind == "f":
-        raise ValueError(f"{path}: labels must be integers, got {array.dtype}")
     if array.dtype.kind not in "bui":
         raise ValueError(f"{path}: labels must be integers, got {array.dtype}")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 2**31 - 1:
         value = low if low < 0 else high
         raise ValueError(f"{path}: labels must be in [0, 2147483647], got {value}")
-    return array[0].astype(np.int32)
+    result: NDArray[np.int32] = array[0].astype(np.int32)
+    return result
 
 
 def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
@@ -71,7 +68,10 @@ def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
 
 def write_tiff(path: Path, array: NDArray[np.float32]) -> None:
     """Writes float values, (C, H, W) or (H, W), as TIFF."""
-    tifffile.imwrite(path, array, photometric="minisblack", compression="zlib")
+    axes = "CYX"[-array.ndim :]
+    tifffile.imwrite(
+        path, array, photometric="minisblack", compression="zlib", metadata={"axes": axes}
+    )
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -83,9 +83,7 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "nothing there"
         raise ValueError(f"{folder}: must be a folder of images, got {kind}")
-    files = sorted(
-        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "."
-    )
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != ".")
     if not files:
         raise ValueError(f"{folder}: must hold images ({', '.join(SUFFIXES)}), got none")
     return files
@@ -111,43 +109,38 @@ def replace_file(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(content)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _read(path: Path, *, palette_as_colour: bool) -> NDArray[np.generic]:
-    """The pixels of a file, (H, W), (H, W, C) or what a TIFF says."""
+    """The pixels of a file, (H, W) or (H, W, C)."""
+    axes = ""
     try:
-        if path.suffix.lower() in _TIFF:
-            return _read_tiff(path)
-        with Image.open(path) as picture:
-            if picture.mode == "P" and palette_as_colour:
-                return np.asarray(picture.convert("RGB"))
-            if picture.mode == "1":
-                return np.asarray(picture.convert("L")) // 255
-            return np.asarray(picture)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as tiff:
+                array, axes = tiff.series[0].asarray(squeeze=False), tiff.series[0].axes
+        else:
+            with Image.open(path) as picture:
+                colour = picture.mode == "P" and palette_as_colour
+                array = np.asarray(picture.convert("RGB") if colour else picture)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: cannot be read as an image: {reason}") from None
+    return _plane(path, array, axes) if axes else array
 
 
-def _read_tiff(path: Path) -> NDArray[np.generic]:
-    with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        array = series.asarray()
-        axes = series.axes
-    kept = [i for i, n in enumerate(array.shape) if n != 1 or axes[i] in "YX"]
-    array, axes = array.reshape([array.shape[i] for i in kept]), "".join(axes[i] for i in kept)
-    if axes == "YX":
+def _plane(path: Path, array: NDArray[np.generic], axes: str) -> NDArray[np.generic]:
+    """The one plane of a TIFF, (H, W) or (H, W, C); other axes must have length 1."""
+    kept = [i for i, axis in enumerate(axes) if array.shape[i] > 1 or axis in "YX"]
+    order = "".join(axes[i] for i in kept)
+    array = array.reshape([array.shape[i] for i in kept])
+    if order in ("YX", "YXS"):
         return array
-    if axes == "YXS":
-        return array
-    if axes in ("CYX", "SYX"):
+    if order in ("CYX", "SYX"):
         return np.moveaxis(array, 0, -1)
-    raise ValueError(f"must be one 2D image, got axes {axes} of shape {array.shape}")
+    raise ValueError(f"{path}: must be one 2D image, got axes {order} of shape {array.shape}")
 
 
 def _channels_first(path: Path, array: NDArray[np.generic]) -> NDArray[np.generic]:

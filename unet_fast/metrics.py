@@ -23,7 +23,8 @@ def iou(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
     """
     a, b = _maps("iou", truth, prediction)
     union = np.count_nonzero((a != 0) | (b != 0))
-    return np.count_nonzero((a != 0) & (b != 0)) / union if union else 1.0
+    both = np.count_nonzero((a != 0) & (b != 0))
+    return float(both / union) if union else 1.0
 
 
 def seg(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:

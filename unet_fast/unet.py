@@ -1,10 +1,16 @@
 """The network."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
+
+from .imageio import make_folder, replace_file
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -86,6 +92,8 @@ class UNet(nn.Module):
             raise ValueError(f"UNet: dropout must be in [0, 1), got {dropout}")
         self.depth = depth
         self.padding = padding
+        self.normalisation: str | None = None
+        """How images are normalised before they enter: None or "percentile"."""
         self.config = {  # what save_model writes: UNet(**config) is this network again
             "in_channels": in_channels,
             "num_classes": num_classes,
@@ -237,3 +245,52 @@ def _initialise(module: nn.Module) -> None:
     nn.init.normal_(module.weight, std=math.sqrt(2 / inputs))
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+MODEL_FILES = _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
+"""The files of a saved model."""
+
+
+def save_model(model: UNet, path: Path | str) -> None:
+    """Writes a network into a folder: `model.safetensors` (weights), `model.json` (the rest).
+
+    Args:
+        model: The network.
+        path: The folder; made if it is missing. A model in it is replaced.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+    """
+    folder = make_folder(Path(path))
+    description = {"format": 1, "network": model.config, "normalisation": model.normalisation}
+    weights = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
+    replace_file(folder / _WEIGHTS, save(weights))
+    replace_file(folder / _DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
+    """Reads a network that :func:`save_model` or a training run wrote.
+
+    Args:
+        path: The folder.
+        device: Where the network goes.
+
+    Returns:
+        The network, in evaluation mode. :func:`predict` normalises its images as in training.
+
+    Raises:
+        ValueError: If the folder holds no whole model.
+    """
+    folder = Path(path)
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text())
+        weights = load((folder / _WEIGHTS).read_bytes())
+        model = UNet(**description["network"])
+        model.load_state_dict(weights)
+        model.normalisation = description["normalisation"]
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: must hold a model, but has no {error.filename}") from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder}: must hold a model, but it cannot be read: {reason}") from None
+    return model.to(device).eval()

@@ -1,6 +1,7 @@
 """Targets and weights of the recipe."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from scipy import ndimage
@@ -46,17 +47,36 @@ class BorderWeights:
     def paper_2015(cls) -> "BorderWeights":
         """The paper: w0 = 10, sigma = 5; touching objects parted, class weights balanced.
 
-        The paper has no formula for the class weights and names no morphological operation; the
-        ridge here is the two-sided one, which turns with the image.
+        The paper balances the class frequencies of the training data set, which :meth:`balanced`
+        counts, but has no formula for it, and names no morphological operation; the ridge here is
+        the two-sided one, which turns with the image.
         """
         return cls(class_weight="balanced")
 
     @classmethod
     def falk_2019(cls) -> "BorderWeights":
         """Falk et al. 2019 as in their code: w0 = 50, sigma = 6, halo of 10 px, ratio 0.1."""
-        return cls(
-            w0=50.0, sigma=6.0, class_weight=(0.1, 1.0), ridge="one_sided", halo=(0.1, 10.0)
-        )
+        return cls(w0=50.0, sigma=6.0, class_weight=(0.1, 1.0), ridge="one_sided", halo=(0.1, 10.0))
+
+    def balanced(self, labels: Iterable[Tensor]) -> "BorderWeights":
+        """Counts the class weights ``"balanced"`` over a whole data set instead of each image.
+
+        Args:
+            labels: All instance maps of the data set, each as in a call.
+
+        Returns:
+            The same settings with `class_weight` = pixels / (classes present x pixels of the
+            class); unchanged if `class_weight` is not ``"balanced"``.
+        """
+        if self.class_weight != "balanced":
+            return self
+        counts = torch.zeros(2, dtype=torch.float64)
+        for image in labels:
+            _, target = self._objects_and_target(image)
+            counts += torch.tensor([(target == 0).sum().item(), (target == 1).sum().item()])
+        present = (counts > 0).sum()
+        pair = torch.where(counts > 0, counts.sum() / (present * counts), 0)
+        return replace(self, class_weight=(pair[0].item(), pair[1].item()))
 
     def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Targets and weights.
@@ -73,23 +93,27 @@ class BorderWeights:
             TypeError: If `labels` is not an integer tensor.
             ValueError: If its number of axes or a setting is wrong.
         """
-        labels = labels.to(torch.int64) if labels.dtype == torch.uint16 else labels
-        if self.ignore_label is None:
-            ignored = torch.zeros_like(labels, dtype=torch.bool)
-        else:
-            ignored = labels == self.ignore_label
-        objects = torch.where(ignored, 0, labels)
-        foreground = separate_touching(objects, self.ridge) > 0
+        objects, target = self._objects_and_target(labels)
         weights = border_weight_map(
             objects,
             w0=self.w0,
             sigma=self.sigma,
             class_weight=self.class_weight,
-            foreground=foreground,
+            foreground=target == 1,
             halo=self.halo,
         )
-        target = torch.where(ignored, IGNORED, foreground.to(torch.uint8)).to(torch.uint8)
-        return target, torch.where(ignored, 0, weights)
+        return target, torch.where(target == IGNORED, 0, weights)
+
+    def _objects_and_target(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels without the ignored pixels; classes: 0 background and ridge, 1 object, 255."""
+        labels = labels.to(torch.int64) if labels.dtype == torch.uint16 else labels  # few ops there
+        if self.ignore_label is None:
+            ignored = torch.zeros_like(labels, dtype=torch.bool)
+        else:
+            ignored = labels == self.ignore_label
+        objects = torch.where(ignored, 0, labels)
+        target = (separate_touching(objects, self.ridge) > 0).to(torch.uint8)
+        return objects, torch.where(ignored, IGNORED, target)
 
 
 def label_components(mask: Tensor) -> Tensor:

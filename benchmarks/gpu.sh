@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# On a machine with a CUDA GPU, nvcc and torch: builds this checkout with CUDA, tests it on the GPU,
+# runs compute-sanitizer on small cases and the CUDA benchmarks. Logs and CSV go to OUT. Needs no
+# network, but the packages of the `test` extra, scikit-build-core and CMake; ends within ten minutes.
+#
+#   benchmarks/gpu.sh OUT
+#
+# Every step is tried, also after one failed; the exit code is 1 if any did. UNET_FAST_DRY_RUN=1
+# leaves out what needs a GPU.
+set -uo pipefail
+[ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh OUT" >&2; exit 2; }
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.." || exit 2
+python=${PYTHON:-python3}
+dry=${UNET_FAST_DRY_RUN:-0}
+failed=0
+
+step() {  # step SECONDS NAME COMMAND...: runs it with a time limit, output to OUT/NAME.log
+  local seconds=$1 name=$2 start=$SECONDS
+  shift 2
+  if timeout "$seconds" "$@" > "$out/$name.log" 2>&1; then
+    echo "ok      $name  $((SECONDS - start)) s"
+  else
+    echo "FAILED  $name  (exit code $?, $((SECONDS - start)) s)"
+    tail -n 15 "$out/$name.log"
+    failed=1
+  fi
+}
+
+facts() {
+  nvidia-smi
+  nvcc --version
+  "$python" -c 'import torch; print(torch.__version__, torch.version.cuda)'
+  git log -1 --format='commit %H' 2> /dev/null || true
+}
+
+# Built for the GPU that is here (or 90), into a folder of its own: the machine is left as it was.
+architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d .)
+site="$out/site"
+build() {
+  UNET_FAST_CUDA=ON "$python" -m pip install --no-build-isolation --no-deps --no-index --upgrade \
+    --target "$site" -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
+}
+
+step 30 facts facts
+step 240 build build
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+step 60 info "$python" -P -m unet_fast.cli info
+
+if [ "$dry" = 1 ]; then
+  step 240 tests "$python" -P -m pytest -q tests/test_weighted_ce.py
+  step 60 sanitizer_cases "$python" -P benchmarks/sanitizer_cases.py --device cpu
+  step 60 benchmark "$python" -P benchmarks/bench_weighted_ce.py --rounds 5 --csv "$out/weighted_ce.csv"
+else
+  UNET_FAST_REQUIRE_CUDA=1 step 240 tests "$python" -P -m pytest -q tests/test_weighted_ce.py tests/test_library.py
+  # The launches that the sanitizers watch are few and small: each costs seconds.
+  for tool in memcheck racecheck initcheck; do
+    step 90 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$python" -P benchmarks/sanitizer_cases.py --device cuda
+  done
+  step 60 benchmark "$python" -P benchmarks/bench_weighted_ce.py --device cuda --csv "$out/weighted_ce.csv"
+fi
+exit "$failed"

@@ -1,0 +1,94 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unet_fast import UNet, demo, load_model, plots
+from unet_fast.cli import main
+from unet_fast.data import load_samples
+
+
+def test_sample():
+    parts = {
+        part: load_samples(demo.SAMPLE / part / "images", demo.SAMPLE / part / "labels")
+        for part in ("train", "test")
+    }
+    names = {part: {s.name for s in samples} for part, samples in parts.items()}
+    assert (len(names["train"]), len(names["test"])) == (27, 9)
+    assert not names["train"] & names["test"]
+    assert sum(f.stat().st_size for f in demo.SAMPLE.rglob("*.*")) < 2_000_000
+    readme = (demo.SAMPLE / "README.md").read_text()
+    assert "CC0" in readme
+
+
+def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
+    """The whole demo with a network too small to learn; CI runs it at full length."""
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "BASE_CHANNELS", 2)
+    monkeypatch.setattr(demo, "TILE", 20)
+    out = tmp_path / "new" / "folder"
+    assert main(["demo", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^\d{3}_\w{12} +[01]\.\d{3} +[01]\.\d{3}$", printed, re.MULTILINE)
+    assert len(rows) == 9
+    assert re.search(r"^mean +[01]\.\d{3} +[01]\.\d{3}$", printed, re.MULTILINE)
+    picture = np.asarray(Image.open(out / "demo.png"))
+    assert picture.shape[0] > 500
+    assert picture.shape[1] > 1000
+    assert isinstance(load_model(out / "model"), UNet)
+    assert main(["demo", "--out", str(out)]) == 0  # replaces what it left
+
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    capsys.readouterr()
+    assert main(["demo", "--out", str(blocked)]) == 2
+    assert "must be a folder that can be written" in capsys.readouterr().err
+
+
+def test_colours():
+    truth = np.array([[0, 0, 4, 4]])
+    prediction = np.array([[0, 1, 0, 1]])
+    errors = plots.error_colours(truth, prediction)
+    assert tuple(errors[0, 0]) == (0, 0, 0)
+    expected = (plots.FALSE_POSITIVE, plots.MISSED, plots.HIT)
+    np.testing.assert_array_equal(errors[0, 1:], expected)
+    colours = plots.instance_colours(np.array([[0, 1, 2, 1]]))
+    assert (colours[0, 0] == 0).all()
+    np.testing.assert_array_equal(colours[0, 1], colours[0, 3])
+    assert np.abs(colours[0, 1] - colours[0, 2]).max() > 0.3
+    edges = plots.outlines(np.array([[1, 1, 1, 2], [1, 1, 1, 2], [1, 1, 0, 0]]))
+    assert edges.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 0, 0]]
+
+
+def test_imports_from_the_root_of_a_clone():
+    """Where the source folder hides the installed package, the compiled parts are still found."""
+    root = Path(__file__).parent.parent
+    code = "import unet_fast; print(unet_fast.build_info()['min_torch'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "2.10"
+
+
+def test_readme_example():
+    """The README's ten lines of Python run as they stand."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 12
+    names = {}
+    exec(code, names)
+    assert names["loss"].isfinite()
+    assert names["probabilities"].shape == (2, 300, 500)
+    assert isinstance(names["loss"], torch.Tensor)
+
+
+@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs/demo.png"])
+def test_files_that_the_readme_names(name):
+    root = Path(__file__).parent.parent
+    assert (root / name).exists()
+    assert name in (root / "README.md").read_text() or name == "LICENSE"

@@ -1,0 +1,275 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unet_fast import (
+    Augmentation,
+    BorderWeights,
+    TrainConfig,
+    UNet,
+    data,
+    load_model,
+    metrics,
+    predict,
+    save_model,
+    train,
+)
+from unet_fast.cli import main
+from unet_fast.train import draw_tile
+
+
+def write_discs(folder, count=3, size=48):
+    """Bright discs on a noisy ground, with labels."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:size, :size]
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(count):
+        labels = np.zeros((size, size), np.uint8)
+        for number in range(1, 5):
+            r, c = rng.integers(6, size - 6, 2)
+            labels[np.hypot(rows - r, columns - c) < 6] = number
+        image = 40 + 100 * (labels > 0) + rng.normal(0, 8, labels.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"images/{i}.png")
+        Image.fromarray(labels).save(folder / f"labels/{i}.png")
+    return folder / "images", folder / "labels"
+
+
+@pytest.fixture
+def discs(tmp_path):
+    return write_discs(tmp_path / "discs")
+
+
+def config(discs, out, **changes):
+    options = {"steps": 3, "base_channels": 4, "depth": 2, "tile": 40} | changes
+    return TrainConfig(*discs, out=out, **options)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_learns_discs(discs, tmp_path, padding):
+    """From files to a network that finds unseen discs."""
+    options = {"steps": 150, "momentum": 0.9, "learning_rate": 0.05, "padding": padding}
+    model = train(config(discs, tmp_path / "run", **options))
+    assert not model.training
+    images, labels = write_discs(tmp_path / "unseen", size=70)
+    scores = []
+    for sample in data.load_samples(images, labels):
+        result = predict(load_model(tmp_path / "run"), sample.image, output="labels")
+        assert torch.equal(result, predict(model, sample.image, output="labels"))
+        scores.append(metrics.iou(sample.labels, result))
+    assert np.mean(scores) > 0.8
+
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == list(range(1, 151))
+    assert np.mean([row["loss"] for row in log[-20:]]) < 0.5 * log[0]["loss"]
+    rates = [row["learning_rate"] for row in log]
+    assert max(rates) == pytest.approx(0.05)
+    assert rates[0] < rates[10]
+    assert rates[-1] < 0.001
+
+
+def test_same_seed_same_network(discs, tmp_path):
+    state = torch.get_rng_state()
+    one = train(config(discs, tmp_path / "one", batch_size=2)).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random state is left alone
+    two = train(config(discs, tmp_path / "two", batch_size=2)).state_dict()
+    other = train(config(discs, tmp_path / "other", batch_size=2, seed=1)).state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+def test_tiles_lie_inside_the_image_and_keep_labels_in_place(discs, tmp_path):
+    """Without deformation a tile is a cut-out; its labels belong to its centre."""
+    still = Augmentation(sigma=0, rotation=0, gray_slope=(1, 1), gray_offset=0)
+    settings = config(discs, tmp_path / "run", depth=1, tile=24, augmentation=still)
+    model = UNet(base_channels=1, depth=1)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(30 * 44).reshape(30, 44)
+    corners = set()
+    for _ in range(100):
+        tile, moved = draw_tile(settings, model, labels[None].double(), labels, generator)
+        assert tile.shape[2:] == (40, 40)
+        assert moved.shape[1:] == (24, 24)
+        assert torch.equal(tile[0, 0, 8:32, 8:32], moved[0].double())
+        assert (moved.diff(dim=2) == 1).all()  # nothing mirrored
+        corners.add(divmod(int(moved[0, 0, 0]), 44))
+    assert {r for r, _ in corners} == set(range(7))
+    assert {0, 20} <= {c for _, c in corners} <= set(range(21))
+    small = labels[:10, :10]
+    tile, moved = draw_tile(settings, model, small[None].double(), small, generator)
+    assert set(moved.unique().tolist()) == set(small.flatten().tolist())
+
+
+def test_saved_models(tmp_path):
+    model = UNet(2, 3, base_channels=2, depth=1, padding="same", norm="batch")
+    model.normalisation = "percentile"
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    assert loaded.normalisation == "percentile"
+    assert not loaded.training
+    x = torch.randn(1, 2, 8, 8)
+    assert torch.equal(loaded(x), model.eval()(x))
+    assert {f.name for f in tmp_path.iterdir()} == {"model.safetensors", "model.json"}
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="must hold a model, but it cannot be read"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"must hold a model, but has no .*model.safetensors"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (33, 21), (64, 64)], ids=str)
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_predicts_any_size(size, padding):
+    model = UNet(base_channels=2, depth=2, padding=padding).train()
+    image = torch.rand(size)
+    scores = predict(model, image, output="scores")
+    assert scores.shape == (2, *size)
+    assert model.training
+    assert torch.equal(predict(model, image.numpy()), scores.softmax(0))
+    assert torch.equal(predict(model, image[None], output="labels"), scores.argmax(0))
+    assert predict(model, image, output="instances").shape == size
+
+
+def test_mirrors_what_lies_outside():
+    model = UNet(base_channels=2, depth=1).eval()
+    image = torch.rand(12, 14)
+    padded = torch.nn.functional.pad(image[None, None], (8, 8, 8, 8), mode="reflect")
+    with torch.no_grad():
+        expected = model(padded)[0]
+    torch.testing.assert_close(predict(model, image, output="scores"), expected)
+
+
+def test_normalisation_only_for_trained_models():
+    model = UNet(base_channels=2, depth=1).eval()
+    image = torch.rand(10, 10)
+    bare = predict(model, image)
+    assert not torch.allclose(predict(model, image * 3 + 1), bare)
+    model.normalisation = "percentile"
+    torch.testing.assert_close(predict(model, image * 3 + 1), predict(model, image))
+
+
+def test_predict_rejects():
+    model = UNet(base_channels=1, depth=1)
+    with pytest.raises(ValueError, match=r"image must be \(H, W\) or .* C = 1, got \(2, 5, 5\)"):
+        predict(model, torch.zeros(2, 5, 5))
+    with pytest.raises(ValueError, match=r"got \(0, 5\)"):
+        predict(model, torch.zeros(0, 5))
+    with pytest.raises(ValueError, match=r"output must be one of .*got 'mask'"):
+        predict(model, torch.zeros(5, 5), output="mask")
+
+
+def test_settings_reach_the_loss(discs, tmp_path):
+    plain = train(config(discs, tmp_path / "a", weights=BorderWeights(w0=0)))
+    bordered = train(config(discs, tmp_path / "b", weights=BorderWeights(w0=50)))
+    assert not torch.equal(plain.head.weight, bordered.head.weight)
+
+
+# The command line. Every mistake gets one line on standard error and exit code 2.
+
+
+def arguments(discs, out, *changes):
+    options = {"--steps": "2", "--base-channels": "2", "--depth": "1", "--tile": "16"}
+    options |= dict(zip(changes[::2], changes[1::2], strict=True))
+    words = [word for pair in options.items() for word in pair]
+    return ["train", *map(str, discs), "--out", str(out), *words]
+
+
+def test_command_line(discs, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main([*arguments(discs, run, "--weights.w0", "5"), "--augmentation.flip"]) == 0
+    assert main(["predict", str(run), str(discs[0]), "--out", str(out)]) == 0
+    assert {f.name for f in out.iterdir()} == {"0.png", "1.png", "2.png"}
+    one = str(discs[0] / "0.png")
+    assert main(["predict", str(run), one, "--out", str(out), "--output", "probabilities"]) == 0
+    probability = data.read_image(out / "0.tif")
+    np.testing.assert_allclose(probability.sum(0), 1, rtol=1e-5)
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert f"model: {run}" in printed
+    assert f"3 instances: {out}" in printed
+    assert "cuda_kernels" in printed
+
+
+def check_fails(capsys, call, message):
+    assert main(call) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("unet-fast: ")
+    assert message in error
+
+
+def rewrite(path, array):
+    path.unlink()
+    Image.fromarray(array).save(path)
+
+
+def test_command_line_rejects_bad_data(tmp_path, capsys):
+    def fresh(name):
+        folders = write_discs(tmp_path / name)
+        return folders, folders[0] / "1.png", folders[1] / "1.png"
+
+    folders, _, _ = fresh("good")
+    out = tmp_path / "run"
+    check_fails(capsys, arguments((tmp_path / "no", folders[1]), out), "must be a folder of images")
+    (tmp_path / "empty").mkdir()
+    check_fails(capsys, arguments((folders[0], tmp_path / "empty"), out), "must hold images")
+
+    folders, image, label = fresh("unpaired")
+    label.unlink()
+    check_fails(capsys, arguments(folders, out), f"must hold a partner of {image}")
+    folders, image, label = fresh("unpaired_label")
+    image.unlink()
+    check_fails(capsys, arguments(folders, out), f"must hold a partner of {label}")
+    folders, image, label = fresh("sizes")
+    rewrite(label, np.zeros((20, 30), np.uint8))
+    check_fails(capsys, arguments(folders, out), f"the size of {image}, 48 x 48, got 20 x 30")
+    folders, image, _ = fresh("truncated")
+    image.write_bytes(image.read_bytes()[:300])
+    check_fails(capsys, arguments(folders, out), f"{image}: cannot be read as an image")
+    folders, _, label = fresh("colours")
+    rewrite(label, np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
+    check_fails(capsys, arguments(folders, out), f"{label}: labels must be one number per pixel")
+    folders, _, label = fresh("floats")
+    label.unlink()
+    Image.fromarray(np.full((48, 48), 0.5, np.float32)).save(label.with_suffix(".tif"))
+    check_fails(capsys, arguments(folders, out), "labels must be integers, got float32")
+    folders, image, _ = fresh("channels")
+    rewrite(image, np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
+    check_fails(capsys, arguments(folders, out), f"{image}: must have 1 channels as the images")
+    assert not out.exists()
+
+
+def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
+    out = tmp_path / "run"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    check_fails(capsys, arguments(discs, blocked / "run"), "must be a folder that can be written")
+    check_fails(capsys, arguments(discs, out, "--depth", "0"), "depth must be >= 1, got 0")
+    check_fails(capsys, arguments(discs, out, "--steps", "0"), "steps must be >= 1, got 0")
+    check_fails(capsys, arguments(discs, out, "--steps", "many"), "many")
+    check_fails(capsys, arguments(discs, out, "--learning-rate", "-1"), "must be > 0, got -1")
+    check_fails(capsys, arguments(discs, out, "--device", "tpu"), "device must be")
+    check_fails(capsys, arguments(discs, out, "--device", "cuda:9"), "device must be present")
+    check_fails(capsys, arguments(discs, out, "--unknown", "1"), "--unknown")
+    check_fails(capsys, ["train"], "requires an argument")
+    check_fails(capsys, ["nonsense"], "nonsense")
+    check_fails(capsys, ["predict", str(out), str(discs[0]), "--out", "x"], "must hold a model")
+
+    assert main(arguments(discs, out)) == 0
+    before = (out / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    check_fails(capsys, arguments(discs, out), "out must be a folder without a run")
+    assert (out / "model.safetensors").read_bytes() == before
+    images = str(discs[0])
+    check_fails(capsys, ["predict", str(out), images, "--out", images], "another folder than that")
+    check_fails(capsys, ["predict", str(out), images + "/9.png", "--out", "x"], "nothing there")
+
+
+def test_stops_when_the_loss_explodes(discs, tmp_path, capsys):
+    call = arguments(discs, tmp_path / "run", "--learning-rate", "1e30", "--steps", "50")
+    check_fails(capsys, call, "the loss must stay finite")

@@ -1,0 +1,63 @@
+import math
+
+import pytest
+import torch
+
+from unet_fast import BorderWeights, label_components
+
+TOUCHING = torch.tensor([[1, 1, 2, 2, 0, 0, 9, 9]], dtype=torch.uint16)
+
+
+def test_target_and_weights_agree():
+    target, weights = BorderWeights()(TOUCHING)
+    assert target.dtype == torch.uint8
+    assert weights.dtype == torch.float32
+    assert target.tolist() == [[1, 0, 0, 1, 0, 0, 1, 1]]
+    assert weights[0, 1].item() == pytest.approx(10.801987, abs=1e-6)  # d1 = 0, d2 = 1
+    assert weights[0, 4].item() == pytest.approx(9.352702, abs=1e-6)  # d1 = 1, d2 = 2
+    assert weights[0, 0] == weights[0, 7] == 1
+
+
+def test_ignored_pixels():
+    target, weights = BorderWeights(ignore_label=9)(TOUCHING)
+    assert target.tolist() == [[1, 0, 0, 1, 0, 0, 255, 255]]
+    assert (weights[0, 6:] == 0).all()
+    assert weights[0, 4].item() == pytest.approx(1 + 10 * math.exp(-16 / 50), abs=1e-5)
+
+
+def test_falk_2019_golden_values():
+    target, weights = BorderWeights.falk_2019()(TOUCHING)
+    assert target.tolist() == [[1, 1, 0, 1, 0, 0, 1, 1]]  # the ridge is one-sided
+    assert weights[0, 2].item() == pytest.approx(50.310356, abs=1e-5)
+    assert weights[0, 4].item() == pytest.approx(45.120356, abs=1e-5)
+    assert weights[0, 0] == 1
+    nothing = BorderWeights.falk_2019()(torch.zeros(2, 3, 4, dtype=torch.int32))[1]
+    assert (nothing == torch.tensor(0.1)).all()
+
+
+def test_paper_2015_balances_classes():
+    _, weights = BorderWeights.paper_2015()(torch.tensor([[1, 0, 0, 0]]))
+    torch.testing.assert_close(weights[0], torch.tensor([2, 2 / 3, 2 / 3, 2 / 3]))
+
+
+def test_label_components():
+    mask = torch.tensor([[1, 1, 0], [0, 0, 1], [255, 0, 1]])
+    labels = label_components(mask)
+    assert labels.dtype == torch.int32
+    assert labels.tolist() == [[1, 1, 0], [0, 0, 2], [3, 0, 2]]
+
+
+def test_balanced_over_a_data_set():
+    settings = BorderWeights(class_weight="balanced", ignore_label=9)
+    maps = [TOUCHING, torch.tensor([[0, 0, 0, 5]])]  # counted: 7 of background, 3 of objects
+    fixed = settings.balanced(maps)
+    assert fixed.class_weight == pytest.approx((10 / 14, 10 / 6))
+    assert fixed.w0 == settings.w0
+    assert BorderWeights().balanced(maps) == BorderWeights()
+    empty = settings.balanced([torch.zeros(2, 2, dtype=torch.int32)])
+    assert empty.class_weight == (1, 0)
+
+
+def test_ignored_regions_are_no_objects():
+    target, _ = BorderWeights(ignore_label=2)(TOUCHING)
+    assert target.tolist() == [[1, 1, 255, 255, 0, 0, 1, 1]]  # no ridge along them

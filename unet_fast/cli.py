@@ -1,0 +1,136 @@
+"""The command line."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+import torch
+from cyclopts import Parameter
+from tqdm import tqdm
+
+from . import demo as demonstration
+from ._library import HAS_CUDA, build_info
+from .imageio import list_images, make_folder, read_image, write_labels, write_tiff
+from .predict import predict as predict_image
+from .train import TrainConfig, find_device
+from .train import train as run_training
+from .unet import load_model
+
+app = cyclopts.App(
+    name="unet-fast",
+    version=build_info()["version"],
+    help="The U-Net recipe of 2015: train on annotated images, predict others.",
+    help_format="plaintext",
+)
+
+
+@app.command
+def demo(*, out: Path = Path("unet_fast_demo")) -> None:
+    """Train on bundled images of nuclei, predict unseen ones, draw what happened.
+
+    Takes a few minutes without a GPU.
+
+    Parameters
+    ----------
+    out:
+        Folder for the model and the picture; made if it is missing.
+    """
+    scores, picture = demonstration.demo(out)
+    print(f"{'unseen image':<20}  pixel IoU    SEG")
+    for score in scores:
+        print(f"{score.name:<20}  {score.iou:9.3f}  {score.seg:5.3f}")
+    seg = sum(score.seg for score in scores) / len(scores)
+    print(f"{'mean':<20}  {demonstration.mean_iou(scores):9.3f}  {seg:5.3f}")
+    print(f"picture: {picture}")
+
+
+@app.command
+def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
+    """Train a network on a folder of images and a folder of instance labels.
+
+    An image and its labels have the same file name. Writes the model and a log into a folder that
+    `predict` takes.
+    """
+    run_training(config)
+    print(f"model: {config.out}")
+
+
+@app.command
+def predict(
+    run: Path,
+    images: Path,
+    /,
+    *,
+    out: Path,
+    output: Literal["instances", "labels", "probabilities", "scores"] = "instances",
+    device: str = "auto",
+) -> None:
+    """Predict images of any size with a trained network.
+
+    Parameters
+    ----------
+    run:
+        Folder of a training run.
+    images:
+        An image, or a folder of images.
+    out:
+        Folder for the predictions, which are named like the images; made if it is missing.
+    output:
+        instances and labels are written as PNG, probabilities and scores as TIFF.
+    device:
+        auto (CUDA if there is one), cpu, cuda or cuda:N.
+    """
+    target = find_device(device)
+    model = load_model(run, device=target)
+    files = list_images(images) if images.is_dir() or not images.exists() else [images]
+    if len({file.stem for file in files}) < len(files):
+        raise ValueError(f"{images}: names must be unique without suffix, got two alike")
+    make_folder(out)
+    if any(out.samefile(file.parent) for file in files):
+        raise ValueError(f"out must be another folder than that of the images, got {out}")
+    for file in tqdm(files, desc="predict", unit="image", disable=None):
+        image = read_image(file)
+        try:
+            result = predict_image(model, image, output=output).numpy()
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        if output in ("instances", "labels"):
+            write_labels(out / f"{file.stem}.png", result)
+        else:
+            write_tiff(out / f"{file.stem}.tif", result)
+    print(f"{len(files)} {output}: {out}")
+
+
+@app.command
+def info() -> None:
+    """Show versions, and what the kernels were built for."""
+    facts = build_info()
+    facts["torch"] = torch.__version__
+    facts["cuda_kernels"] = "loaded" if HAS_CUDA else "not loaded"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts["cuda_devices"] = ", ".join(devices) or "none"
+    for name, value in facts.items():
+        print(f"{name:<20} {value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit code: 0, or 2 after one line on wrong input."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        message = " ".join(str(error).split())
+    except (ValueError, FloatingPointError, OSError) as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        print("unet-fast: interrupted", file=sys.stderr)
+        return 130
+    else:
+        return 0
+    print(f"unet-fast: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

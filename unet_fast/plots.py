@@ -1,0 +1,135 @@
+"""Pictures, drawn without a display."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from .imageio import replace_file
+
+Gray = NDArray[np.floating]
+Labels = NDArray[np.integer]
+
+HIT, FALSE_POSITIVE, MISSED = (0.85, 0.85, 0.85), (0.95, 0.25, 0.2), (0.2, 0.45, 1.0)
+"""Colours of :func:`error_colours`."""
+
+
+def instance_colours(labels: Labels) -> NDArray[np.floating]:
+    """A colour per object, (H, W, 3) in [0, 1]; background black. Close ids differ clearly."""
+    hue = (labels * 0.618034) % 1  # golden ratio: successive hues lie far apart
+    value = np.where(labels > 0, 1.0, 0.0)
+    rgb: NDArray[np.floating] = hsv_to_rgb(np.stack([hue, np.full(hue.shape, 0.65), value], -1))
+    return rgb
+
+
+def error_colours(truth: Labels, prediction: Labels) -> NDArray[np.floating]:
+    """Foreground found in grey, found in excess in red, missed in blue, (H, W, 3) in [0, 1]."""
+    picture = np.zeros((*truth.shape, 3))
+    picture[(truth > 0) & (prediction > 0)] = HIT
+    picture[(truth == 0) & (prediction > 0)] = FALSE_POSITIVE
+    picture[(truth > 0) & (prediction == 0)] = MISSED
+    return picture
+
+
+def outlines(labels: Labels) -> NDArray[np.bool_]:
+    """Pixels of objects that have a neighbour, along an axis, of another value."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= rows
+    edge[:-1] |= rows
+    edge[:, 1:] |= columns
+    edge[:, :-1] |= columns
+    return edge & (labels > 0)
+
+
+def draw_summary(
+    path: Path,
+    *,
+    image: Gray,
+    labels: Labels,
+    weights: Gray,
+    deformed_image: Gray,
+    deformed_labels: Labels,
+    losses: Sequence[float],
+    unseen_image: Gray,
+    unseen_labels: Labels,
+    probability: Gray,
+    prediction: Labels,
+    title: str,
+) -> None:
+    """Draws the recipe on one page: data, weights, augmentation, training, prediction, errors.
+
+    Args:
+        path: The PNG to write.
+        image: Training image, (H, W), in about [0, 1].
+        labels: Its instances, (H, W).
+        weights: Its weight map, (H, W).
+        deformed_image: A deformed training tile, (h, w).
+        deformed_labels: Its instances, (h, w).
+        losses: Loss of every step.
+        unseen_image: An image that was not trained on, (H', W').
+        unseen_labels: Its instances.
+        probability: Its predicted foreground probability.
+        prediction: Its predicted instances.
+        title: Title of the page.
+    """
+    figure = Figure(figsize=(16, 8.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, 4).ravel()
+    _show(axes[0], _brightened(image), "training image", cmap="gray")
+    _show(axes[1], instance_colours(labels), f"its {_count(labels)} instances")
+    _show(axes[2], weights, "border weight map")
+    figure.colorbar(axes[2].images[0], ax=axes[2], shrink=0.8)
+    _show(axes[3], _with_outlines(deformed_image, deformed_labels), "deformed image and labels")
+    _draw_losses(axes[4], losses)
+    _show(axes[5], _with_outlines(unseen_image, unseen_labels), "unseen image, true outlines")
+    _show(axes[6], probability, "predicted probability", vmin=0, vmax=1)
+    figure.colorbar(axes[6].images[0], ax=axes[6], shrink=0.8)
+    _show(axes[7], error_colours(unseen_labels, prediction), "errors")
+    for colour, text in ((HIT, "found"), (FALSE_POSITIVE, "in excess"), (MISSED, "missed")):
+        axes[7].plot([], [], "s", color=colour, label=text)
+    axes[7].legend(loc="upper right", fontsize="small", facecolor="0.25", labelcolor="white")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=75)
+    replace_file(path, png.getvalue())
+
+
+def _draw_losses(axes: Axes, losses: Sequence[float]) -> None:
+    axes.plot(np.arange(1, len(losses) + 1), losses, color="0.75", label="each step")
+    window = max(1, len(losses) // 20)
+    mean = np.convolve(losses, np.full(window, 1 / window), "valid")
+    axes.plot(np.arange(window, len(losses) + 1), mean, color="C0", label=f"mean of {window}")
+    axes.set(xlabel="step", title="loss", ylim=(0, None))
+    axes.legend(fontsize="small")
+
+
+def _show(axes: Axes, picture: Gray, title: str, **options: object) -> None:
+    axes.imshow(picture, interpolation="nearest", **options)  # type: ignore[arg-type]
+    axes.set(title=title, xticks=[], yticks=[])
+
+
+def _brightened(image: Gray) -> Gray:
+    """Square root of the intensity, so that dim objects show too."""
+    result: Gray = np.sqrt(np.clip(image, 0, 1))
+    return result
+
+
+def _with_outlines(image: Gray, labels: Labels) -> NDArray[np.floating]:
+    """The image in grey with the labels' outlines in yellow; the labels' centre on the image's."""
+    picture = np.repeat(_brightened(image)[..., None], 3, -1)
+    top, left = ((a - b) // 2 for a, b in zip(image.shape, labels.shape, strict=True))
+    inner = picture[top : top + labels.shape[0], left : left + labels.shape[1]]
+    inner[outlines(labels)] = (1.0, 0.85, 0.1)
+    if inner.shape != picture.shape:
+        picture[[top - 1, top + labels.shape[0]], left - 1 : left + labels.shape[1] + 1] = 0.5
+        picture[top - 1 : top + labels.shape[0] + 1, [left - 1, left + labels.shape[1]]] = 0.5
+    return picture
+
+
+def _count(labels: Labels) -> int:
+    return len(np.unique(labels[labels > 0]))
