@@ -17,9 +17,9 @@ dry=${UNET_FAST_DRY_RUN:-0}
 failed=0
 
 step() {  # step SECONDS NAME COMMAND...: runs it with a time limit, output to OUT/NAME.log
-  local seconds=$1 name=$2 start=$SECONDS
+  local seconds=$1 name=$2 start=$SECONDS left=$((570 - SECONDS))
   shift 2
-  if timeout "$seconds" "$@" > "$out/$name.log" 2>&1; then
+  if timeout -k 5 "$((seconds < left ? seconds : left > 1 ? left : 1))" "$@" > "$out/$name.log" 2>&1; then
     echo "ok      $name  $((SECONDS - start)) s"
   else
     echo "FAILED  $name  (exit code $?, $((SECONDS - start)) s)"
@@ -28,23 +28,17 @@ step() {  # step SECONDS NAME COMMAND...: runs it with a time limit, output to O
   fi
 }
 
-facts() {
-  nvidia-smi
-  nvcc --version
-  "$python" -c 'import torch; print(torch.__version__, torch.version.cuda)'
-  git log -1 --format='commit %H' 2> /dev/null || true
-}
+facts='nvcc --version && "$0" -c "import torch; print(torch.__version__, torch.version.cuda)"
+  git log -1 --format="commit %H" 2> /dev/null || true'
 
 # Built for the GPU that is here (or 90), into a folder of its own: the machine is left as it was.
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d .)
 site="$out/site"
-build() {
-  UNET_FAST_CUDA=ON "$python" -m pip install --no-build-isolation --no-deps --no-index --upgrade \
-    --target "$site" -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
-}
-
-step 30 facts facts
-step 240 build build
+step 30 facts bash -c "$facts" "$python"
+[ "$dry" = 1 ] || step 30 nvidia_smi nvidia-smi
+UNET_FAST_CUDA=ON step 240 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
+  --upgrade --target "$site" -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
+[ "$failed" = 0 ] || exit 1  # nothing below would be about this checkout
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 step 60 info "$python" -P -m unet_fast.cli info
 
@@ -55,8 +49,9 @@ if [ "$dry" = 1 ]; then
 else
   UNET_FAST_REQUIRE_CUDA=1 step 240 tests "$python" -P -m pytest -q tests/test_weighted_ce.py tests/test_library.py
   # The launches that the sanitizers watch are few and small: each costs seconds.
+  # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
   for tool in memcheck racecheck initcheck; do
-    step 90 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step 90 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$python" -P benchmarks/sanitizer_cases.py --device cuda
   done
   step 60 benchmark "$python" -P benchmarks/bench_weighted_ce.py --device cuda --csv "$out/weighted_ce.csv"

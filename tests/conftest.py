@@ -1,19 +1,16 @@
 import importlib.util
 import os
-import shutil
-import subprocess
 import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pybind11
 import pytest
 import torch
+from host import compile_host
 
 import unet_fast
 
 REQUIRE_CUDA = os.environ.get("UNET_FAST_REQUIRE_CUDA") == "1"  # set where a skip would hide a bug
-SOURCES = Path(__file__).parent.parent / "csrc"
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -33,16 +30,6 @@ def _seed():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def compile_host(source, output, *flags):
-    """Compiles a file of csrc/testing, in which the CUDA kernels are plain C++."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    common = ["-std=c++20", "-Wall", "-Wextra", "-pthread", "-DUNET_FAST_CUDA_ON_HOST"]
-    command = [compiler, *common, f"-I{SOURCES}", str(SOURCES / "testing" / source), *flags]
-    result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return output
 
 
 @pytest.fixture(scope="session")

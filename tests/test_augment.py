@@ -87,6 +87,8 @@ def test_rotation_is_about_the_centre():
     [
         ({"grid": (0, 3)}, r"grid must be two counts >= 1, got \(0, 3\)"),
         ({"sigma": -1}, "sigma must be >= 0, got -1"),
+        ({"sigma": math.inf}, "sigma must be >= 0, got inf"),
+        ({"rotation": math.nan}, "rotation must be >= 0, got nan"),
         ({"scale": (2, 1)}, "scale must be two ascending factors > 0"),
         ({"gray_slope": (-1, 1)}, "gray_slope must be ascending and >= 0"),
         ({"gray_points": 1}, "gray_points must be >= 2, got 1"),

@@ -43,6 +43,12 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     assert isinstance(load_model(out / "model"), UNet)
     assert main(["demo", "--out", str(out)]) == 0  # replaces what it left
 
+    (out / "demo.png").unlink()  # now the model there may be somebody's
+    capsys.readouterr()
+    assert main(["demo", "--out", str(out)]) == 2
+    assert "must not hold a model of yours" in capsys.readouterr().err
+    assert (out / "model" / "model.safetensors").exists()
+
     blocked = tmp_path / "file"
     blocked.write_text("")
     capsys.readouterr()

@@ -81,6 +81,13 @@ def test_labels_take_the_same_positions():
     assert torch.equal(inner, labels[:, 5:15, 3:27])
 
 
+def test_empty_batch():
+    image, labels = torch.zeros(0, 2, 4, 5), torch.zeros(0, 4, 5, dtype=torch.int16)
+    moved = elastic_deform(image, torch.zeros(0, 2, 3, 3), labels=labels, output_shape=(6, 6))
+    assert [m.shape for m in moved] == [(0, 2, 6, 6), (0, 6, 6)]
+    assert moved[1].dtype == torch.int16
+
+
 def test_gray_curve():
     image = torch.tensor([-0.1, 0.0, 0.25, 0.5, 1.0, 1.2]).view(1, 1, 1, 6)
     curve = torch.tensor([0.1, 0.2, 0.9]).view(1, 1, 3)
@@ -102,6 +109,8 @@ def test_gray_curve():
         ({"affine": torch.zeros(1, 2, 2)}, ValueError, r"affine must have shape \(1, 2, 3\), got"),
         ({"offset": torch.zeros(2)}, ValueError, r"offset must have shape \(1, 2\), got \(2,\)"),
         ({"gray_curve": torch.zeros(1, 1, 1)}, ValueError, "at least 2 points, got 1"),
+        ({"output_shape": (4,)}, ValueError, r"output_shape must be two sizes >= 1, got \(4,\)"),
+        ({"output_shape": (0, 4)}, ValueError, r"output_shape must be two sizes >= 1"),
         ({"order": 2}, ValueError, "order must be 0 or 1, got 2"),
         ({"boundary": "reflect"}, ValueError, "boundary must be one of mirror.*got 'reflect'"),
         (

@@ -32,14 +32,42 @@ def test_colour_images(tmp_path):
     np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", colour)), expected)
     alpha = np.dstack([colour, np.full_like(GRAY, 255)])
     np.testing.assert_array_equal(read_image(save(tmp_path / "b.png", alpha)), expected)
-    grey = np.dstack([GRAY] * 3)
-    np.testing.assert_array_equal(read_image(save(tmp_path / "c.png", grey)), GRAY[None])
+    grey = read_image(save(tmp_path / "c.png", np.dstack([GRAY] * 3)))
+    assert len(grey) == 3
+    np.testing.assert_array_equal(imageio.fit_channels(grey, 1), GRAY[None])
+    np.testing.assert_array_equal(imageio.fit_channels(GRAY[None], 3), grey)
+    assert len(imageio.fit_channels(expected, 1)) == 3
     tifffile.imwrite(tmp_path / "d.tif", colour, photometric="rgb")
     np.testing.assert_array_equal(read_image(tmp_path / "d.tif"), expected)
     tifffile.imwrite(
         tmp_path / "e.tif", expected, metadata={"axes": "CYX"}, ome=True, photometric="minisblack"
     )
     np.testing.assert_array_equal(read_image(tmp_path / "e.tif"), expected)
+
+
+def test_microscope_tiffs(tmp_path):
+    """ImageJ, OME, channels, alpha, compression, one pixel wide."""
+    path = tmp_path / "a.tif"
+    sixteen = GRAY.astype(np.uint16)
+    tifffile.imwrite(path, sixteen, imagej=True)
+    np.testing.assert_array_equal(read_image(path), sixteen[None])
+    tifffile.imwrite(path, sixteen, ome=True)
+    np.testing.assert_array_equal(read_image(path), sixteen[None])
+    for channels in (2, 3, 4):
+        stack = np.stack([sixteen + c for c in range(channels)])
+        tifffile.imwrite(path, stack, imagej=True, metadata={"axes": "CYX"})
+        np.testing.assert_array_equal(read_image(path), stack)
+    rgba = np.dstack([GRAY, GRAY[::-1], GRAY // 2, GRAY * 0 + 255])
+    tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_image(path), np.moveaxis(rgba, -1, 0)[:3])
+    Image.fromarray(sixteen).save(path, compression="tiff_lzw")
+    np.testing.assert_array_equal(read_image(path), sixteen[None])
+    for shape in ((1, 5), (5, 1), (1, 1)):
+        tifffile.imwrite(path, np.ones(shape, np.uint8))
+        assert read_image(path).shape == (1, *shape)
+    probabilities = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
+    imageio.write_tiff(path, probabilities)
+    np.testing.assert_array_equal(read_image(path), probabilities)
 
 
 def test_labels(tmp_path):
@@ -84,6 +112,8 @@ def test_bad_files(tmp_path):
     check_message(read_image, tmp_path / "stack.tif", r"one 2D image, got axes .* \(5, 8, 9\)")
     tifffile.imwrite(tmp_path / "nan.tif", np.full((3, 3), np.nan, np.float32))
     check_message(read_image, tmp_path / "nan.tif", "pixels must be finite")
+    tifffile.imwrite(tmp_path / "huge.tif", np.full((3, 3), 1e300))
+    check_message(read_image, tmp_path / "huge.tif", "pixels must be finite in float32")
 
 
 def test_bad_labels(tmp_path):

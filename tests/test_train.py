@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from unet_fast import (
     TrainConfig,
     UNet,
     data,
+    imageio,
     load_model,
     metrics,
     predict,
@@ -135,6 +138,29 @@ def test_predicts_any_size(size, padding):
     assert predict(model, image, output="instances").shape == size
 
 
+def test_prediction_takes_any_tensor_and_leaves_the_model_as_it_was():
+    model = UNet(base_channels=2, depth=1, norm="batch").train()
+    model.bottom.eval()
+    image = torch.rand(9, 11).bfloat16()
+    expected = predict(model, image.float().numpy())
+    assert torch.equal(predict(model, image), expected)
+    assert torch.equal(predict(model, image.clone().requires_grad_()), expected)
+    assert model.training
+    assert not model.bottom.training
+    assert predict(model.double(), image).shape == (2, 9, 11)
+    integers = (image.float() * 1000).numpy().astype(np.uint16)
+    assert predict(model, integers).shape == (2, 9, 11)
+
+
+def test_sparse_images_are_normalised():
+    image = np.zeros((1, 100, 100), np.float32)
+    image[0, :2, :2] = 5000
+    assert data.normalise(image).max() == 1
+    assert (data.normalise(image * 0 + 7) == 0).all()
+    ramp = np.linspace(50, 100, 1001, dtype=np.float32).reshape(1, 7, 143)
+    assert data.normalise(ramp)[0, 0, 10] == pytest.approx(0, abs=1e-6)
+
+
 def test_mirrors_what_lies_outside():
     model = UNet(base_channels=2, depth=1).eval()
     image = torch.rand(12, 14)
@@ -239,8 +265,18 @@ def test_command_line_rejects_bad_data(tmp_path, capsys):
     Image.fromarray(np.full((48, 48), 0.5, np.float32)).save(label.with_suffix(".tif"))
     check_fails(capsys, arguments(folders, out), "labels must be integers, got float32")
     folders, image, _ = fresh("channels")
-    rewrite(image, np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
-    check_fails(capsys, arguments(folders, out), f"{image}: must have 1 channels as the images")
+    image.unlink()
+    two = np.arange(2 * 48 * 48, dtype=np.float32).reshape(2, 48, 48)
+    imageio.write_tiff(image.with_suffix(".tif"), two)
+    check_fails(capsys, arguments(folders, out), "images must have the same channels, got 2 and")
+    folders, _, label = fresh("cut_tiff")
+    label.unlink()
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(label.with_suffix(".tif"))
+    label.with_suffix(".tif").write_bytes(label.with_suffix(".tif").read_bytes()[:180])
+    command = [sys.executable, "-m", "unet_fast.cli", *arguments(folders, out)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1  # nothing of the decoder's own either
     assert not out.exists()
 
 
@@ -249,7 +285,11 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
     check_fails(capsys, arguments(discs, blocked / "run"), "must be a folder that can be written")
-    check_fails(capsys, arguments(discs, out, "--depth", "0"), "depth must be >= 1, got 0")
+    check_fails(capsys, arguments(discs, out, "--depth", "0"), "depth must be in [1, 12], got 0")
+    check_fails(capsys, arguments(discs, out, "--weights.w0", "-1"), "w0 must be >= 0, got -1")
+    check_fails(capsys, arguments(discs, out, "--augmentation.sigma", "nan"), "sigma must be >= 0")
+    check_fails(capsys, arguments(discs, out, "--norm", "layer"), "layer")
+    check_fails(capsys, arguments(discs, out, "--base-channels", "60000", "--depth", "12"), "")
     check_fails(capsys, arguments(discs, out, "--steps", "0"), "steps must be >= 1, got 0")
     check_fails(capsys, arguments(discs, out, "--steps", "many"), "many")
     check_fails(capsys, arguments(discs, out, "--learning-rate", "-1"), "must be > 0, got -1")
@@ -263,10 +303,19 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     assert main(arguments(discs, out)) == 0
     before = (out / "model.safetensors").read_bytes()
     capsys.readouterr()
-    check_fails(capsys, arguments(discs, out), "out must be a folder without a run")
+    check_fails(capsys, arguments(discs, out), "out must be a folder without a model")
     assert (out / "model.safetensors").read_bytes() == before
     images = str(discs[0])
-    check_fails(capsys, ["predict", str(out), images, "--out", images], "another folder than that")
+    labels = str(discs[1])
+    before = (discs[1] / "0.png").read_bytes()
+    for folder in (images, labels):  # neither images nor labels are overwritten
+        check_fails(
+            capsys, ["predict", str(out), images, "--out", folder], "must not hold files of"
+        )
+    assert (discs[1] / "0.png").read_bytes() == before
+    assert main(["predict", str(out), images, "--out", str(tmp_path / "new")]) == 0
+    assert main(["predict", str(out), images, "--out", str(tmp_path / "new"), "--overwrite"]) == 0
+    capsys.readouterr()
     check_fails(capsys, ["predict", str(out), images + "/9.png", "--out", "x"], "nothing there")
 
 

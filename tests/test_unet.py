@@ -16,6 +16,7 @@ def test_parameter_counts():
     assert parameters() == 31_030_658
     assert parameters(in_channels=3) == 31_031_810
     assert parameters(num_classes=1) == 31_030_593
+    assert parameters(upsampling="release_2015") == 31_100_354
 
 
 def test_twenty_three_convolutions():
@@ -80,7 +81,7 @@ def test_wrong_sizes_name_the_nearest_valid_ones():
     assert same.input_shape((1, 17)) == (16, 32)
 
 
-@pytest.mark.parametrize("upsampling", ["transpose", "bilinear"])
+@pytest.mark.parametrize("upsampling", ["transpose", "release_2015", "bilinear"])
 @pytest.mark.parametrize("norm", [None, "batch", "group", "instance"])
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_variants_run_and_train(padding, norm, upsampling):
@@ -140,8 +141,8 @@ def test_shifts_by_the_stride_commute():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 0}, "depth must be >= 1, got 0"),
-        ({"num_classes": 0}, "num_classes must be >= 1"),
+        ({"depth": 0}, r"depth must be in \[1, 12\], got 0"),
+        ({"base_channels": 10**20}, r"base_channels must be in \[1, 65536\], got 1"),
         ({"padding": "reflect"}, "padding must be one of .*got 'reflect'"),
         ({"norm": "layer"}, "norm must be one of"),
         ({"bottleneck_norm": "group"}, "bottleneck_norm must be one of"),

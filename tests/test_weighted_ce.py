@@ -66,6 +66,29 @@ def test_target_dtypes_and_ignored_pixels(device, target_dtype):
         )
 
 
+def test_ignore_index_outside_the_dtype_of_the_target(device):
+    """156 is -100 in eight bits."""
+    logits = torch.randn(1, 200, 4, device=device)
+    target = torch.tensor([[156, 1, 2, 156]], dtype=torch.uint8, device=device)
+    weight = torch.ones(1, 4, device=device, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(logits, target.long())
+    torch.testing.assert_close(reference.weighted_ce(logits, target, weight), expected)
+    loss = weighted_ce(logits, target, weight)
+    torch.testing.assert_close(loss, expected)
+    assert torch.autograd.grad(loss, weight)[0].sum().abs() < 1e-5  # scaling all weights is nothing
+
+
+def test_no_nan_in_derivatives_where_nothing_counts(device):
+    logits = torch.tensor([[[-torch.inf, 1.0], [0.0, 2.0]]], device=device).double()
+    target = torch.tensor([[0, 1]], device=device)
+    weight = torch.zeros(1, 2, device=device).double()
+    x, w = logits.requires_grad_(), weight.requires_grad_()
+    grads = torch.autograd.grad(weighted_ce(x, target, w), (x, w), create_graph=True)
+    assert all((g == 0).all() for g in grads)
+    for second in torch.autograd.grad(sum(g.sum() for g in grads), (x, w), allow_unused=True):
+        assert second is None or second.isfinite().all()
+
+
 def strided(logits):
     """The same values in other memory layouts."""
     if logits.dim() == 4:
@@ -118,7 +141,7 @@ def test_nothing_counts(device, reduction):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_empty(device, reduction):
-    for shape in [(0, 2, 4, 4), (1, 2, 0, 4)]:
+    for shape in [(0, 2, 4, 4), (1, 2, 0, 4), (1, 2, 4, 0), (3, 5, 4, 5, 0)]:
         x = torch.zeros(shape, device=device, requires_grad=True)
         target = torch.zeros((shape[0], *shape[2:]), dtype=torch.long, device=device)
         loss = weighted_ce(x, target, reduction=reduction)
@@ -257,6 +280,7 @@ def test_rejects(change, error, message):
 
 
 HOST_CASES = [((1, 2, 1), False), ((2, 3, 257), True), ((2, 2, 2049), False), ((1, 40, 70), True)]
+HOST_CASES += [((1, 3000, 3), False)]
 
 
 @pytest.mark.parametrize("reduction", range(4))

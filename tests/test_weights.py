@@ -61,3 +61,36 @@ def test_balanced_over_a_data_set():
 def test_ignored_regions_are_no_objects():
     target, _ = BorderWeights(ignore_label=2)(TOUCHING)
     assert target.tolist() == [[1, 1, 255, 255, 0, 0, 1, 1]]  # no ridge along them
+
+
+def test_balanced_alone_counts_each_image_without_its_ignored_pixels():
+    settings = BorderWeights(class_weight="balanced", ignore_label=9)
+    labels = torch.tensor([[1, 0, 9, 9, 9, 9]], dtype=torch.uint8)
+    assert settings(labels)[1].tolist() == [[1, 1, 0, 0, 0, 0]]
+    three = torch.tensor([[1, 0, 0, 0, 9, 9]], dtype=torch.uint8)
+    target, weights = settings(torch.stack([labels, three]))
+    assert target.shape == weights.shape == (2, 1, 6)
+    torch.testing.assert_close(weights[1, 0, :4], torch.tensor([2, 2 / 3, 2 / 3, 2 / 3]))
+    assert settings(torch.zeros(0, 4, 5, dtype=torch.uint8))[1].shape == (0, 4, 5)
+
+
+def test_ignore_label_outside_the_dtype_of_the_labels():
+    labels = torch.tensor([[44, 0, 255]], dtype=torch.uint8)  # 300 and -1 in eight bits
+    for label in (300, -1):
+        assert BorderWeights(ignore_label=label)(labels)[0].tolist() == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"w0": -1}, "w0 must be >= 0, got -1"),
+        ({"sigma": 0}, "sigma must be > 0, got 0"),
+        ({"ridge": "both"}, "ridge must be two_sided, one_sided or none, got both"),
+        ({"class_weight": "equal"}, "class_weight must be two weights >= 0 or balanced"),
+        ({"class_weight": (1, -1)}, "class_weight must be two weights >= 0 or balanced"),
+        ({"halo": (2, 1)}, r"halo must be \(v in \[0, 1\], s > 0\), got \(2, 1\)"),
+    ],
+)
+def test_rejects(options, message):
+    with pytest.raises(ValueError, match="^BorderWeights: " + message):
+        BorderWeights(**options)

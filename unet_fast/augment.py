@@ -1,5 +1,6 @@
 """Random augmentation. All its random numbers are drawn here, from a generator on the CPU."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,11 +61,23 @@ class Augmentation:
     """Control points of the grey curve."""
 
     def __post_init__(self) -> None:
+        """Checks the values; one wrong raises ValueError."""
         rules = (
             ("grid", len(self.grid) == 2 and min(self.grid) >= 1, "be two counts >= 1"),
-            ("sigma", self.sigma >= 0, "be >= 0"),
-            ("scale", 0 < self.scale[0] <= self.scale[1], "be two ascending factors > 0"),
-            ("gray_slope", 0 <= self.gray_slope[0] <= self.gray_slope[1], "be ascending and >= 0"),
+            ("sigma", 0 <= self.sigma < math.inf, "be >= 0"),
+            ("rotation", 0 <= self.rotation < math.inf, "be >= 0"),
+            ("shift", 0 <= self.shift < math.inf, "be >= 0"),
+            ("gray_offset", 0 <= self.gray_offset < math.inf, "be >= 0"),
+            (
+                "scale",
+                0 < self.scale[0] <= self.scale[1] < math.inf,
+                "be two ascending factors > 0",
+            ),
+            (
+                "gray_slope",
+                0 <= self.gray_slope[0] <= self.gray_slope[1] < math.inf,
+                "be ascending and >= 0",
+            ),
             ("gray_points", self.gray_points >= 2, "be >= 2"),
         )
         for name, holds, rule in rules:

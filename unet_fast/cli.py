@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from . import demo as demonstration
 from ._library import HAS_CUDA, build_info
-from .imageio import list_images, make_folder, read_image, write_labels, write_tiff
+from .imageio import fit_channels, list_images, make_folder, read_image, write_labels, write_tiff
 from .predict import predict as predict_image
 from .train import TrainConfig, find_device
 from .train import train as run_training
@@ -66,6 +66,7 @@ def predict(
     out: Path,
     output: Literal["instances", "labels", "probabilities", "scores"] = "instances",
     device: str = "auto",
+    overwrite: bool = False,
 ) -> None:
     """Predict images of any size with a trained network.
 
@@ -81,25 +82,30 @@ def predict(
         instances and labels are written as PNG, probabilities and scores as TIFF.
     device:
         auto (CUDA if there is one), cpu, cuda or cuda:N.
+    overwrite:
+        Replace files of the same names in the output folder.
     """
     target = find_device(device)
     model = load_model(run, device=target)
     files = list_images(images) if images.is_dir() or not images.exists() else [images]
     if len({file.stem for file in files}) < len(files):
         raise ValueError(f"{images}: names must be unique without suffix, got two alike")
-    make_folder(out)
-    if any(out.samefile(file.parent) for file in files):
-        raise ValueError(f"out must be another folder than that of the images, got {out}")
-    for file in tqdm(files, desc="predict", unit="image", disable=None):
-        image = read_image(file)
+    suffix = ".png" if output in ("instances", "labels") else ".tif"
+    results = [make_folder(out) / (file.stem + suffix) for file in files]
+    taken = [path for path in results if path.exists()]
+    if taken and not overwrite:
+        raise ValueError(f"out must not hold files of the results' names, got {taken[0]}")
+    progress = tqdm(files, desc="predict", unit="image", disable=None)
+    for file, path in zip(progress, results, strict=True):
+        image = fit_channels(read_image(file), model.config["in_channels"])
         try:
             result = predict_image(model, image, output=output).numpy()
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        if output in ("instances", "labels"):
-            write_labels(out / f"{file.stem}.png", result)
+        if suffix == ".png":
+            write_labels(path, result)
         else:
-            write_tiff(out / f"{file.stem}.tif", result)
+            write_tiff(path, result)
     print(f"{len(files)} {output}: {out}")
 
 
@@ -121,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         message = " ".join(str(error).split())
-    except (ValueError, FloatingPointError, OSError) as error:
-        message = str(error)
+    except (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError) as error:
+        message = (str(error) or type(error).__name__).splitlines()[0]  # torch's run on
     except KeyboardInterrupt:
         print("unet-fast: interrupted", file=sys.stderr)
         return 130

@@ -1,12 +1,12 @@
 """Folders of images and labels: pairing, checking, normalising."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .imageio import list_images, read_image, read_labels
+from .imageio import fit_channels, list_images, read_image, read_labels
 
 LOW, HIGH = 1.0, 99.8
 """Percentiles of an image that :func:`normalise` maps to 0 and 1."""
@@ -66,12 +66,16 @@ def load_samples(images: Path, labels: Path) -> list[Sample]:
                 f"{label_path}: must have the size of {image_path}, {_size(image.shape[1:])}, "
                 f"got {_size(label.shape)}"
             )
-        if samples and len(image) != len(samples[0].image):
-            raise ValueError(
-                f"{image_path}: must have {len(samples[0].image)} channels as the images before, "
-                f"got {len(image)}"
-            )
         samples.append(Sample(image_path.stem, image, label))
+    grey = all(len(fit_channels(s.image, 1)) == 1 for s in samples)
+    channels = 1 if grey else max(len(s.image) for s in samples)
+    samples = [replace(s, image=fit_channels(s.image, channels)) for s in samples]
+    for sample in samples:
+        if len(sample.image) != channels:
+            raise ValueError(
+                f"{images}: images must have the same channels, got {channels} and, in "
+                f"{sample.name}, {len(sample.image)}"
+            )
     return samples
 
 
@@ -79,9 +83,13 @@ def normalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Maps the 1st percentile of each channel to 0 and the 99.8th to 1, linearly beyond.
 
     Args:
-        image: (C, H, W). A channel of one value becomes 0.
+        image: (C, H, W). Where the percentiles are equal (a few bright pixels on black), smallest
+            and largest value take their place; a channel of one value becomes 0.
     """
     low, high = np.percentile(image, [LOW, HIGH], axis=(1, 2), keepdims=True)
+    flat = low == high
+    low = np.where(flat, image.min((1, 2), keepdims=True), low)
+    high = np.where(flat, image.max((1, 2), keepdims=True), high)
     scale = np.where(high > low, high - low, 1)
     result: NDArray[np.float32] = ((image - low) / scale).astype(np.float32)
     return result

@@ -17,7 +17,7 @@ from .unet import MODEL_FILES
 
 SAMPLE = Path(__file__).parent / "sample"
 """36 images of the Data Science Bowl 2018; README.md beside them tells which, and the split."""
-STEPS = 700
+STEPS = 1000
 BASE_CHANNELS = 16
 TILE = 196
 
@@ -42,11 +42,14 @@ def demo(out: Path) -> tuple[list[Score], Path]:
         The scores of the unseen images, and the path of the picture.
 
     Raises:
-        ValueError: If the folder cannot be written.
+        ValueError: If the folder cannot be written, or holds a model that is not a demo's.
     """
-    run = make_folder(make_folder(out) / "model")
-    for name in (*MODEL_FILES, LOG):
-        (run / name).unlink(missing_ok=True)
+    run, picture = make_folder(make_folder(out) / "model"), out / "demo.png"
+    earlier = [run / name for name in MODEL_FILES if (run / name).exists()]
+    if earlier and not picture.exists():
+        raise ValueError(f"demo: out must not hold a model of yours, got {earlier[0]}")
+    for file in earlier:
+        file.unlink()
     config = TrainConfig(
         images=SAMPLE / "train" / "images",
         labels=SAMPLE / "train" / "labels",
@@ -77,7 +80,6 @@ def demo(out: Path) -> tuple[list[Score], Path]:
         torch.from_numpy(sample.labels),
         torch.Generator().manual_seed(config.seed),
     )
-    picture = out / "demo.png"
     draw_summary(
         picture,
         image=normalise(sample.image)[0],

@@ -1,5 +1,7 @@
 """Images and labels in and out of files: PNG, JPEG and TIFF."""
 
+import io
+import logging
 import tempfile
 from pathlib import Path
 
@@ -14,19 +16,29 @@ SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 def read_image(path: Path) -> NDArray[np.float32]:
     """Reads an image as (C, H, W), float32, with the values of the file.
 
-    Grey images have one channel, colour images three; an alpha channel is dropped, and colour
-    images whose channels are all equal are grey.
+    Grey images have one channel, colour images three; an alpha channel is dropped.
 
     Raises:
-        ValueError: If the file cannot be read as one two-dimensional image; one line that names it.
+        ValueError: If the file cannot be read as one two-dimensional image of finite numbers; one
+            line that names it.
     """
-    array = _channels_first(path, _read(path, palette_as_colour=True))
+    array = _read(path, palette_as_colour=True)
     if array.dtype.kind not in "buif":
-        raise ValueError(f"{path}: pixels must be numbers, got {array.dtype}")
-    result = array.astype(np.float32)
+        raise ValueError(f"{path}: pixels must be real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32)
     if not np.isfinite(result).all():
-        raise ValueError(f"{path}: pixels must be finite, got NaN or infinity")
+        raise ValueError(f"{path}: pixels must be finite in float32, got NaN or infinity")
     return result
+
+
+def fit_channels(image: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """A grey image of three equal channels as one, and the reverse; others as they are."""
+    if channels == 1 and len(image) == 3 and (image == image[:1]).all():
+        return image[:1]
+    if channels == 3 and len(image) == 1:
+        return np.repeat(image, 3, axis=0)
+    return image
 
 
 def read_labels(path: Path) -> NDArray[np.int32]:
@@ -38,8 +50,8 @@ def read_labels(path: Path) -> NDArray[np.int32]:
         ValueError: If the file cannot be read as one two-dimensional map of integers in
             [0, 2^31 - 1]; one line that names it.
     """
-    array = _channels_first(path, _read(path, palette_as_colour=False))
-    if array.shape[0] != 1:
+    array = _read(path, palette_as_colour=False)
+    if len(array) != 1 and not (array == array[:1]).all():
         raise ValueError(
             f"{path}: labels must be one number per pixel, got a colour image with "
             f"{array.shape[0]} channels"
@@ -63,15 +75,19 @@ def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
     high = int(labels.max(initial=0))
     if high > 65535:
         raise ValueError(f"{path}: a PNG holds labels up to 65535, got {high}")
-    Image.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16)).save(path)
+    png = io.BytesIO()
+    Image.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16)).save(png, "png")
+    replace_file(path, png.getvalue())
 
 
 def write_tiff(path: Path, array: NDArray[np.float32]) -> None:
     """Writes float values, (C, H, W) or (H, W), as TIFF."""
     axes = "CYX"[-array.ndim :]
+    tiff = io.BytesIO()
     tifffile.imwrite(
-        path, array, photometric="minisblack", compression="zlib", metadata={"axes": axes}
+        tiff, array, photometric="minisblack", compression="zlib", metadata={"axes": axes}
     )
+    replace_file(path, tiff.getvalue())
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -113,45 +129,59 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path, *, palette_as_colour: bool) -> NDArray[np.generic]:
-    """The pixels of a file, (H, W) or (H, W, C)."""
-    axes = ""
+    """The pixels of a file, (C, H, W), without alpha."""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
-            with tifffile.TiffFile(path) as tiff:
-                array, axes = tiff.series[0].asarray(squeeze=False), tiff.series[0].axes
+            array, axes = _read_tiff(path)
         else:
-            with Image.open(path) as picture:
-                colour = picture.mode == "P" and palette_as_colour
-                array = np.asarray(picture.convert("RGB") if colour else picture)
+            array, axes = _read_picture(path, palette_as_colour)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: cannot be read as an image: {reason}") from None
-    return _plane(path, array, axes) if axes else array
-
-
-def _plane(path: Path, array: NDArray[np.generic], axes: str) -> NDArray[np.generic]:
-    """The one plane of a TIFF, (H, W) or (H, W, C); other axes must have length 1."""
-    kept = [i for i, axis in enumerate(axes) if array.shape[i] > 1 or axis in "YX"]
-    order = "".join(axes[i] for i in kept)
-    array = array.reshape([array.shape[i] for i in kept])
-    if order in ("YX", "YXS"):
-        return array
-    if order in ("CYX", "SYX"):
-        return np.moveaxis(array, 0, -1)
-    raise ValueError(f"{path}: must be one 2D image, got axes {order} of shape {array.shape}")
-
-
-def _channels_first(path: Path, array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """(C, H, W) without alpha; equal channels become one."""
-    if 0 in array.shape:
+    if array.size == 0:
         raise ValueError(f"{path}: must have at least one pixel, got shape {array.shape}")
-    if array.ndim == 2:
-        return array[None]
-    array = np.moveaxis(array, -1, 0)
-    if array.shape[0] in (2, 4):
-        array = array[:-1]
-    if (array == array[:1]).all():
-        return array[:1]
-    return np.ascontiguousarray(array)
+    kept = [i for i, axis in enumerate(axes) if array.shape[i] > 1 or axis in "YX"]
+    plane = array.reshape([array.shape[i] for i in kept])
+    order = "".join(axes[i] for i in kept)
+    if order == "YX":
+        return plane[None]
+    if order == "YXS":
+        return np.ascontiguousarray(np.moveaxis(plane, -1, 0))
+    if order in ("CYX", "SYX"):
+        return plane
+    raise ValueError(f"{path}: must be one 2D image, got axes {order} of shape {plane.shape}")
+
+
+def _read_picture(path: Path, palette_as_colour: bool) -> tuple[NDArray[np.generic], str]:
+    """Pixels and axes of what Pillow reads."""
+    modes = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+    if palette_as_colour:
+        modes["P"] = "RGB"
+    with Image.open(path) as picture:
+        if getattr(picture, "n_frames", 1) > 1:
+            raise ValueError(f"must be one image, got {picture.n_frames}")  # type: ignore[attr-defined]
+        array = np.asarray(picture.convert(modes.get(picture.mode, picture.mode)))
+    return array, "YXS"[: array.ndim]
+
+
+def _read_tiff(path: Path) -> tuple[NDArray[np.generic], str]:
+    """Pixels and axes of a TIFF, without the extra samples (alpha) of colour images."""
+    logger = logging.getLogger("tifffile")  # tells of broken files on standard error
+    logger.disabled = True
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            array, axes = series.asarray(squeeze=False), series.get_axes(squeeze=False)
+            alpha = len(series.keyframe.extrasamples)
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return _read_picture(path, palette_as_colour=False)  # Pillow has LZW and JPEG built in
+    finally:
+        logger.disabled = False
+    if alpha and "S" in axes and array.shape[axes.index("S")] > alpha:
+        axis = axes.index("S")
+        array = np.take(array, range(array.shape[axis] - alpha), axis)
+    return array, axes

@@ -52,10 +52,10 @@ def seg(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
         raise ValueError("seg: truth must hold at least one object, got none")
     overlap = sparse.coo_array(
         (np.ones(r.size, dtype=np.int64), (r.ravel(), s.ravel())), shape=(len(ids), len(others))
-    ).tocsr()  # pixels that a reference and a predicted object share
+    )
+    overlap.sum_duplicates()  # pixels that a reference and a predicted object share
+    row, column, common = overlap.row, overlap.col, overlap.data
     size, other_size = overlap.sum(1), overlap.sum(0)
-    row, column = overlap.nonzero()
-    common = np.asarray(overlap[row, column]).ravel()
     match = (ids[row] != 0) & (others[column] != 0) & (2 * common > size[row])
     scores = common[match] / (size[row] + other_size[column] - common)[match]
     return float(scores.sum() / np.count_nonzero(ids))

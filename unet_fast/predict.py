@@ -22,10 +22,11 @@ def predict(
     """Predicts a whole image, whose outside is mirrored to give every pixel its full context.
 
     Args:
-        model: The network; it runs in evaluation mode and is left in the mode it had. A bare
+        model: The network; it runs in evaluation mode and is left as it was. A bare
             `UNet` sees the values as given; one from :func:`load_model` gets them normalised as in
             training.
-        image: (H, W) or (C, H, W), any size from 1 x 1, any real dtype; computed in float32.
+        image: (H, W) or (C, H, W), any size from 1 x 1, any real dtype; computed in the dtype of
+            the model's weights.
         output: ``"scores"``, (K, H, W) before softmax; ``"probabilities"``, (K, H, W);
             ``"labels"``, the most probable class, (H, W), uint8 (int64 over 256 classes);
             ``"instances"``, connected parts of what is not class 0, (H, W), int32.
@@ -40,12 +41,15 @@ def predict(
     if output not in _OUTPUTS:
         raise ValueError(f"predict: output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
     channels = model.config["in_channels"]
-    pixels = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if isinstance(image, torch.Tensor):
+        pixels = image.detach().cpu().float().numpy()
+    else:
+        pixels = np.asarray(image)
     pixels = pixels[None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.size == 0:
         raise ValueError(
             f"predict: image must be (H, W) or (C, H, W) with C = {channels}, "
-            f"got {tuple(image.shape)}"
+            f"got {tuple(np.shape(image))}"
         )
     values = pixels.astype(np.float32)
     if model.normalisation == "percentile":
@@ -67,13 +71,16 @@ def _scores(model: UNet, image: Tensor, device: torch.device) -> Tensor:
     rows, columns = model.input_shape((height, width))
     margin = model.shrink // 2
     padded = image[:, _mirrored(rows, margin, height)][:, :, _mirrored(columns, margin, width)]
-    home, training = next(model.parameters()).device, model.training
+    weight = next(model.parameters())
+    home, training = weight.device, [m for m in model.modules() if m.training]
     try:
         model.to(device).eval()
         with torch.inference_mode():
-            scores: Tensor = model(padded[None].to(device))[0, :, :height, :width]
+            scores: Tensor = model(padded[None].to(device, weight.dtype))[0, :, :height, :width]
     finally:
-        model.to(home).train(training)
+        model.to(home)
+        for module in training:
+            module.training = True
     return scores.float().cpu().clone()
 
 

@@ -5,11 +5,13 @@ import math
 import time
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from ._library import HAS_CUDA
 from .augment import Augmentation
 from .data import Sample, load_samples, normalise
 from .imageio import make_folder
@@ -17,7 +19,7 @@ from .ops.weighted_ce import weighted_ce
 from .unet import MODEL_FILES, UNet, save_model
 from .weights import IGNORED, BorderWeights
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 """The default, for momentum 0.99 and a loss divided by the sum of the weights."""
 LOG = "log.jsonl"
 """The file of a run that holds a line a step."""
@@ -40,10 +42,10 @@ class TrainConfig:
     """Channels of the uppermost level."""
     depth: int = 4
     """Number of poolings."""
-    padding: str = "valid"
-    """valid (the paper) or same."""
-    norm: str | None = None
-    """batch, group, instance or none."""
+    padding: Literal["valid", "same"] = "valid"
+    """valid: unpadded, the paper; same: zero padding."""
+    norm: Literal["none", "batch", "group", "instance"] = "none"
+    """Normalisation behind each 3x3 convolution; none in the paper."""
     dropout: float = 0.5
     """Probability of dropout at the bottom."""
     tile: int | None = None
@@ -53,7 +55,7 @@ class TrainConfig:
     """Tiles of a step."""
     learning_rate: float | None = None
     """Largest learning rate; it rises over the first tenth of the steps and falls as a cosine to 0.
-    Default: 0.001."""
+    Default: 0.002."""
     momentum: float = 0.99
     """Momentum of SGD."""
     weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)
@@ -66,7 +68,9 @@ class TrainConfig:
     """auto (CUDA if there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        """Checks the values; the network checks its own."""
+        """Checks the values; the network checks its own. Paths may be strings."""
+        for name in ("images", "labels", "out"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
         rules = (
             ("steps", self.steps >= 1, "be >= 1"),
             ("tile", self.tile is None or self.tile >= 1, "be >= 1"),
@@ -101,17 +105,17 @@ def train(config: TrainConfig) -> UNet:
     device = find_device(config.device)
     samples = load_samples(config.images, config.labels)
     out = make_folder(config.out)
-    taken = [name for name in (*MODEL_FILES, LOG) if (out / name).exists()]
-    if taken:
-        raise ValueError(f"train: out must be a folder without a run, got {out} with {taken[0]}")
-    with torch.random.fork_rng():  # weights and dropout draw from the global generator
+    if any((out / name).exists() for name in MODEL_FILES):
+        raise ValueError(f"train: out must be a folder without a model, got {out}")
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # weights and dropout draw from the global generator
         torch.manual_seed(config.seed)
         model = UNet(
             len(samples[0].image),
             base_channels=config.base_channels,
             depth=config.depth,
             padding=config.padding,
-            norm=config.norm,
+            norm=None if config.norm == "none" else config.norm,
             dropout=config.dropout,
         )
         model.normalisation = "percentile"
@@ -212,22 +216,24 @@ def draw_tile(
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name: auto, cpu, cuda or cuda:N.
+    """The device of a name: auto (CUDA if device and kernels are there), cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If there is no such device, or no kernels for it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if HAS_CUDA and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) < count:
+    if device.type == "cpu":
         return device
-    if device.type != "cpu":
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or (device.index or 0) >= count:
         raise ValueError(f"device must be present, got {name!r} with {count} CUDA devices")
+    if not HAS_CUDA:
+        raise ValueError(f"device must have kernels, got {name!r} with a build without CUDA")
     return device
 
 

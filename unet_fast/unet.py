@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -38,18 +39,20 @@ class UNet(nn.Module):
     2^depth and stays.
 
     Args:
-        in_channels: Channels of the image, >= 1.
-        num_classes: Classes, >= 1, background included.
-        base_channels: Channels of the uppermost level, >= 1.
-        depth: Number of poolings, >= 1.
+        in_channels: Channels of the image, in [1, 65536].
+        num_classes: Classes, background included, in [1, 65536].
+        base_channels: Channels of the uppermost level, in [1, 65536].
+        depth: Number of poolings, in [1, 12].
         padding: ``"valid"`` (the paper) or ``"same"`` (zero padding).
         norm: None (the paper), ``"batch"``, ``"group"`` (32 groups or what divides the channels) or
             ``"instance"``, between each 3x3 convolution and its ReLU.
         bottleneck_norm: None or ``"batch"``: at the bottom 3x3, ReLU, batch norm, twice.
         dropout: Probability of dropout after the last block before the bottom (before both its
             pooling and its skip) and after the bottom; in [0, 1).
-        upsampling: ``"transpose"`` (2x2 transposed convolution, the paper) or ``"bilinear"``
-            (bilinear interpolation, then a 1x1 convolution that halves the channels).
+        upsampling: ``"transpose"`` (2x2 transposed convolution, the paper); ``"release_2015"``
+            (the same, as in the network the authors released: a ReLU behind each, and the last
+            keeps its channels); or ``"bilinear"`` (bilinear interpolation, then a 1x1 convolution
+            that halves the channels).
 
     Raises:
         ValueError: If an argument breaks a rule above.
@@ -72,19 +75,19 @@ class UNet(nn.Module):
         upsampling: str = "transpose",
     ) -> None:
         super().__init__()
-        for name, count in (
-            ("in_channels", in_channels),
-            ("num_classes", num_classes),
-            ("base_channels", base_channels),
-            ("depth", depth),
+        for name, count, most in (
+            ("in_channels", in_channels, 65536),
+            ("num_classes", num_classes, 65536),
+            ("base_channels", base_channels, 65536),
+            ("depth", depth, 12),
         ):
-            if count < 1:
-                raise ValueError(f"UNet: {name} must be >= 1, got {count}")
+            if not 1 <= count <= most:
+                raise ValueError(f"UNet: {name} must be in [1, {most}], got {count}")
         for name, choice, allowed in (
             ("padding", padding, ("valid", "same")),
             ("norm", norm, (None, *_NORMS)),
             ("bottleneck_norm", bottleneck_norm, (None, "batch")),
-            ("upsampling", upsampling, ("transpose", "bilinear")),
+            ("upsampling", upsampling, ("transpose", "release_2015", "bilinear")),
         ):
             if choice not in allowed:
                 raise ValueError(f"UNet: {name} must be one of {allowed}, got {choice!r}")
@@ -94,7 +97,9 @@ class UNet(nn.Module):
         self.padding = padding
         self.normalisation: str | None = None
         """How images are normalised before they enter: None or "percentile"."""
-        self.config = {  # what save_model writes: UNet(**config) is this network again
+        self.config: dict[
+            str, Any
+        ] = {  # what save_model writes: UNet(**config) is this network again
             "in_channels": in_channels,
             "num_classes": num_classes,
             "base_channels": base_channels,
@@ -113,11 +118,15 @@ class UNet(nn.Module):
         )
         self.pool = nn.MaxPool2d(2)
         self.bottom = _block(widths[-2], widths[-1], padding, norm, bottleneck_norm)
+        raised = list(widths[:-1])  # channels behind each up-convolution
+        if upsampling == "release_2015":
+            raised[0] = widths[1]
         self.up = nn.ModuleList(
-            _upsampling(widths[level + 1], widths[level], upsampling) for level in range(depth)
+            _upsampling(widths[level + 1], raised[level], upsampling) for level in range(depth)
         )
         self.merge = nn.ModuleList(
-            _block(widths[level + 1], widths[level], padding, norm) for level in range(depth)
+            _block(raised[level] + widths[level], widths[level], padding, norm)
+            for level in range(depth)
         )
         self.head = nn.Conv2d(base_channels, num_classes, 1)
         self.dropout = nn.Dropout(dropout)
@@ -222,6 +231,8 @@ def _block(
 def _upsampling(inputs: int, outputs: int, kind: str) -> nn.Module:
     if kind == "transpose":
         return nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+    if kind == "release_2015":
+        return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 2, stride=2), nn.ReLU())
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
         nn.Conv2d(inputs, outputs, 1),

@@ -1,6 +1,7 @@
 """Targets and weights of the recipe."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,10 @@ from .reference import border_weight_map, separate_touching
 
 IGNORED = 255
 """The target value of pixels that do not count."""
+
+
+_RIDGE_RULE = "be two_sided, one_sided or none"
+_CLASS_RULE = "be two weights >= 0 or balanced"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,26 @@ class BorderWeights:
     """(v, s): the extra term of Falk et al. 2019 around every object."""
     ignore_label: int | None = None
     """Label value of pixels that do not count."""
+
+    def __post_init__(self) -> None:
+        """Checks the values; one wrong raises ValueError."""
+        rules = [
+            ("w0", 0 <= self.w0 < math.inf, "be >= 0"),
+            ("sigma", 0 < self.sigma < math.inf, "be > 0"),
+            ("ridge", self.ridge in ("two_sided", "one_sided", "none"), _RIDGE_RULE),
+        ]
+        if isinstance(self.class_weight, str):
+            rules.append(("class_weight", self.class_weight == "balanced", _CLASS_RULE))
+        elif self.class_weight is not None:
+            pair = self.class_weight
+            holds = len(pair) == 2 and all(0 <= w < math.inf for w in pair)
+            rules.append(("class_weight", holds, _CLASS_RULE))
+        if self.halo is not None:
+            v, s = self.halo
+            rules.append(("halo", 0 <= v <= 1 and 0 < s < math.inf, "be (v in [0, 1], s > 0)"))
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"BorderWeights: {name} must {rule}, got {getattr(self, name)}")
 
     @classmethod
     def paper_2015(cls) -> "BorderWeights":
@@ -93,6 +118,12 @@ class BorderWeights:
             TypeError: If `labels` is not an integer tensor.
             ValueError: If its number of axes or a setting is wrong.
         """
+        if self.class_weight == "balanced":
+            images = labels[None] if labels.dim() == 2 else labels
+            pairs = [self.balanced([image])(image) for image in _batches_of_one(images)]
+            target = torch.cat([t for t, _ in pairs]) if pairs else labels.to(torch.uint8)
+            weights = torch.cat([w for _, w in pairs]) if pairs else labels.float()
+            return target.reshape(labels.shape), weights.reshape(labels.shape)
         objects, target = self._objects_and_target(labels)
         weights = border_weight_map(
             objects,
@@ -106,14 +137,19 @@ class BorderWeights:
 
     def _objects_and_target(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Labels without the ignored pixels; classes: 0 background and ridge, 1 object, 255."""
-        labels = labels.to(torch.int64) if labels.dtype == torch.uint16 else labels  # few ops there
-        if self.ignore_label is None:
-            ignored = torch.zeros_like(labels, dtype=torch.bool)
-        else:
-            ignored = labels == self.ignore_label
-        objects = torch.where(ignored, 0, labels)
-        target = (separate_touching(objects, self.ridge) > 0).to(torch.uint8)
+        carved = separate_touching(labels, self.ridge)  # checks the labels, too
+        objects = labels.to(torch.int64)  # a comparison in uint8 would wrap the label
+        ignored = torch.zeros_like(objects, dtype=torch.bool)
+        if self.ignore_label is not None:
+            ignored = objects == self.ignore_label
+            objects = torch.where(ignored, 0, objects)
+            carved = separate_touching(objects, self.ridge)
+        target = (carved.to(torch.int64) != 0).to(torch.uint8)
         return objects, torch.where(ignored, IGNORED, target)
+
+
+def _batches_of_one(labels: Tensor) -> Iterator[Tensor]:
+    return (labels[i : i + 1] for i in range(len(labels)))
 
 
 def label_components(mask: Tensor) -> Tensor:

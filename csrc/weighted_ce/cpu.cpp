@@ -219,7 +219,6 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
   const Operands in(logits, target, weight);
   Tensor loss = new_loss(logits, target, reduction);
   Tensor divisor = new_normaliser(logits);
-  if (reduction == kNone && loss.numel() == 0) return {loss, divisor};
   dispatch_floating(logits.scalar_type(), "weighted_ce", [&]<typename T>() {
     using A = Accumulator<T>;
     dispatch_ids(target.scalar_type(), "weighted_ce", [&]<typename Id>() {

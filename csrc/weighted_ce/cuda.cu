@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
   const Operands in(logits, target, weight);
   Tensor loss = new_loss(logits, target, reduction);
   Tensor divisor = new_normaliser(logits);
-  if (reduction == kNone) torch::stable::zero_(divisor);
+  if (reduction == kNone) torch::stable::fill_(divisor, 1.0);
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating(logits.scalar_type(), "weighted_ce", [&]<typename T>() {
     dispatch_ids(target.scalar_type(), "weighted_ce", [&]<typename Id>() {

@@ -1,8 +1,5 @@
 #pragma once
 
-#include <algorithm>
-#include <limits>
-
 #include "common/cuda.cuh"
 #include "common/layout.h"
 #include "weighted_ce/numerics.h"
@@ -136,7 +133,7 @@ __global__ void backward_kernel(Problem<T, A, Id> in, const A* grad, const doubl
 template <typename T, typename A, typename Id, typename Stream>
 void launch_forward(const Problem<T, A, Id>& in, A* loss, double* divisor, Sums* partial,
                     Stream stream) {
-  const int64_t blocks = in.layout.pixels == 0 ? 0 : in.blocks();
+  const int64_t blocks = in.blocks();
   if (blocks > 0) {
     launch(forward_kernel<T, A, Id>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream,
            in, loss, partial);

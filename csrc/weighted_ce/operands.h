@@ -17,6 +17,7 @@ using torch::stable::Tensor;
 
 /// The layout of `x`, or nothing if its spatial axes are not evenly spaced as one axis.
 inline std::optional<Layout> layout_of(const Tensor& x) {
+  if (x.numel() == 0) return Layout{x.size(0), x.size(1), 0, 0, 0, 1};
   Layout layout{x.size(0), x.size(1), 1, x.stride(0), x.stride(1), 1};
   for (int64_t axis = x.dim() - 1; axis >= 2; --axis) {
     if (x.size(axis) == 1) continue;
@@ -39,7 +40,7 @@ struct Operands {
   Operands(const Tensor& logits_in, const Tensor& target_in, const std::optional<Tensor>& weight_in)
       : logits(layout_of(logits_in) ? logits_in : torch::stable::contiguous(logits_in)),
         target(torch::stable::contiguous(target_in)),
-        layout(*layout_of(logits)) {
+        layout(layout_of(logits).value()) {
     const int64_t n = layout.images * layout.pixels;
     STD_TORCH_CHECK(target.numel() == n, "weighted_ce: target must have ", n, " elements, got ",
                     target.numel());
@@ -67,7 +68,7 @@ struct Output {
   explicit Output(const Tensor& gradient)
       : tensor(layout_of(gradient) ? gradient
                                    : torch::stable::new_empty(gradient, sizes(gradient))),
-        layout(*layout_of(tensor)) {}
+        layout(layout_of(tensor).value()) {}
 
   void finish(Tensor& gradient) const {
     if (tensor.data_ptr() != gradient.data_ptr()) torch::stable::copy_(gradient, tensor);

@@ -158,7 +158,9 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, target, weight, ctx.reduction, ctx.ignore_index = inputs
-    ctx.save_for_backward(logits, target, weight, *output)
+    loss, normaliser = output
+    kept = loss if ctx.reduction == _WEIGHTED_MEAN else None  # for "none" it is a whole map
+    ctx.save_for_backward(logits, target, weight, kept, normaliser)
 
 
 def _backward(ctx: Any, grad: Tensor, grad_normaliser: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -173,20 +175,24 @@ def _backward(ctx: Any, grad: Tensor, grad_normaliser: Tensor | None) -> tuple[T
             logits, target, None, _NONE, ctx.ignore_index
         )
         upstream = _upstream(grad, normaliser, ctx.reduction)
-        grad_weight = upstream * ce
+        grad_weight = torch.where(upstream == 0, 0, upstream * ce)  # ce may be infinite
         if ctx.reduction == _WEIGHTED_MEAN:  # d loss / d T = -loss / T, d T / d w = 1
             slope = -upstream * loss
             if grad_normaliser is not None:
                 slope = slope + grad_normaliser.to(slope.dtype)
-            grad_weight = grad_weight + slope * (target != ctx.ignore_index)
+            grad_weight = grad_weight + slope * (target.long() != ctx.ignore_index)
     return grad_logits, None, grad_weight, None, None
 
 
 def _upstream(grad: Tensor, normaliser: Tensor, reduction: int) -> Tensor:
     """The derivative of the loss in w ce of a pixel; 0 where there is nothing to divide by."""
-    if reduction == _NONE:
-        return grad
-    return torch.where(normaliser == 0, 0, grad / normaliser).to(grad.dtype)
+    return grad if reduction == _NONE else _normalised(grad, normaliser).to(grad.dtype)
+
+
+def _normalised(x: Tensor, normaliser: Tensor) -> Tensor:
+    """Divides by the normaliser; 0 where it is 0, also in the derivatives."""
+    empty = normaliser == 0
+    return torch.where(empty, 0, x / torch.where(empty, 1, normaliser))
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -197,23 +203,25 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     """Derivatives of y_c = u w (p_c - [c = t]), in plain torch: second order is rare."""
     grad, logits, target, weight, normaliser = ctx.saved_tensors
-    valid = target != ctx.ignore_index
+    target = target.long()
+    counted = target != ctx.ignore_index
+    w = counted.to(grad.dtype) if weight is None else torch.where(counted, weight, 0)
+    if weight is not None:  # a pixel of weight 0 counts nothing, whatever its logits
+        logits = torch.where((w == 0).unsqueeze(1), 0, logits)
     p = torch.softmax(logits.to(grad.dtype), dim=1)
     v = v.to(grad.dtype)
-    index = torch.where(valid, target, 0).long().unsqueeze(1)
-    w = valid.to(grad.dtype) if weight is None else torch.where(valid, weight, 0)
+    index = torch.where(counted, target, 0).unsqueeze(1)
     u = _upstream(grad, normaliser, ctx.reduction)
     mean_v = (v * p).sum(1)
     slope = mean_v - v.gather(1, index).squeeze(1)  # sum_c v_c (p_c - [c = t])
     per_pixel = w * slope
     grad_logits = ((u * w).unsqueeze(1) * p * (v - mean_v.unsqueeze(1))).to(logits.dtype)
-    grad_weight = None if weight is None else torch.where(valid, u * slope, 0)
+    grad_weight = None if weight is None else torch.where(counted, u * slope, 0)
     if ctx.reduction == _NONE:
         return per_pixel, grad_logits, None, grad_weight, None, None, None
-    total = per_pixel.sum()
-    grad_grad = torch.where(normaliser == 0, 0, total / normaliser).to(grad.dtype)
-    grad_normaliser = torch.where(normaliser == 0, 0, -grad * total / normaliser**2)
-    return grad_grad, grad_logits, None, grad_weight, grad_normaliser, None, None
+    total = _normalised(per_pixel.sum(), normaliser)
+    grad_normaliser = -_normalised(grad * total, normaliser)
+    return total.to(grad.dtype), grad_logits, None, grad_weight, grad_normaliser, None, None
 
 
 torch.library.register_autograd("unet_fast::weighted_ce", _backward, setup_context=_setup)

@@ -61,28 +61,24 @@ def elastic_deform(
     3.1, on the grid convention of the package elasticdeform.
     """
     _check(image, displacement, labels, affine, gray_curve, order, boundary, offset)
-    out_shape = tuple(output_shape or image.shape[2:])
+    out_shape = tuple(image.shape[2:] if output_shape is None else output_shape)
+    inner = tuple(out_shape if label_shape is None else label_shape)
+    _check_shapes(out_shape, inner)
     positions = _positions(out_shape, image, displacement, affine, offset)
-    deformed = torch.stack(
-        [_sample(x, p, order, boundary, cval) for x, p in zip(image, positions, strict=True)]
-    )
+    deformed = image.new_empty(*image.shape[:2], *out_shape, dtype=torch.float64)
+    for x, p, y in zip(image, positions, deformed, strict=True):
+        y.copy_(_sample(x, p, order, boundary, cval))
     if gray_curve is not None:
         deformed = _apply_curve(deformed, gray_curve)
     deformed = deformed.to(image.dtype)
     if labels is None:
         return deformed
 
-    inner = tuple(label_shape or out_shape)
-    if any(o < i or (o - i) % 2 for o, i in zip(out_shape, inner, strict=True)):
-        raise ValueError(
-            "elastic_deform: label_shape must be smaller than output_shape by an even number, got "
-            f"{inner} in {out_shape}"
-        )
     for axis, (outer_size, inner_size) in enumerate(zip(out_shape, inner, strict=True)):
         positions = positions.narrow(2 + axis, (outer_size - inner_size) // 2, inner_size)
-    moved = torch.stack(
-        [_sample(x[None], p, 0, boundary, 0)[0] for x, p in zip(labels, positions, strict=True)]
-    )
+    moved = labels.new_empty(len(labels), *inner)
+    for ids, p, y in zip(labels, positions, moved, strict=True):
+        y.copy_(_sample(ids[None], p, 0, boundary, 0)[0])
     return deformed, moved
 
 
@@ -182,6 +178,17 @@ def _apply_curve(image: Tensor, curve: Tensor) -> Tensor:
     index = x.floor().clamp(0, intervals - 1).long()
     low, high = table.gather(2, index), table.gather(2, index + 1)
     return (low + (x - index) * (high - low)).view_as(image)
+
+
+def _check_shapes(output: tuple[int, ...], label: tuple[int, ...]) -> None:
+    for name, shape in (("output_shape", output), ("label_shape", label)):
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"elastic_deform: {name} must be two sizes >= 1, got {shape}")
+    if any(o < i or (o - i) % 2 for o, i in zip(output, label, strict=True)):
+        raise ValueError(
+            "elastic_deform: label_shape must be smaller than output_shape by an even number, got "
+            f"{label} in {output}"
+        )
 
 
 def _check(

@@ -16,7 +16,8 @@ def weighted_ce(
     """See :func:`unet_fast.weighted_ce`."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    ce = F.cross_entropy(logits, target.long(), reduction="none", ignore_index=ignore_index)
+    target = target.long()  # a comparison in uint8 would wrap ignore_index
+    ce = F.cross_entropy(logits, target, reduction="none", ignore_index=ignore_index)
     valid = target != ignore_index
     w = torch.ones_like(ce) if weight is None else weight.to(ce.dtype)
     w = torch.where(valid, w, 0)
