@@ -6,7 +6,6 @@
 #include <atomic>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "common/dispatch.h"
@@ -25,9 +24,6 @@ constexpr int64_t kChunk = 8192;
 constexpr int64_t kBlock = 256;
 constexpr int64_t kBlockValues = 16384;  // C x pixels of a block: 64 KiB in float
 constexpr int64_t kLanes = 16;           // partial sums side by side; divides every block size
-
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 int64_t block_size(int64_t classes) {
   return std::clamp(kBlockValues / classes / kLanes * kLanes, kLanes, kBlock);

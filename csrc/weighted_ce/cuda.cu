@@ -5,7 +5,6 @@
 
 #include <optional>
 #include <tuple>
-#include <type_traits>
 
 #include "common/dispatch.h"
 #include "common/stream.h"
@@ -16,9 +15,6 @@ namespace unet_fast::weighted_ce {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename T, typename Id>
 Problem<T, Accumulator<T>, Id> problem(const Operands& in, int64_t reduction,

@@ -25,6 +25,26 @@ struct Problem {
   int64_t blocks() const { return layout.images * blocks_per_image(); }
 };
 
+// The pixels of this block: [first, last) of one image.
+struct Range {
+  int64_t image, first, last;
+};
+
+template <typename T, typename A, typename Id>
+__device__ Range block_range(const Problem<T, A, Id>& in) {
+  const int64_t first = blockIdx.x % in.blocks_per_image() * kBlockPixels;
+  const int64_t end = first + kBlockPixels;
+  return {blockIdx.x / in.blocks_per_image(), first,
+          end < in.layout.pixels ? end : in.layout.pixels};
+}
+
+// The sums of all threads of the block, for thread 0; every thread calls it.
+__device__ inline Sums block_sum(const Sums& sums) {
+  __shared__ double shared[kThreads / kWarp];
+  return {unet_fast::block_sum(sums.loss, shared), unet_fast::block_sum(sums.weight, shared),
+          unet_fast::block_sum(sums.pixels, shared)};
+}
+
 // What a thread knows of its pixel after one pass over the logits.
 template <typename A>
 struct Pixel {
@@ -64,13 +84,10 @@ __device__ Pixel<A> read_pixel(const Problem<T, A, Id>& in, int64_t image, int64
 // Consecutive threads take consecutive pixels.
 template <typename T, typename A, typename Id>
 __global__ void forward_kernel(Problem<T, A, Id> in, A* loss, Sums* partial) {
-  const int64_t image = blockIdx.x / in.blocks_per_image();
-  const int64_t first = blockIdx.x % in.blocks_per_image() * kBlockPixels;
-  const int64_t end = first + kBlockPixels;
-  const int64_t last = end < in.layout.pixels ? end : in.layout.pixels;
+  const Range range = block_range(in);
   Sums sums;
-  for (int64_t p = first + threadIdx.x; p < last; p += blockDim.x) {
-    const Pixel<A> pixel = read_pixel(in, image, p);
+  for (int64_t p = range.first + threadIdx.x; p < range.last; p += blockDim.x) {
+    const Pixel<A> pixel = read_pixel(in, range.image, p);
     const A ce = cross_entropy(pixel.largest, pixel.sum, pixel.target_logit);
     const A value = weighted(pixel.weight, ce);
     if (in.reduction == kNone) {
@@ -81,10 +98,7 @@ __global__ void forward_kernel(Problem<T, A, Id> in, A* loss, Sums* partial) {
     }
   }
   if (in.reduction == kNone) return;  // the same for all threads, so no barrier is left behind
-  __shared__ double shared[kThreads / kWarp];
-  sums.loss = block_sum(sums.loss, shared);
-  sums.weight = block_sum(sums.weight, shared);
-  sums.pixels = block_sum(sums.pixels, shared);
+  sums = block_sum(sums);
   if (threadIdx.x == 0) partial[blockIdx.x] = sums;
 }
 
@@ -94,10 +108,7 @@ __global__ void finish_kernel(const Sums* partial, int64_t n, int64_t reduction,
                               double* divisor) {
   Sums sums;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sums.add(partial[i]);
-  __shared__ double shared[kThreads / kWarp];
-  sums.loss = block_sum(sums.loss, shared);
-  sums.weight = block_sum(sums.weight, shared);
-  sums.pixels = block_sum(sums.pixels, shared);
+  sums = block_sum(sums);
   if (threadIdx.x == 0) {
     *divisor = normaliser(sums, reduction);
     *loss = static_cast<A>(normalised(sums.loss, *divisor));
@@ -109,18 +120,15 @@ __global__ void finish_kernel(const Sums* partial, int64_t n, int64_t reduction,
 template <typename T, typename A, typename Id>
 __global__ void backward_kernel(Problem<T, A, Id> in, const A* grad, const double* divisor,
                                 Layout out_layout, T* out) {
-  const int64_t image = blockIdx.x / in.blocks_per_image();
-  const int64_t first = blockIdx.x % in.blocks_per_image() * kBlockPixels;
-  const int64_t end = first + kBlockPixels;
-  const int64_t last = end < in.layout.pixels ? end : in.layout.pixels;
+  const Range range = block_range(in);
   const A scale = in.reduction == kNone ? A(0) : static_cast<A>(normalised(*grad, *divisor));
-  for (int64_t p = first + threadIdx.x; p < last; p += blockDim.x) {
-    const Pixel<A> pixel = read_pixel(in, image, p);
+  for (int64_t p = range.first + threadIdx.x; p < range.last; p += blockDim.x) {
+    const Pixel<A> pixel = read_pixel(in, range.image, p);
     const A upstream = in.reduction == kNone ? grad[pixel.flat] : scale;
     const A coefficient = weighted(pixel.weight, upstream);
     const A inverse = inverse_sum(pixel.sum);
-    const T* const x = in.logits + in.layout.offset(image, p);
-    T* const y = out + out_layout.offset(image, p);
+    const T* const x = in.logits + in.layout.offset(range.image, p);
+    T* const y = out + out_layout.offset(range.image, p);
     for (int64_t c = 0; c < in.layout.classes; ++c) {
       const A shifted = shifted_exp(static_cast<A>(x[c * in.layout.class_stride]), pixel.largest);
       y[c * out_layout.class_stride] =

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "common/layout.h"
@@ -31,7 +32,10 @@ inline std::optional<Layout> layout_of(const Tensor& x) {
   return layout;
 }
 
-/// The dtype of sums, losses and weights: float64 for float64 logits, else float32.
+/// The type of losses and weights in the kernels, and its dtype: float64 for float64 logits, else
+/// float32.
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 inline ScalarType accumulator(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
