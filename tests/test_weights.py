@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from unet_fast import BorderWeights, label_components
+from unet_fast import Augmentation, BorderWeights, label_components
 
 TOUCHING = torch.tensor([[1, 1, 2, 2, 0, 0, 9, 9]], dtype=torch.uint16)
 
 
 def test_target_and_weights_agree():
-    target, weights = BorderWeights()(TOUCHING)
+    target, weights = BorderWeights(class_weight=None)(TOUCHING)
     assert target.dtype == torch.uint8
     assert weights.dtype == torch.float32
     assert target.tolist() == [[1, 0, 0, 1, 0, 0, 1, 1]]
@@ -19,7 +19,7 @@ def test_target_and_weights_agree():
 
 
 def test_ignored_pixels():
-    target, weights = BorderWeights(ignore_label=9)(TOUCHING)
+    target, weights = BorderWeights(class_weight=None, ignore_label=9)(TOUCHING)
     assert target.tolist() == [[1, 0, 0, 1, 0, 0, 255, 255]]
     assert (weights[0, 6:] == 0).all()
     assert weights[0, 4].item() == pytest.approx(1 + 10 * math.exp(-16 / 50), abs=1e-5)
@@ -40,6 +40,12 @@ def test_paper_2015_balances_classes():
     torch.testing.assert_close(weights[0], torch.tensor([2, 2 / 3, 2 / 3, 2 / 3]))
 
 
+def test_settings_changed_one_by_one_start_from_the_paper():
+    """As on the command line: --weights.w0 5 must leave the rest of the preset alone."""
+    assert BorderWeights() == BorderWeights.paper_2015()
+    assert Augmentation() == Augmentation.paper_2015()
+
+
 def test_label_components():
     mask = torch.tensor([[1, 1, 0], [0, 0, 1], [255, 0, 1]])
     labels = label_components(mask)
@@ -53,7 +59,7 @@ def test_balanced_over_a_data_set():
     fixed = settings.balanced(maps)
     assert fixed.class_weight == pytest.approx((10 / 14, 10 / 6))
     assert fixed.w0 == settings.w0
-    assert BorderWeights().balanced(maps) == BorderWeights()
+    assert BorderWeights.falk_2019().balanced(maps) == BorderWeights.falk_2019()
     empty = settings.balanced([torch.zeros(2, 2, dtype=torch.int32)])
     assert empty.class_weight == (1, 0)
 

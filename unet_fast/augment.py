@@ -29,36 +29,27 @@ class AugmentationParameters:
 class Augmentation:
     """Ranges of a random deformation of images and their labels.
 
-    Args:
-        grid: Points of the displacement grid along rows and columns, each >= 1.
-        sigma: Standard deviation of the displacements at the grid points, >= 0, in pixels.
-        rotation: Angles are uniform in +-rotation, in degrees, about the centre.
-        scale: Magnification, uniform between the two factors, > 0.
-        shift: Shifts are uniform in +-shift along both axes, in pixels.
-        flip: Whether half of the samples are mirrored.
-        gray_slope: Slopes of the random monotone grey curve, uniform between the two, >= 0.
-        gray_offset: The curve's value at 0 is uniform in +-gray_offset.
-        gray_points: Control points of the curve, >= 2.
+    Raises ValueError if a value is out of range.
     """
 
     grid: tuple[int, int] = (3, 3)
-    """Points of the displacement grid along rows and columns."""
+    """Points of the displacement grid along rows and columns, each >= 1."""
     sigma: float = 10.0
-    """Standard deviation of the displacements, in pixels."""
+    """Standard deviation of the displacements at the grid points, >= 0, in pixels."""
     rotation: float = 180.0
-    """Largest angle, in degrees."""
+    """Angles are uniform in +-rotation about the centre, in degrees."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Smallest and largest magnification."""
+    """Magnification is uniform between the two factors, > 0."""
     shift: float = 0.0
-    """Largest shift, in pixels."""
+    """Shifts are uniform in +-shift along both axes, in pixels."""
     flip: bool = False
     """Mirror half of the samples."""
     gray_slope: tuple[float, float] = (0.8, 1.2)
-    """Smallest and largest slope of the grey curve."""
+    """Slopes of the random monotone grey curve are uniform between the two, >= 0."""
     gray_offset: float = 0.05
-    """Largest change of black, where 1 is the intensity range."""
+    """The curve at 0 is uniform in +-gray_offset, where 1 is the intensity range."""
     gray_points: int = 5
-    """Control points of the grey curve."""
+    """Control points of the curve, >= 2."""
 
     def __post_init__(self) -> None:
         """Checks the values; one wrong raises ValueError."""

@@ -23,6 +23,7 @@ app = cyclopts.App(
     version=build_info()["version"],
     help="The U-Net recipe of 2015: train on annotated images, predict others.",
     help_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
 )
 
 
@@ -50,8 +51,7 @@ def demo(*, out: Path = Path("unet_fast_demo")) -> None:
 def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
     """Train a network on a folder of images and a folder of instance labels.
 
-    An image and its labels have the same file name. Writes the model and a log into a folder that
-    `predict` takes.
+    An image and its labels have the same file name. Writes the model and a log.
     """
     run_training(config)
     print(f"model: {config.out}")

@@ -49,13 +49,11 @@ class TrainConfig:
     dropout: float = 0.5
     """Probability of dropout at the bottom."""
     tile: int | None = None
-    """Side of the output tile in pixels, rounded up to what the network can give. Default: 388, or
-    384 with padding "same"."""
+    """Side of the output tile in pixels, rounded up to a valid one; None: 388, with same 384."""
     batch_size: int = 1
     """Tiles of a step."""
     learning_rate: float | None = None
-    """Largest learning rate; it rises over the first tenth of the steps and falls as a cosine to 0.
-    Default: 0.002."""
+    """Peak, reached after a tenth of the steps; then half a cosine to 0. None: 0.002."""
     momentum: float = 0.99
     """Momentum of SGD."""
     weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)

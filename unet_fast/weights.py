@@ -24,29 +24,21 @@ class BorderWeights:
 
     Call it on labels: `target, weights = BorderWeights.paper_2015()(labels)`.
 
-    Args:
-        w0: Height of the border term, >= 0.
-        sigma: Width of the border term, > 0, in pixels.
-        class_weight: None for 1; (background, foreground); or ``"balanced"``; see
-            :func:`border_weight_map`.
-        ridge: How touching objects are separated: ``"two_sided"``, ``"one_sided"`` or ``"none"``;
-            see :func:`separate_touching`.
-        halo: None, or (v, s): an extra term around single objects; see :func:`border_weight_map`.
-        ignore_label: Label value of pixels that do not count, or None.
+    Raises ValueError if a value is out of range.
     """
 
     w0: float = 10.0
-    """Height of the border term."""
+    """Height of the border term, >= 0."""
     sigma: float = 5.0
-    """Width of the border term, in pixels."""
-    class_weight: tuple[float, float] | str | None = None
-    """Weights of background and foreground, or "balanced"."""
+    """Width of the border term, > 0, in pixels."""
+    class_weight: tuple[float, float] | str | None = "balanced"
+    """Weights of background and foreground, >= 0; or "balanced" (see balanced()); None for 1."""
     ridge: str = "two_sided"
-    """Background between touching objects: two_sided, one_sided or none."""
+    """Background between touching objects: two_sided, one_sided (Falk et al. 2019) or none."""
     halo: tuple[float, float] | None = None
-    """(v, s): the extra term of Falk et al. 2019 around every object."""
+    """(v, s): on background, (1 - v) exp(-d1^2 / (2 s^2)) more, as Falk et al. 2019; or None."""
     ignore_label: int | None = None
-    """Label value of pixels that do not count."""
+    """Label value of pixels that do not count, or None."""
 
     def __post_init__(self) -> None:
         """Checks the values; one wrong raises ValueError."""
@@ -76,7 +68,7 @@ class BorderWeights:
         counts, but has no formula for it, and names no morphological operation; the ridge here is
         the two-sided one, which turns with the image.
         """
-        return cls(class_weight="balanced")
+        return cls()
 
     @classmethod
     def falk_2019(cls) -> "BorderWeights":
