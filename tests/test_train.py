@@ -20,7 +20,7 @@ from unet_fast import (
     save_model,
     train,
 )
-from unet_fast.cli import main
+from unet_fast.cli import app, main
 from unet_fast.train import draw_tile
 
 
@@ -219,6 +219,21 @@ def test_command_line(discs, tmp_path, capsys):
     assert f"model: {run}" in printed
     assert f"3 instances: {out}" in printed
     assert "cuda_kernels" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--weights.w0", "5"], BorderWeights(w0=5)),  # the rest of the preset stays
+        (["--weights.class-weight", "none"], BorderWeights(class_weight=None)),
+        (["--weights.class-weight", "1", "3"], BorderWeights(class_weight=(1, 3))),
+        (["--weights.halo", "0.1", "10"], BorderWeights(halo=(0.1, 10))),
+    ],
+)
+def test_command_line_sets_nested_settings(discs, tmp_path, words, expected):
+    call = [*arguments(discs, tmp_path), *words]
+    _, bound, _ = app.parse_args(call, exit_on_error=False, print_error=False)
+    assert bound.arguments["config"].weights == expected
 
 
 def check_fails(capsys, call, message):

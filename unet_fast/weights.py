@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from scipy import ndimage
@@ -31,9 +32,9 @@ class BorderWeights:
     """Height of the border term, >= 0."""
     sigma: float = 5.0
     """Width of the border term, > 0, in pixels."""
-    class_weight: tuple[float, float] | str | None = "balanced"
+    class_weight: tuple[float, float] | Literal["balanced"] | None = "balanced"
     """Weights of background and foreground, >= 0; or "balanced" (see balanced()); None for 1."""
-    ridge: str = "two_sided"
+    ridge: Literal["two_sided", "one_sided", "none"] = "two_sided"
     """Background between touching objects: two_sided, one_sided (Falk et al. 2019) or none."""
     halo: tuple[float, float] | None = None
     """(v, s): on background, (1 - v) exp(-d1^2 / (2 s^2)) more, as Falk et al. 2019; or None."""
