@@ -173,7 +173,7 @@ def _read_tiff(path: Path) -> tuple[NDArray[np.generic], str]:
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
-            array, axes = series.asarray(squeeze=False), series.get_axes(squeeze=False)
+            array, axes = series.asarray(), series.axes
             alpha = len(series.keyframe.extrasamples)
     except ValueError as error:
         if "imagecodecs" not in str(error):
