@@ -54,7 +54,9 @@ def config(discs, out, **changes):
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_learns_discs(discs, tmp_path, padding):
     """From files to a network that finds unseen discs."""
-    options = {"steps": 150, "momentum": 0.9, "learning_rate": 0.05, "padding": padding}
+    # Narrower networks or larger rates die from some seeds: all their ReLUs end at 0.
+    options = {"steps": 150, "momentum": 0.9, "learning_rate": 0.02, "base_channels": 8, "seed": 2}
+    options["padding"] = padding
     model = train(config(discs, tmp_path / "run", **options))
     assert not model.training
     images, labels = write_discs(tmp_path / "unseen", size=70)
@@ -69,9 +71,9 @@ def test_learns_discs(discs, tmp_path, padding):
     assert [row["step"] for row in log] == list(range(1, 151))
     assert np.mean([row["loss"] for row in log[-20:]]) < 0.5 * log[0]["loss"]
     rates = [row["learning_rate"] for row in log]
-    assert max(rates) == pytest.approx(0.05)
+    assert max(rates) == pytest.approx(0.02)
     assert rates[0] < rates[10]
-    assert rates[-1] < 0.001
+    assert rates[-1] < 0.0001
 
 
 def test_same_seed_same_network(discs, tmp_path):
