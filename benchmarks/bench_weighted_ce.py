@@ -9,7 +9,9 @@ import argparse
 import csv
 import datetime
 import platform
+import re
 import statistics
+import subprocess
 import time
 from pathlib import Path
 
@@ -61,6 +63,24 @@ def bench_weighted_ce(benchmark, device, case, rival):
     benchmark(step, RIVALS[rival], *inputs)
 
 
+def device_name(device):
+    """The name of the GPU, or of the CPU and the instruction set in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    name = model.group(1) if model else platform.machine()
+    return f"{name}, {unet_fast.build_info()['simd']}"
+
+
+def commit():
+    """The checked-out commit, or nothing outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.stdout.strip()
+
+
 def measure(case, device, rounds):
     """One row: medians in milliseconds, and quantiles of the ratio eager / unet_fast."""
     inputs = problem(CASES[case], device)
@@ -73,15 +93,15 @@ def measure(case, device, rounds):
             times[name].append(1e3 * (time.perf_counter() - start))
     ratios = [b / a for a, b in zip(times["unet_fast"], times["eager"], strict=True)]
     low, median, high = (statistics.quantiles(ratios, n=10)[i] for i in (1, 4, 7))
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     return {
         "operator": "weighted_ce",
         "case": case,
         "shape": "x".join(map(str, CASES[case])),
-        "device": name or platform.machine(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "unet_fast": unet_fast.build_info()["version"],
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         **{f"{n} ms": f"{statistics.median(t):.4f}" for n, t in times.items()},
         "ratio p20": f"{low:.2f}",
