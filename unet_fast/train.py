@@ -156,6 +156,11 @@ def _loop(
             optimizer.step()
 
             value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"train: the loss must stay finite, got {value} at step {step + 1}; "
+                    f"try a learning_rate below {peak}"
+                )
             row = {
                 "step": step + 1,
                 "loss": value,
@@ -165,11 +170,6 @@ def _loop(
             log.write(json.dumps(row) + "\n")
             log.flush()
             progress.set_postfix(loss=f"{value:.3f}", refresh=False)
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"train: the loss must stay finite, got {value} at step {step + 1}; "
-                    f"try a learning_rate below {peak}"
-                )
 
 
 def draw_tile(
