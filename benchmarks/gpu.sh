@@ -5,8 +5,8 @@
 #
 #   benchmarks/gpu.sh OUT
 #
-# Every step is tried, also after one failed; the exit code is 1 if any did. UNET_FAST_DRY_RUN=1
-# leaves out what needs a GPU.
+# It stops where the build fails; the steps behind it are all tried. The exit code is 1 if any
+# failed. UNET_FAST_DRY_RUN=1 leaves out what needs a GPU.
 set -uo pipefail
 [ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh OUT" >&2; exit 2; }
 mkdir -p "$1" || exit 2

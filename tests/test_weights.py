@@ -80,6 +80,13 @@ def test_balanced_alone_counts_each_image_without_its_ignored_pixels():
     assert settings(torch.zeros(0, 4, 5, dtype=torch.uint8))[1].shape == (0, 4, 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("settings", [BorderWeights(), BorderWeights(ignore_label=9)])
+def test_rejects_labels_that_are_no_integers(settings, dtype):
+    with pytest.raises(TypeError, match="labels must be an integer tensor, got"):
+        settings(torch.ones(3, 3, dtype=dtype))
+
+
 def test_ignore_label_outside_the_dtype_of_the_labels():
     labels = torch.tensor([[44, 0, 255]], dtype=torch.uint8)  # 300 and -1 in eight bits
     for label in (300, -1):

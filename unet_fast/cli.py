@@ -88,8 +88,6 @@ def predict(
     target = find_device(device)
     model = load_model(run, device=target)
     files = list_images(images) if images.is_dir() or not images.exists() else [images]
-    if len({file.stem for file in files}) < len(files):
-        raise ValueError(f"{images}: names must be unique without suffix, got two alike")
     suffix = ".png" if output in ("instances", "labels") else ".tif"
     results = [make_folder(out) / (file.stem + suffix) for file in files]
     taken = [path for path in results if path.exists()]

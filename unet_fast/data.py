@@ -29,18 +29,7 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: If a folder is missing or empty, or a file has no partner or two.
     """
-    found: list[dict[str, Path]] = []
-    for folder in (images, labels):
-        files: dict[str, Path] = {}
-        for file in list_images(folder):
-            if file.stem in files:
-                raise ValueError(
-                    f"{folder}: names must be unique without suffix, got {files[file.stem].name} "
-                    f"and {file.name}"
-                )
-            files[file.stem] = file
-        found.append(files)
-    of_images, of_labels = found
+    of_images, of_labels = ({f.stem: f for f in list_images(d)} for d in (images, labels))
     for one, other, folder in ((of_images, of_labels, labels), (of_labels, of_images, images)):
         missing = sorted(one.keys() - other.keys())
         if missing:

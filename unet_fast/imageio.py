@@ -94,7 +94,7 @@ def list_images(folder: Path) -> list[Path]:
     """The image files of a folder, by name.
 
     Raises:
-        ValueError: If there is no such folder, or no image in it.
+        ValueError: If there is no such folder, no image in it, or two that differ in suffix only.
     """
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "nothing there"
@@ -102,6 +102,14 @@ def list_images(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != ".")
     if not files:
         raise ValueError(f"{folder}: must hold images ({', '.join(SUFFIXES)}), got none")
+    stems: dict[str, Path] = {}
+    for file in files:
+        if file.stem in stems:
+            raise ValueError(
+                f"{folder}: names must be unique without suffix, got {stems[file.stem].name} "
+                f"and {file.name}"
+            )
+        stems[file.stem] = file
     return files
 
 

@@ -97,9 +97,8 @@ class UNet(nn.Module):
         self.padding = padding
         self.normalisation: str | None = None
         """How images are normalised before they enter: None or "percentile"."""
-        self.config: dict[
-            str, Any
-        ] = {  # what save_model writes: UNet(**config) is this network again
+        # What save_model writes: UNet(**config) is this network again.
+        self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "num_classes": num_classes,
             "base_channels": base_channels,

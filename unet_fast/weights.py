@@ -1,7 +1,7 @@
 """Targets and weights of the recipe."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -113,9 +113,8 @@ class BorderWeights:
         """
         if self.class_weight == "balanced":
             images = labels[None] if labels.dim() == 2 else labels
-            pairs = [self.balanced([image])(image) for image in _batches_of_one(images)]
-            target = torch.cat([t for t, _ in pairs]) if pairs else labels.to(torch.uint8)
-            weights = torch.cat([w for _, w in pairs]) if pairs else labels.float()
+            pairs = [self.balanced([image])(image) for image in images.split(1)]
+            target, weights = (torch.cat(maps) for maps in zip(*pairs, strict=True))
             return target.reshape(labels.shape), weights.reshape(labels.shape)
         objects, target = self._objects_and_target(labels)
         weights = border_weight_map(
@@ -130,19 +129,16 @@ class BorderWeights:
 
     def _objects_and_target(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Labels without the ignored pixels; classes: 0 background and ridge, 1 object, 255."""
-        carved = separate_touching(labels, self.ridge)  # checks the labels, too
-        objects = labels.to(torch.int64)  # a comparison in uint8 would wrap the label
-        ignored = torch.zeros_like(objects, dtype=torch.bool)
+        if labels.dtype != torch.bool and not labels.dtype.is_floating_point:
+            # Few operations know uint16, and a comparison in 8 bits would wrap the label. What is
+            # no integer stays as it is for separate_touching to refuse.
+            labels = labels.to(torch.int64)
+        ignored = torch.zeros_like(labels, dtype=torch.bool)
         if self.ignore_label is not None:
-            ignored = objects == self.ignore_label
-            objects = torch.where(ignored, 0, objects)
-            carved = separate_touching(objects, self.ridge)
-        target = (carved.to(torch.int64) != 0).to(torch.uint8)
+            ignored = labels == self.ignore_label
+        objects = labels.masked_fill(ignored, 0)
+        target = (separate_touching(objects, self.ridge) != 0).to(torch.uint8)
         return objects, torch.where(ignored, IGNORED, target)
-
-
-def _batches_of_one(labels: Tensor) -> Iterator[Tensor]:
-    return (labels[i : i + 1] for i in range(len(labels)))
 
 
 def label_components(mask: Tensor) -> Tensor:

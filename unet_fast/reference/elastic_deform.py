@@ -210,9 +210,8 @@ def _check(
     if labels is not None and (labels.dtype.is_floating_point or labels.dtype == torch.bool):
         raise TypeError(f"elastic_deform: labels must be integer, got {labels.dtype}")
     n, channels, height, width = image.shape
-    expected: list[
-        tuple[str, Tensor | None, list[tuple[int | None, ...]]]
-    ] = [  # None: any length >= 1
+    # Shapes to choose from; None: any length >= 1.
+    expected: list[tuple[str, Tensor | None, list[tuple[int | None, ...]]]] = [
         ("displacement", displacement, [(n, 2, None, None)]),
         ("labels", labels, [(n, height, width)]),
         ("affine", affine, [(n, 2, 3)]),
