@@ -37,13 +37,12 @@ def test_exp_is_accurate():
     np.testing.assert_array_equal(_C.numerics.exp_nonpositive(edges), expected)
 
 
-def test_log_is_accurate():
-    x = np.concatenate([1 + np.logspace(-7, 0, 20001), np.logspace(0, 9, 20001)])
-    x = x.astype(np.float32)
-    exact = np.log(x.astype(np.float64))
-    np.testing.assert_allclose(_C.numerics.log_above_one(x), exact, rtol=2.5e-7)
-    assert _C.numerics.log_above_one(1) == 0
-    assert np.isnan(_C.numerics.log_above_one(np.nan))
+def test_log1p_is_accurate():
+    x = np.concatenate([[1e-38, 1e-20], np.logspace(-8, 9, 40001)]).astype(np.float32)
+    exact = np.log1p(x.astype(np.float64))
+    np.testing.assert_allclose(_C.numerics.log1p_nonnegative(x), exact, rtol=2e-7)
+    assert _C.numerics.log1p_nonnegative(0) == 0
+    assert np.isnan(_C.numerics.log1p_nonnegative(np.nan))
 
 
 def links_with(flags, folder):

@@ -19,16 +19,21 @@ using Contiguous = py::array_t<T, py::array::c_style>;
 
 // logits (N, C, pixels) of any strides, target and weight (N, pixels).
 template <typename T, typename Id>
-weighted_ce::Problem<T, T, Id> problem(const Array<T>& logits, const Contiguous<Id>& target,
-                                       const std::optional<Contiguous<T>>& weight,
-                                       int64_t reduction, int64_t ignore_index) {
+weighted_ce::Problem<T, T> problem(const Array<T>& logits, const Contiguous<Id>& target,
+                                   const std::optional<Contiguous<T>>& weight, int64_t reduction,
+                                   int64_t ignore_index) {
   const auto stride = [&](int axis) {
     return static_cast<int64_t>(logits.strides(axis)) / static_cast<int64_t>(sizeof(T));
   };
   const unet_fast::Layout layout{logits.shape(0), logits.shape(1), logits.shape(2),
                                  stride(0),       stride(1),       stride(2)};
-  return {layout,       logits.data(), target.data(), weight ? weight->data() : nullptr,
-          ignore_index, reduction};
+  return {layout,
+          logits.data(),
+          target.data(),
+          weighted_ce::kIdType<Id>,
+          weight ? weight->data() : nullptr,
+          ignore_index,
+          reduction};
 }
 
 template <typename T, typename Id>

@@ -31,8 +31,13 @@ bool check_weighted_ce(int64_t pixels, int64_t classes, bool channels_last) {
                                  classes * pixels,
                                  channels_last ? 1 : pixels,
                                  channels_last ? classes : 1};
-  const weighted_ce::Problem<float, float, uint8_t> in{
-      layout, logits.data(), target.data(), weight.data(), 255, weighted_ce::kWeightedMean};
+  const weighted_ce::Problem<float, float> in{layout,
+                                              logits.data(),
+                                              target.data(),
+                                              weighted_ce::IdType::kUint8,
+                                              weight.data(),
+                                              255,
+                                              weighted_ce::kWeightedMean};
   float loss = 0;
   double divisor = 0;
   weighted_ce::host_forward(in, &loss, &divisor);

@@ -7,14 +7,14 @@
 namespace unet_fast::weighted_ce {
 
 /// Forward on the host-run kernels. `loss` has one value, or one per pixel for kNone.
-template <typename T, typename A, typename Id>
-void host_forward(const Problem<T, A, Id>& in, A* loss, double* divisor) {
+template <typename T, typename A>
+void host_forward(const Problem<T, A>& in, A* loss, double* divisor) {
   std::vector<Sums> partial(in.blocks());
   launch_forward(in, loss, divisor, partial.data(), cuda_on_host::Stream{});
 }
 
-template <typename T, typename A, typename Id>
-void host_backward(const Problem<T, A, Id>& in, const A* grad, const double* divisor, T* out) {
+template <typename T, typename A>
+void host_backward(const Problem<T, A>& in, const A* grad, const double* divisor, T* out) {
   launch_backward(in, grad, divisor, in.layout, out, cuda_on_host::Stream{});
 }
 

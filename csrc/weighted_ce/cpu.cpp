@@ -18,116 +18,185 @@ namespace {
 
 // Pixels of one partial sum. Fixed, so that the sums are added in one order for any number of
 // threads.
-constexpr int64_t kChunk = 8192;
-// Pixels worked on together: the logits of a block as planes of `kBlock` values stay in the L1
-// cache for few classes. More classes take blocks of fewer pixels (block_size).
+constexpr int64_t kChunk = 4096;
+// Pixels worked on together: what is kept of each stays in the L1 cache between passes.
 constexpr int64_t kBlock = 256;
-constexpr int64_t kBlockValues = 16384;  // C x pixels of a block: 64 KiB in float
-constexpr int64_t kLanes = 16;           // partial sums side by side; divides every block size
+constexpr int64_t kGroup = 4;   // classes of one pass over a block
+constexpr int64_t kLanes = 16;  // partial sums side by side
 
-int64_t block_size(int64_t classes) {
-  return std::clamp(kBlockValues / classes / kLanes * kLanes, kLanes, kBlock);
-}
-
-// One block: structure of arrays, so that the loops over pixels vectorise.
+// What is known of the pixels of a block: structure of arrays, so that loops over pixels vectorise.
 template <typename A>
 struct Block {
-  explicit Block(int64_t classes) : size(block_size(classes)), logits(classes * size) {}
-  A* plane(int64_t c) { return logits.data() + c * size; }
+  int64_t size;                        // pixels in use
+  alignas(64) int32_t target[kBlock];  // -1 where ignored or out of range
+  alignas(64) A weight[kBlock];        // 0 there
+  alignas(64) A largest[kBlock], rest[kBlock], target_logit[kBlock], scale[kBlock];
+  alignas(64) A values[kGroup * kBlock];  // logits or gradients whose layout or dtype is another
 
-  const int64_t size;
-  std::vector<A> logits;  // (C, size); holds exp(x - m) after softmax_terms
-  alignas(64) A largest[kBlock], sum[kBlock], target_logit[kBlock], weight[kBlock], loss[kBlock];
-  alignas(64) int32_t target[kBlock];   // 0 where ignored or out of range
-  alignas(64) int32_t counted[kBlock];  // 1, or 0 where ignored or out of range
+  Softmax<A> softmax(int64_t i) const { return {largest[i], rest[i]}; }
 };
 
-// Reads `n` values `stride` elements apart.
-template <typename T, typename A>
-UNET_FAST_SIMD void load(const T* source, int64_t stride, int64_t n, A* values) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) values[i] = static_cast<A>(source[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) values[i] = static_cast<A>(source[i * stride]);
-  }
-}
-
-template <typename T, typename A>
-UNET_FAST_SIMD void store(const A* values, int64_t stride, int64_t n, T* destination) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) destination[i] = static_cast<T>(values[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) destination[i * stride] = static_cast<T>(values[i]);
-  }
-}
-
-// Reads targets and sets the weight of ignored pixels to 0. Returns whether one is out of range.
-template <typename Id, typename A>
-UNET_FAST_SIMD bool load_targets(const Id* source, int64_t n, int64_t classes, int64_t ignore_index,
-                                 Block<A>& block) {
-  int32_t bad = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t t = source[i];
-    const bool ignored = t == ignore_index;
-    const bool valid = t >= 0 && t < classes && !ignored;
-    bad |= !valid && !ignored;
-    block.target[i] = valid ? static_cast<int32_t>(t) : 0;
-    block.counted[i] = valid;
-    block.weight[i] = valid ? block.weight[i] : A(0);
-  }
-  return bad != 0;
-}
-
-// x -> exp(x - m), with m, s and x_t of each pixel.
+// Rows of pixels, one per class, `stride` elements apart.
 template <typename A>
-UNET_FAST_SIMD void softmax_terms(int64_t classes, Block<A>& block) {
-  const int64_t n = block.size;
-  std::copy_n(block.plane(0), n, block.largest);
-  for (int64_t c = 1; c < classes; ++c) {
-    const A* const x = block.plane(c);
-    for (int64_t i = 0; i < n; ++i) block.largest[i] = larger(block.largest[i], x[i]);
+struct Planes {
+  A* data;
+  int64_t stride;
+
+  A* operator[](int64_t c) const { return data + c * stride; }
+};
+
+// Calls `fn.operator()<n>(c)` for groups of n classes from class c on; n <= kGroup is a constant,
+// so that loops over a group are unrolled.
+template <typename Fn>
+void for_groups(int64_t classes, Fn&& fn) {
+  int64_t c = 0;
+  for (; c + kGroup <= classes; c += kGroup) fn.template operator()<kGroup>(c);
+  if (classes - c == 1) fn.template operator()<1>(c);
+  if (classes - c == 2) fn.template operator()<2>(c);
+  if (classes - c == 3) fn.template operator()<3>(c);
+}
+
+// Logits of n classes to planes. Classes side by side are split while reading.
+template <int64_t n, typename T, typename A>
+UNET_FAST_SIMD void load(const T* source, int64_t class_stride, int64_t pixel_stride, int64_t size,
+                         Planes<A> planes) {
+  if (pixel_stride == n && class_stride == 1) {
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t k = 0; k < n; ++k) planes[k][i] = static_cast<A>(source[i * n + k]);
+    }
+    return;
   }
-  std::fill_n(block.sum, n, A(0));
-  for (int64_t c = 0; c < classes; ++c) {
-    A* const x = block.plane(c);
-    for (int64_t i = 0; i < n; ++i) {
-      block.target_logit[i] = block.target[i] == c ? x[i] : block.target_logit[i];
-      x[i] = shifted_exp(x[i], block.largest[i]);
-      block.sum[i] += x[i];
+  for (int64_t k = 0; k < n; ++k, source += class_stride) {
+    A* const plane = planes[k];
+    if (pixel_stride == 1) {
+      for (int64_t i = 0; i < size; ++i) plane[i] = static_cast<A>(source[i]);
+    } else {
+      for (int64_t i = 0; i < size; ++i) plane[i] = static_cast<A>(source[i * pixel_stride]);
     }
   }
 }
 
-template <typename A>
-UNET_FAST_SIMD void losses(Block<A>& block) {
-  for (int64_t i = 0; i < block.size; ++i) {
-    const A ce = cross_entropy(block.largest[i], block.sum[i], block.target_logit[i]);
-    block.loss[i] = weighted(block.weight[i], ce);
+// Planes of n classes to gradients.
+template <int64_t n, typename T, typename A>
+UNET_FAST_SIMD void store(Planes<A> planes, int64_t size, T* destination, int64_t class_stride,
+                          int64_t pixel_stride) {
+  if (pixel_stride == n && class_stride == 1) {
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t k = 0; k < n; ++k) destination[i * n + k] = static_cast<T>(planes[k][i]);
+    }
+    return;
+  }
+  for (int64_t k = 0; k < n; ++k, destination += class_stride) {
+    const A* const plane = planes[k];
+    if (pixel_stride == 1) {
+      for (int64_t i = 0; i < size; ++i) destination[i] = static_cast<T>(plane[i]);
+    } else {
+      for (int64_t i = 0; i < size; ++i) destination[i * pixel_stride] = static_cast<T>(plane[i]);
+    }
   }
 }
 
-template <typename A>
+// Reads targets and weights (null: 1). Returns whether all pixels count; those that do not, of
+// target -1, are ignored or out of range.
+template <bool kWeighted, typename Id, typename A>
+UNET_FAST_SIMD bool load_targets(const Id* target, const A* weight, int64_t classes,
+                                 int64_t ignore_index, Block<A>& block) {
+  for (int64_t i = 0; i < block.size; ++i) {
+    const int64_t t = target[i];
+    const bool in_range = static_cast<uint64_t>(t) < static_cast<uint64_t>(classes);
+    block.target[i] = in_range && t != ignore_index ? static_cast<int32_t>(t) : -1;
+  }
+  int32_t least = 0;
+  for (int64_t i = 0; i < block.size; ++i) {
+    least = std::min(least, block.target[i]);
+    block.weight[i] = block.target[i] < 0 ? A(0) : kWeighted ? weight[i] : A(1);
+  }
+  return least == 0;
+}
+
+// Takes in the logits of n classes from class c on.
+template <int64_t n, bool first, typename A>
+UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& block) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < block.size; ++i) {
+    Softmax<A> softmax = first ? Softmax<A>::of(planes[0][i]) : block.softmax(i);
+    A target_logit = first ? planes[0][i] : block.target_logit[i];
+#pragma GCC unroll 4
+    for (int64_t k = first; k < n; ++k) {
+      const A x = planes[k][i];
+      softmax.add(x);
+      target_logit = block.target[i] == static_cast<int32_t>(c + k) ? x : target_logit;
+    }
+    block.largest[i] = softmax.largest;
+    block.rest[i] = softmax.rest;
+    block.target_logit[i] = target_logit;
+  }
+}
+
+// Sums of the losses and weights of the block, kept in S.
+template <typename S, typename A>
 UNET_FAST_SIMD Sums sums(const Block<A>& block) {
-  double loss[kLanes] = {}, weight[kLanes] = {};
-  int64_t pixels = 0;
+  S loss[kLanes] = {}, weight[kLanes] = {};
   for (int64_t i = 0; i < block.size; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) loss[lane] += block.loss[i + lane];
-    for (int64_t lane = 0; lane < kLanes; ++lane) weight[lane] += block.weight[i + lane];
-    for (int64_t lane = 0; lane < kLanes; ++lane) pixels += block.counted[i + lane];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const S w = static_cast<S>(block.weight[i + lane]);
+      const S ce = cross_entropy<S>(block.softmax(i + lane), block.target_logit[i + lane]);
+      loss[lane] += weighted(w, ce);
+      weight[lane] += w;
+    }
   }
   Sums total;
   for (int64_t lane = 0; lane < kLanes; ++lane) total.add({loss[lane], weight[lane], 0});
-  total.pixels = static_cast<double>(pixels);
   return total;
 }
 
-// exp(x - m) -> d loss / d x of one class. `sum` holds 1 / s, `loss` the coefficient.
+// Adds the losses and weights of the block.
 template <typename A>
-UNET_FAST_SIMD void gradients(int64_t c, Block<A>& block) {
-  A* const x = block.plane(c);
+void add_losses(Block<A>& block, Sums& total) {
+  std::fill(block.weight + block.size, std::end(block.weight), A(0));  // up to whole lanes
+  const Sums fast = sums<A>(block);
+  // Huge weights or logits overflow a product or a difference, not their double.
+  total.add(std::isfinite(fast.loss + fast.weight) ? fast : sums<double>(block));
+}
+
+// Writes the loss of each pixel.
+template <typename A>
+UNET_FAST_SIMD void write_losses(const Block<A>& block, A* loss) {
   for (int64_t i = 0; i < block.size; ++i) {
-    x[i] = gradient(x[i], block.sum[i], block.target[i] == c, block.loss[i]);
+    loss[i] = pixel_loss(block.weight[i], block.softmax(i), block.target_logit[i]);
   }
+}
+
+// By what the gradients of each pixel are scaled, for upstream gradients of the pixels or, if null,
+// one of all.
+template <typename A>
+UNET_FAST_SIMD void scales(const A* upstream, double common, Block<A>& block) {
+  for (int64_t i = 0; i < block.size; ++i) {
+    const double u = upstream == nullptr ? common : static_cast<double>(upstream[i]);
+    block.scale[i] = gradient_scale(block.softmax(i), block.weight[i], u);
+  }
+}
+
+// Gradients of n classes from class c on.
+template <int64_t n, bool kTwoClasses, typename A>
+UNET_FAST_SIMD void gradients(Planes<const A> logits, int64_t c, const Block<A>& block,
+                              Planes<A> out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < block.size; ++i) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < n; ++k) {
+      out[k][i] =
+          gradient<kTwoClasses>(block.softmax(i), logits[k][i],
+                                block.target[i] == static_cast<int32_t>(c + k), block.scale[i]);
+    }
+  }
+}
+
+template <int64_t n, typename A>
+void differentiate(Planes<const A> logits, int64_t c, const Block<A>& block, int64_t classes,
+                   Planes<A> out) {
+  n == 2 && classes == 2 ? gradients<n, true>(logits, c, block, out)
+                         : gradients<n, false>(logits, c, block, out);
 }
 
 // The first target that is neither a class nor ignore_index, found in the kernel's own pass.
@@ -150,11 +219,12 @@ void report_bad(const FirstBad& bad, const Id* target, int64_t classes, int64_t 
                   ignore_index, "), got ", value, " at flat index ", p);
 }
 
-// Walks over all pixels, chunks in parallel, and calls `work(block, chunk, image, first pixel, n)`
-// with the logits, targets and weights of each block loaded.
+// Walks over all pixels, chunks in parallel.
 template <typename T, typename Id>
 struct Traversal {
   using A = Accumulator<T>;
+  static constexpr bool kConverts = !std::is_same_v<T, A>;
+
   const Layout layout;
   const T* const logits;
   const Id* const target;
@@ -165,47 +235,72 @@ struct Traversal {
   int64_t chunks_per_image() const { return (layout.pixels + kChunk - 1) / kChunk; }
   int64_t chunks() const { return layout.images * chunks_per_image(); }
 
+  // Calls `work(block, chunk, image, p, counted)` for each block of pixels from p of an image on,
+  // with targets, weights and softmax known; `counted` pixels are not ignored.
   template <typename Work>
   void run(Work&& work) {
     torch::stable::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
-      Block<A> block(layout.classes);
+      Block<A> block{};
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         const int64_t image = chunk / chunks_per_image();
         const int64_t first = chunk % chunks_per_image() * kChunk;
         const int64_t last = std::min(first + kChunk, layout.pixels);
-        for (int64_t p = first; p < last; p += block.size) {
-          const int64_t n = std::min(block.size, last - p);
-          load_block(block, image, p, n);
-          work(block, chunk, image, p, n);
+        for (int64_t p = first; p < last; p += kBlock) {
+          block.size = std::min(kBlock, last - p);
+          const int64_t counted = load_block(block, image, p);
+          work(block, chunk, image, p, counted);
         }
       }
     });
     report_bad(bad, target, layout.classes, ignore_index);
   }
 
-  void load_block(Block<A>& block, int64_t image, int64_t p, int64_t n) {
-    const T* const source = logits + layout.offset(image, p);
-    for (int64_t c = 0; c < layout.classes; ++c) {
-      load(source + c * layout.class_stride, layout.pixel_stride, n, block.plane(c));
-      std::fill(block.plane(c) + n, block.plane(c) + block.size, A(0));
+  // The logits of n classes: where they lie, or copied to the block.
+  template <int64_t n>
+  Planes<const A> read(Block<A>& block, int64_t image, int64_t p, int64_t c) const {
+    const T* const source = logits + layout.offset(image, p) + c * layout.class_stride;
+    if constexpr (!kConverts) {
+      if (layout.pixel_stride == 1) return {source, layout.class_stride};
     }
+    const Planes<A> planes{block.values, kBlock};
+    load<n>(source, layout.class_stride, layout.pixel_stride, block.size, planes);
+    return {planes.data, planes.stride};
+  }
+
+  int64_t load_block(Block<A>& block, int64_t image, int64_t p) {
     const int64_t flat = image * layout.pixels + p;
-    if (weight != nullptr) {
-      std::copy_n(weight + flat, n, block.weight);
-    } else {
-      std::fill_n(block.weight, n, A(1));
+    const Id* const t = target + flat;
+    const bool all =
+        weight == nullptr
+            ? load_targets<false>(t, weight, layout.classes, ignore_index, block)
+            : load_targets<true>(t, weight + flat, layout.classes, ignore_index, block);
+    int64_t counted = block.size;
+    for (int64_t i = 0; i < (all ? 0 : block.size); ++i) {
+      counted -= block.target[i] < 0;
+      if (block.target[i] < 0 && t[i] != ignore_index) bad.found(flat + i);
     }
-    std::fill(block.weight + n, block.weight + block.size, A(0));
-    std::fill(block.target + n, block.target + block.size, 0);
-    std::fill(block.counted + n, block.counted + block.size, 0);
-    if (load_targets(target + flat, n, layout.classes, ignore_index, block)) {
-      for (int64_t i = 0; i < n; ++i) {
-        if (!block.counted[i] && target[flat + i] != ignore_index) {
-          bad.found(flat + i);
-          break;
+    for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
+      const Planes<const A> planes = read<n>(block, image, p, c);
+      c == 0 ? add_classes<n, true>(planes, c, block) : add_classes<n, false>(planes, c, block);
+    });
+    return counted;
+  }
+
+  // Writes the gradients of a block whose scales are known.
+  void write_gradients(Block<A>& block, int64_t image, int64_t p, T* out, const Layout& to) const {
+    for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
+      const Planes<const A> planes = read<n>(block, image, p, c);
+      T* const destination = out + to.offset(image, p) + c * to.class_stride;
+      if constexpr (!kConverts) {
+        if (to.pixel_stride == 1) {
+          return differentiate<n>(planes, c, block, layout.classes,
+                                  Planes<A>{destination, to.class_stride});
         }
       }
-    }
+      const Planes<A> copy{block.values, kBlock};
+      differentiate<n>(planes, c, block, layout.classes, copy);
+      store<n>(copy, block.size, destination, to.class_stride, to.pixel_stride);
+    });
   }
 };
 
@@ -222,14 +317,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
                                  in.target.const_data_ptr<Id>(), in.weight_data<A>(), ignore_index};
       A* const out = loss.mutable_data_ptr<A>();
       std::vector<Sums> partial(reduction == kNone ? 0 : traversal.chunks());
-      traversal.run([&](Block<A>& block, [[maybe_unused]] int64_t chunk, int64_t image, int64_t p,
-                        int64_t n) {
-        softmax_terms(in.layout.classes, block);
-        losses(block);
+      traversal.run([&](Block<A>& block, int64_t chunk, int64_t image, int64_t p, int64_t counted) {
         if (reduction == kNone) {
-          std::copy_n(block.loss, n, out + image * in.layout.pixels + p);
+          write_losses(block, out + image * in.layout.pixels + p);
         } else {
-          partial[chunk].add(sums(block));
+          add_losses(block, partial[chunk]);
+          partial[chunk].pixels += static_cast<double>(counted);
         }
       });
       Sums total;
@@ -246,8 +339,8 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                 const std::optional<Tensor>& weight, const Tensor& divisor, int64_t reduction,
                 int64_t ignore_index) {
   const Operands in(logits, target, weight);
-  const Tensor upstream = torch::stable::contiguous(grad);
-  Tensor out = torch::stable::empty_like(logits);
+  const Tensor upstream = as_contiguous(grad);
+  Tensor out = new_like(logits);
   if (out.numel() == 0) return out;
   Output result(out);
   dispatch_floating(logits.scalar_type(), "weighted_ce_backward", [&]<typename T>() {
@@ -256,25 +349,12 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
       Traversal<T, Id> traversal{in.layout, in.logits.const_data_ptr<T>(),
                                  in.target.const_data_ptr<Id>(), in.weight_data<A>(), ignore_index};
       const A* const g = upstream.const_data_ptr<A>();
-      const A scale = reduction == kNone
-                          ? A(0)
-                          : static_cast<A>(normalised(*g, *divisor.const_data_ptr<double>()));
+      const double common =
+          reduction == kNone ? 0.0 : normalised(*g, *divisor.const_data_ptr<double>());
       T* const to = result.tensor.mutable_data_ptr<T>();
-      traversal.run([&](Block<A>& block, [[maybe_unused]] int64_t chunk, int64_t image, int64_t p,
-                        int64_t n) {
-        softmax_terms(in.layout.classes, block);
-        const A* const pixel_grad = g + image * in.layout.pixels + p;
-        for (int64_t i = 0; i < block.size; ++i) {
-          block.sum[i] = inverse_sum(block.sum[i]);
-          const A upstream_grad = reduction == kNone ? (i < n ? pixel_grad[i] : A(0)) : scale;
-          block.loss[i] = weighted(block.weight[i], upstream_grad);
-        }
-        T* const destination = to + result.layout.offset(image, p);
-        for (int64_t c = 0; c < in.layout.classes; ++c) {
-          gradients(c, block);
-          store(block.plane(c), result.layout.pixel_stride, n,
-                destination + c * result.layout.class_stride);
-        }
+      traversal.run([&](Block<A>& block, int64_t, int64_t image, int64_t p, int64_t) {
+        scales(reduction == kNone ? g + image * in.layout.pixels + p : nullptr, common, block);
+        traversal.write_gradients(block, image, p, to, result.layout);
       });
     });
   });

@@ -16,14 +16,12 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-template <typename T, typename Id>
-Problem<T, Accumulator<T>, Id> problem(const Operands& in, int64_t reduction,
-                                       int64_t ignore_index) {
-  return {in.layout,
-          in.logits.const_data_ptr<T>(),
-          in.target.const_data_ptr<Id>(),
-          in.weight_data<Accumulator<T>>(),
-          ignore_index,
+template <typename T>
+Problem<T, Accumulator<T>> problem(const Operands& in, int64_t reduction, int64_t ignore_index) {
+  IdType type = IdType::kInt64;
+  dispatch_ids(in.target.scalar_type(), "weighted_ce", [&]<typename Id>() { type = kIdType<Id>; });
+  return {in.layout, in.logits.const_data_ptr<T>(),    in.target.data_ptr(),
+          type,      in.weight_data<Accumulator<T>>(), ignore_index,
           reduction};
 }
 
@@ -34,17 +32,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
   const Operands in(logits, target, weight);
   Tensor loss = new_loss(logits, target, reduction);
   Tensor divisor = new_normaliser(logits);
-  if (reduction == kNone) torch::stable::fill_(divisor, 1.0);
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating(logits.scalar_type(), "weighted_ce", [&]<typename T>() {
-    dispatch_ids(target.scalar_type(), "weighted_ce", [&]<typename Id>() {
-      const auto p = problem<T, Id>(in, reduction, ignore_index);
-      Tensor partial = torch::stable::new_empty(
-          logits, {p.blocks() * static_cast<int64_t>(sizeof(Sums) / sizeof(double))},
-          ScalarType::Double);
-      launch_forward(p, loss.mutable_data_ptr<Accumulator<T>>(), divisor.mutable_data_ptr<double>(),
-                     reinterpret_cast<Sums*>(partial.mutable_data_ptr<double>()), stream);
-    });
+    const auto p = problem<T>(in, reduction, ignore_index);
+    // Sums are three doubles each.
+    const Tensor partial =
+        new_tensor(logits, {reduction == kNone ? 0 : p.blocks(), 3}, aoti_torch_dtype_float64());
+    launch_forward(p, loss.mutable_data_ptr<Accumulator<T>>(), divisor.mutable_data_ptr<double>(),
+                   reinterpret_cast<Sums*>(partial.mutable_data_ptr<double>()), stream);
   });
   return {loss, divisor};
 }
@@ -54,17 +49,15 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                 int64_t ignore_index) {
   const DeviceGuard guard(logits.get_device_index());
   const Operands in(logits, target, weight);
-  const Tensor upstream = torch::stable::contiguous(grad);
-  Tensor out = torch::stable::empty_like(logits);
+  const Tensor upstream = as_contiguous(grad);
+  Tensor out = new_like(logits);
   if (out.numel() == 0) return out;
   Output result(out);
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating(logits.scalar_type(), "weighted_ce_backward", [&]<typename T>() {
-    dispatch_ids(target.scalar_type(), "weighted_ce_backward", [&]<typename Id>() {
-      launch_backward(problem<T, Id>(in, reduction, ignore_index),
-                      upstream.const_data_ptr<Accumulator<T>>(), divisor.const_data_ptr<double>(),
-                      result.layout, result.tensor.mutable_data_ptr<T>(), stream);
-    });
+    launch_backward(problem<T>(in, reduction, ignore_index),
+                    upstream.const_data_ptr<Accumulator<T>>(), divisor.const_data_ptr<double>(),
+                    result.layout, result.tensor.mutable_data_ptr<T>(), stream);
   });
   result.finish(out);
   return out;

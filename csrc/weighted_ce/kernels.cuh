@@ -8,14 +8,26 @@ namespace unet_fast::weighted_ce {
 
 // Pixels of one block and so of one partial sum. Fixed, so that sums repeat bit for bit.
 constexpr int64_t kBlockPixels = 2048;
+// Up to so many classes stay in registers: the backward pass reads them once.
+constexpr int kFewClasses = 4;
+// Pixels of a thread that are read at once where the layout allows it.
+constexpr int kPack = 4;
 
-// The operands as pointers. T: logits, A: accumulator, Id: target.
-template <typename T, typename A, typename Id>
+enum class IdType { kUint8, kInt16, kInt32, kInt64 };
+template <typename Id>
+constexpr IdType kIdType = sizeof(Id) == 1   ? IdType::kUint8
+                           : sizeof(Id) == 2 ? IdType::kInt16
+                           : sizeof(Id) == 4 ? IdType::kInt32
+                                             : IdType::kInt64;
+
+// The operands as pointers. T: logits, A: accumulator.
+template <typename T, typename A>
 struct Problem {
   Layout layout;
   const T* logits;
-  const Id* target;
-  const A* weight;  // or null: weight 1
+  const void* target;
+  IdType target_type;  // a uniform branch, not a template: a quarter of the kernels to compile
+  const A* weight;     // or null: weight 1
   int64_t ignore_index;
   int64_t reduction;
 
@@ -25,13 +37,51 @@ struct Problem {
   int64_t blocks() const { return layout.images * blocks_per_image(); }
 };
 
+// `n` values side by side, moved at once.
+template <typename T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T at[n];
+};
+
+template <int n, typename T>
+__device__ Pack<T, n> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, n>*>(from);
+}
+
+template <int n, typename T>
+__device__ void store(T* to, const Pack<T, n>& values) {
+  *reinterpret_cast<Pack<T, n>*>(to) = values;
+}
+
+template <int n, typename Id>
+__device__ Pack<int64_t, n> load_ids_as(const void* data, int64_t first) {
+  const Pack<Id, n> ids = load<n>(static_cast<const Id*>(data) + first);
+  Pack<int64_t, n> result;
+  for (int i = 0; i < n; ++i) result.at[i] = static_cast<int64_t>(ids.at[i]);
+  return result;
+}
+
+template <int n>
+__device__ Pack<int64_t, n> load_ids(const void* data, IdType type, int64_t first) {
+  switch (type) {
+    case IdType::kUint8:
+      return load_ids_as<n, uint8_t>(data, first);
+    case IdType::kInt16:
+      return load_ids_as<n, int16_t>(data, first);
+    case IdType::kInt32:
+      return load_ids_as<n, int32_t>(data, first);
+    default:
+      return load_ids_as<n, int64_t>(data, first);
+  }
+}
+
 // The pixels of this block: [first, last) of one image.
 struct Range {
   int64_t image, first, last;
 };
 
-template <typename T, typename A, typename Id>
-__device__ Range block_range(const Problem<T, A, Id>& in) {
+template <typename T, typename A>
+__device__ Range block_range(const Problem<T, A>& in) {
   const int64_t first = blockIdx.x % in.blocks_per_image() * kBlockPixels;
   const int64_t end = first + kBlockPixels;
   return {blockIdx.x / in.blocks_per_image(), first,
@@ -45,59 +95,105 @@ __device__ inline Sums block_sum(const Sums& sums) {
           unet_fast::block_sum(sums.pixels, shared)};
 }
 
-// What a thread knows of its pixel after one pass over the logits.
-template <typename A>
-struct Pixel {
-  int64_t flat;  // index into target, weight and per-pixel losses
-  bool counted;
-  A weight, largest, sum, target_logit;
-  int64_t target;
-};
-
-// Reads every logit of a pixel once: when a larger one appears, the sum so far is rescaled.
-template <typename T, typename A, typename Id>
-__device__ Pixel<A> read_pixel(const Problem<T, A, Id>& in, int64_t image, int64_t pixel) {
-  Pixel<A> out{image * in.layout.pixels + pixel, false, A(0), A(0), A(0), A(0), 0};
-  const int64_t t = in.target[out.flat];
-  out.counted = t != in.ignore_index;
-  const bool in_range = t >= 0 && t < in.layout.classes;
-  assert((!out.counted || in_range) && "weighted_ce: target must be a class or ignore_index");
-  out.counted = out.counted && in_range;
-  out.target = out.counted ? t : 0;
-  out.weight = !out.counted ? A(0) : in.weight == nullptr ? A(1) : in.weight[out.flat];
-
-  const T* const x = in.logits + in.layout.offset(image, pixel);
-  out.largest = static_cast<A>(x[0]);
-  out.sum = shifted_exp(out.largest, out.largest);
-  out.target_logit = out.largest;
-  for (int64_t c = 1; c < in.layout.classes; ++c) {
-    const A logit = static_cast<A>(x[c * in.layout.class_stride]);
-    const A largest = larger(out.largest, logit);
-    out.sum = out.sum * shifted_exp(out.largest, largest) + shifted_exp(logit, largest);
-    out.largest = largest;
-    if (c == out.target) out.target_logit = logit;
-  }
-  return out;
-}
-
-// Bytes a pixel: C x sizeof(T) + sizeof(Id) + sizeof(A) read; kNone writes sizeof(A).
-// Consecutive threads take consecutive pixels.
-template <typename T, typename A, typename Id>
-__global__ void forward_kernel(Problem<T, A, Id> in, A* loss, Sums* partial) {
-  const Range range = block_range(in);
-  Sums sums;
-  for (int64_t p = range.first + threadIdx.x; p < range.last; p += blockDim.x) {
-    const Pixel<A> pixel = read_pixel(in, range.image, p);
-    const A ce = cross_entropy(pixel.largest, pixel.sum, pixel.target_logit);
-    const A value = weighted(pixel.weight, ce);
-    if (in.reduction == kNone) {
-      loss[pixel.flat] = value;
+// What a thread knows of its n neighbouring pixels after one pass over their logits. `few`: there
+// are at most kFewClasses, and `logits` keeps them.
+template <typename T, typename A, int n, bool few>
+struct Pixels {
+  __device__ Pixels(const Problem<T, A>& in, int64_t image, int64_t first)
+      : flat(image * in.layout.pixels + first), weight{} {
+    read_targets(in);
+    const T* const x = in.logits + in.layout.offset(image, first);
+    if constexpr (few) {
+#pragma unroll
+      for (int c = 0; c < kFewClasses; ++c) {
+        if (c < in.layout.classes) logits[c] = load<n>(x + c * in.layout.class_stride);
+      }
+#pragma unroll
+      for (int c = 0; c < kFewClasses; ++c) {
+        if (c < in.layout.classes) add(c, logits[c]);
+      }
     } else {
-      sums.add({static_cast<double>(value), static_cast<double>(pixel.weight),
-                pixel.counted ? 1.0 : 0.0});
+#pragma unroll 4
+      for (int64_t c = 0; c < in.layout.classes; ++c) {
+        add(c, load<n>(x + c * in.layout.class_stride));
+      }
     }
   }
-  if (in.reduction == kNone) return;  // the same for all threads, so no barrier is left behind
+
+  // The sums of the pixels' losses and weights, kept in S.
+  template <typename S>
+  __device__ Sums sums() const {
+    S loss(0), total(0);
+    int counted = 0;
+    for (int i = 0; i < n; ++i) {
+      const S w = static_cast<S>(weight.at[i]);
+      loss += weighted(w, cross_entropy<S>(softmax[i], target_logit[i]));
+      total += w;
+      counted += target[i] >= 0;
+    }
+    return {static_cast<double>(loss), static_cast<double>(total), static_cast<double>(counted)};
+  }
+
+  int64_t flat;  // of the first pixel, in target, weight and per-pixel losses
+  Pack<A, n> weight;
+  int32_t target[n];  // -1 where ignored
+  Softmax<A> softmax[n];
+  A target_logit[n];
+  Pack<T, n> logits[few ? kFewClasses : 1];
+
+ private:
+  __device__ void read_targets(const Problem<T, A>& in) {
+    const Pack<int64_t, n> ids = load_ids<n>(in.target, in.target_type, flat);
+    if (in.weight != nullptr) weight = load<n>(in.weight + flat);
+    for (int i = 0; i < n; ++i) {
+      const int64_t t = ids.at[i];
+      const bool ignored = t == in.ignore_index;
+      const bool in_range = t >= 0 && t < in.layout.classes;
+      assert((ignored || in_range) && "weighted_ce: target must be a class or ignore_index");
+      const bool counted = in_range && !ignored;
+      target[i] = counted ? static_cast<int32_t>(t) : -1;
+      weight.at[i] = !counted ? A(0) : in.weight == nullptr ? A(1) : weight.at[i];
+    }
+  }
+
+  __device__ void add(int64_t c, const Pack<T, n>& values) {
+    for (int i = 0; i < n; ++i) {
+      const A x = static_cast<A>(values.at[i]);
+      if (c == 0) {
+        softmax[i] = Softmax<A>::of(x);
+        target_logit[i] = x;
+      } else {
+        softmax[i].add(x);
+        target_logit[i] = c == target[i] ? x : target_logit[i];
+      }
+    }
+  }
+};
+
+// Bytes a pixel: C x sizeof(T) + sizeof(id) + sizeof(A) read; kNone writes sizeof(A).
+// Consecutive threads take consecutive pixels.
+template <typename T, typename A, int n, bool few>
+__global__ void forward_kernel(Problem<T, A> in, A* loss, double* divisor, Sums* partial) {
+  const Range range = block_range(in);
+  Sums sums;
+  for (int64_t p = range.first + threadIdx.x * n; p < range.last; p += blockDim.x * n) {
+    const Pixels<T, A, n, few> pixels(in, range.image, p);
+    if (in.reduction == kNone) {
+      Pack<A, n> values;
+      for (int i = 0; i < n; ++i) {
+        values.at[i] = pixel_loss(pixels.weight.at[i], pixels.softmax[i], pixels.target_logit[i]);
+      }
+      store(loss + pixels.flat, values);
+    } else {
+      const Sums fast = pixels.template sums<A>();
+      // Huge weights or logits overflow a product or a difference, not their double.
+      sums.add(std::isfinite(fast.loss + fast.weight) ? fast : pixels.template sums<double>());
+    }
+  }
+  if (in.reduction == kNone) {  // the same for all threads, so no barrier is left behind
+    if (blockIdx.x == 0 && threadIdx.x == 0) *divisor = 1;
+    return;
+  }
   sums = block_sum(sums);
   if (threadIdx.x == 0) partial[blockIdx.x] = sums;
 }
@@ -115,36 +211,76 @@ __global__ void finish_kernel(const Sums* partial, int64_t n, int64_t reduction,
   }
 }
 
-// Recomputes the softmax rather than reading a stored one: the second read of the logits is cached.
-// Bytes a pixel: as forward, and C x sizeof(T) written.
-template <typename T, typename A, typename Id>
-__global__ void backward_kernel(Problem<T, A, Id> in, const A* grad, const double* divisor,
+// Recomputes the softmax rather than reading a stored one. Of many classes the logits are read
+// twice, the second time from a cache. Bytes a pixel: as forward, and C x sizeof(T) written.
+template <typename T, typename A, int n, bool few>
+__global__ void backward_kernel(Problem<T, A> in, const A* grad, const double* divisor,
                                 Layout out_layout, T* out) {
   const Range range = block_range(in);
-  const A scale = in.reduction == kNone ? A(0) : static_cast<A>(normalised(*grad, *divisor));
-  for (int64_t p = range.first + threadIdx.x; p < range.last; p += blockDim.x) {
-    const Pixel<A> pixel = read_pixel(in, range.image, p);
-    const A upstream = in.reduction == kNone ? grad[pixel.flat] : scale;
-    const A coefficient = weighted(pixel.weight, upstream);
-    const A inverse = inverse_sum(pixel.sum);
+  const double common = in.reduction == kNone ? 0.0 : normalised(*grad, *divisor);
+  for (int64_t p = range.first + threadIdx.x * n; p < range.last; p += blockDim.x * n) {
+    const Pixels<T, A, n, few> pixels(in, range.image, p);
+    A scale[n];
+    for (int i = 0; i < n; ++i) {
+      const double u = in.reduction == kNone ? static_cast<double>(grad[pixels.flat + i]) : common;
+      scale[i] = gradient_scale(pixels.softmax[i], pixels.weight.at[i], u);
+    }
     const T* const x = in.logits + in.layout.offset(range.image, p);
     T* const y = out + out_layout.offset(range.image, p);
-    for (int64_t c = 0; c < in.layout.classes; ++c) {
-      const A shifted = shifted_exp(static_cast<A>(x[c * in.layout.class_stride]), pixel.largest);
-      y[c * out_layout.class_stride] =
-          static_cast<T>(gradient(shifted, inverse, c == pixel.target, coefficient));
+    const auto differentiate = [&](int64_t c, const Pack<T, n>& logits) {
+      Pack<T, n> values;
+      for (int i = 0; i < n; ++i) {
+        values.at[i] = static_cast<T>(gradient<false>(
+            pixels.softmax[i], static_cast<A>(logits.at[i]), c == pixels.target[i], scale[i]));
+      }
+      store(y + c * out_layout.class_stride, values);
+    };
+    if constexpr (few) {
+#pragma unroll
+      for (int c = 0; c < kFewClasses; ++c) {
+        if (c < in.layout.classes) differentiate(c, pixels.logits[c]);
+      }
+    } else {
+#pragma unroll 4
+      for (int64_t c = 0; c < in.layout.classes; ++c) {
+        differentiate(c, load<n>(x + c * in.layout.class_stride));
+      }
     }
   }
 }
 
+template <int n, typename T>
+bool aligned(const T* data) {
+  return reinterpret_cast<uintptr_t>(data) % (sizeof(T) * n) == 0;
+}
+
+// Whether all packs of n neighbouring pixels lie side by side and aligned.
+template <int n, typename T>
+bool packed(const Layout& layout, const T* data) {
+  return aligned<n>(data) && layout.pixel_stride == 1 && layout.pixels % n == 0 &&
+         layout.class_stride % n == 0 && layout.image_stride % n == 0;
+}
+
+template <int n, typename T, typename A>
+bool packed(const Problem<T, A>& in) {
+  const int64_t id_bytes = int64_t{1} << static_cast<int>(in.target_type);
+  return packed<n>(in.layout, in.logits) && (in.weight == nullptr || aligned<n>(in.weight)) &&
+         reinterpret_cast<uintptr_t>(in.target) % (id_bytes * n) == 0;
+}
+
 /// `partial` holds one Sums per block (unused for kNone). An empty problem still gets its loss, 0.
-template <typename T, typename A, typename Id, typename Stream>
-void launch_forward(const Problem<T, A, Id>& in, A* loss, double* divisor, Sums* partial,
+template <typename T, typename A, typename Stream>
+void launch_forward(const Problem<T, A>& in, A* loss, double* divisor, Sums* partial,
                     Stream stream) {
   const int64_t blocks = in.blocks();
+  const bool few = in.layout.classes <= kFewClasses;
+  const auto kernel = !few ? forward_kernel<T, A, 1, false>
+                      : packed<kPack>(in) && aligned<kPack>(loss)
+                          ? forward_kernel<T, A, kPack, true>
+                          : forward_kernel<T, A, 1, true>;
   if (blocks > 0) {
-    launch(forward_kernel<T, A, Id>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream,
-           in, loss, partial);
+    launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream, in, loss, divisor,
+           partial);
   }
   if (in.reduction != kNone) {
     launch(finish_kernel<A>, dim3(1), dim3(kThreads), stream, static_cast<const Sums*>(partial),
@@ -152,11 +288,16 @@ void launch_forward(const Problem<T, A, Id>& in, A* loss, double* divisor, Sums*
   }
 }
 
-template <typename T, typename A, typename Id, typename Stream>
-void launch_backward(const Problem<T, A, Id>& in, const A* grad, const double* divisor,
+template <typename T, typename A, typename Stream>
+void launch_backward(const Problem<T, A>& in, const A* grad, const double* divisor,
                      const Layout& out_layout, T* out, Stream stream) {
-  launch(backward_kernel<T, A, Id>, dim3(static_cast<unsigned>(in.blocks())), dim3(kThreads),
-         stream, in, grad, divisor, out_layout, out);
+  const bool few = in.layout.classes <= kFewClasses;
+  const auto kernel = !few ? backward_kernel<T, A, 1, false>
+                      : packed<kPack>(in) && packed<kPack>(out_layout, out)
+                          ? backward_kernel<T, A, kPack, true>
+                          : backward_kernel<T, A, 1, true>;
+  launch(kernel, dim3(static_cast<unsigned>(in.blocks())), dim3(kThreads), stream, in, grad,
+         divisor, out_layout, out);
 }
 
 }  // namespace unet_fast::weighted_ce

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "common/elementary.h"
 #include "common/host_device.h"
@@ -11,47 +12,73 @@
 //   m = max_c x_c,  s = sum_c exp(x_c - m),  ce = log(s) + (m - x_t),  p_c = exp(x_c - m) / s
 //   loss = w ce,  d loss / d x_c = w (p_c - [c = t])
 //
-// Every exponent is <= 0 and 1 <= s <= C, so nothing overflows for finite logits.
+// Every exponent is <= 0 and 1 <= s <= C, so nothing overflows for finite logits. What s has beyond
+// the 1 of the largest logit is kept apart, so that a confident pixel, s = 1 + 1e-9, keeps the
+// digits of its loss and gradient.
 namespace unet_fast::weighted_ce {
 
 enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2, kWeightedMean = 3 };
 
-/// m of the next logit.
 template <typename T>
-UNET_FAST_HOST_DEVICE inline T larger(T m, T x) {
-  return x > m ? x : m;
-}
+constexpr T kLowest = -std::numeric_limits<T>::max();
 
-/// exp(x - m). A pixel whose logits are all -inf has m = -inf: its terms are 0, not NaN.
+/// m and s of the logits so far, each read once: a new largest logit rescales the sum. m starts at
+/// the lowest finite number or above: differences from it are never those of equal infinities.
 template <typename T>
-UNET_FAST_HOST_DEVICE inline T shifted_exp(T x, T m) {
-  return exp_nonpositive(m == T(-INFINITY) ? m : x - m);
-}
+struct Softmax {
+  T largest;      // m
+  T rest = T(0);  // s - 1
 
-/// log(s) + (m - x_t); infinite where the target's probability is 0.
-template <typename T>
-UNET_FAST_HOST_DEVICE inline T cross_entropy(T m, T s, T target_logit) {
-  const T gap = m == T(-INFINITY) ? T(INFINITY) : m - target_logit;
-  return s == T(0) ? gap : log_above_one(s) + gap;
+  UNET_FAST_HOST_DEVICE static Softmax of(T x) { return {x < kLowest<T> ? kLowest<T> : x}; }
+  UNET_FAST_HOST_DEVICE void add(T x) {
+    const T e = exp_nonpositive(-std::abs(x - largest));
+    rest = rest * (x > largest ? e : T(1)) + e;
+    largest = x > largest ? x : largest;
+  }
+};
+
+/// log(s) + (m - x_t); infinite where the probability of the target is 0. With S = double the
+/// difference of two floats cannot overflow.
+template <typename S, typename T>
+UNET_FAST_HOST_DEVICE inline S cross_entropy(const Softmax<T>& softmax, T target_logit) {
+  return static_cast<S>(log1p_nonnegative(softmax.rest)) +
+         (static_cast<S>(softmax.largest) - static_cast<S>(target_logit));
 }
 
 /// w ce. A pixel of weight 0 counts nothing whatever its logits are.
-template <typename T>
-UNET_FAST_HOST_DEVICE inline T weighted(T weight, T ce) {
-  return weight == T(0) ? T(0) : weight * ce;
+template <typename S>
+UNET_FAST_HOST_DEVICE inline S weighted(S weight, S ce) {
+  return weight == S(0) ? S(0) : weight * ce;
 }
 
-/// 1 / s, for the probabilities.
+/// w ce of one pixel. In double, where only what exceeds T itself overflows.
 template <typename T>
-UNET_FAST_HOST_DEVICE inline T inverse_sum(T s) {
-  return s == T(0) ? T(0) : T(1) / s;
+UNET_FAST_HOST_DEVICE inline T pixel_loss(T weight, const Softmax<T>& softmax, T target_logit) {
+  const double ce = cross_entropy<double>(softmax, target_logit);
+  return static_cast<T>(weighted(static_cast<double>(weight), ce));
 }
 
-/// d loss / d x_c from exp(x_c - m), 1 / s and the pixel's coefficient (upstream gradient x w).
+/// u w / s, by which all gradients of a pixel are scaled; u: upstream gradient.
 template <typename T>
-UNET_FAST_HOST_DEVICE inline T gradient(T shifted, T inverse_sum, bool is_target, T coefficient) {
-  const T p = shifted * inverse_sum;
-  return coefficient == T(0) ? T(0) : coefficient * (is_target ? p - T(1) : p);
+UNET_FAST_HOST_DEVICE inline T gradient_scale(const Softmax<T>& softmax, T weight,
+                                              double upstream) {
+  const T factor = static_cast<T>(static_cast<double>(weight) * upstream);
+  return factor == T(0) ? T(0) : factor / (softmax.rest + T(1));
+}
+
+/// exp(x - m) of one of the logits in `softmax`. Of two, the smaller one's is the whole rest.
+template <bool kTwoClasses, typename T>
+UNET_FAST_HOST_DEVICE inline T term(const Softmax<T>& softmax, T x) {
+  if constexpr (kTwoClasses) return x == softmax.largest ? T(1) : softmax.rest;
+  return exp_nonpositive(x - softmax.largest);
+}
+
+/// d loss / d x_c = u w / s (exp(x_c - m) - [c = t] s).
+template <bool kTwoClasses, typename T>
+UNET_FAST_HOST_DEVICE inline T gradient(const Softmax<T>& softmax, T x, bool is_target, T scale) {
+  const T e = term<kTwoClasses>(softmax, x);
+  const T slope = is_target ? (e - T(1)) - softmax.rest : e;
+  return scale == T(0) ? T(0) : scale * slope;
 }
 
 /// Running sums of a reduction, in double: a sum over 10^9 pixels still keeps float32's digits.

@@ -8,13 +8,13 @@
 #include <vector>
 
 #include "common/layout.h"
+#include "common/tensors.h"
 #include "weighted_ce/numerics.h"
 
 // The tensors of both operators, as pointers and strides; shared by the CPU and the CUDA half.
 namespace unet_fast::weighted_ce {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 /// The layout of `x`, or nothing if its spatial axes are not evenly spaced as one axis.
 inline std::optional<Layout> layout_of(const Tensor& x) {
@@ -42,14 +42,14 @@ inline ScalarType accumulator(const Tensor& logits) {
 
 struct Operands {
   Operands(const Tensor& logits_in, const Tensor& target_in, const std::optional<Tensor>& weight_in)
-      : logits(layout_of(logits_in) ? logits_in : torch::stable::contiguous(logits_in)),
-        target(torch::stable::contiguous(target_in)),
+      : logits(layout_of(logits_in) ? logits_in : as_contiguous(logits_in)),
+        target(as_contiguous(target_in)),
         layout(layout_of(logits).value()) {
     const int64_t n = layout.images * layout.pixels;
     STD_TORCH_CHECK(target.numel() == n, "weighted_ce: target must have ", n, " elements, got ",
                     target.numel());
     if (!weight_in.has_value()) return;
-    weight = torch::stable::contiguous(*weight_in);
+    weight = as_contiguous(*weight_in);
     STD_TORCH_CHECK(weight->numel() == n, "weighted_ce: weight must have ", n, " elements, got ",
                     weight->numel());
     STD_TORCH_CHECK(weight->scalar_type() == accumulator(logits),
@@ -78,25 +78,19 @@ struct Output {
     if (tensor.data_ptr() != gradient.data_ptr()) torch::stable::copy_(gradient, tensor);
   }
 
-  static std::vector<int64_t> sizes(const Tensor& x) {
-    std::vector<int64_t> result;
-    for (int64_t axis = 0; axis < x.dim(); ++axis) result.push_back(x.size(axis));
-    return result;
-  }
-
   Tensor tensor;
   Layout layout;
 };
 
 inline Tensor new_loss(const Tensor& logits, const Tensor& target, int64_t reduction) {
-  const std::vector<int64_t> shape =
-      reduction == kNone ? Output::sizes(target) : std::vector<int64_t>{};
-  return torch::stable::new_empty(logits, shape, accumulator(logits));
+  const bool wide = logits.scalar_type() == ScalarType::Double;
+  return new_tensor(logits, reduction == kNone ? sizes(target) : std::vector<int64_t>{},
+                    wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
 }
 
 /// What the sum is divided by; float64, so that a count of pixels is exact.
 inline Tensor new_normaliser(const Tensor& logits) {
-  return torch::stable::new_empty(logits, std::vector<int64_t>{}, ScalarType::Double);
+  return new_tensor(logits, {}, aoti_torch_dtype_float64());
 }
 
 }  // namespace unet_fast::weighted_ce

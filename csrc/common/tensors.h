@@ -1,0 +1,63 @@
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <cstdint>
+#include <vector>
+
+// What operators need of tensors beside their data. Where possible through the C functions of
+// PyTorch's stable ABI and past its dispatcher: half of what a small call costs was dispatching.
+namespace unet_fast {
+
+using torch::stable::Tensor;
+
+inline std::vector<int64_t> sizes(const Tensor& x) {
+  std::vector<int64_t> result(x.dim());
+  for (int64_t axis = 0; axis < x.dim(); ++axis) result[axis] = x.size(axis);
+  return result;
+}
+
+inline std::vector<int64_t> strides(const Tensor& x) {
+  std::vector<int64_t> result(x.dim());
+  for (int64_t axis = 0; axis < x.dim(); ++axis) result[axis] = x.stride(axis);
+  return result;
+}
+
+/// `x`, or a contiguous copy.
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+/// A new tensor on the device of `like`. `dtype` is one of the shim's codes.
+inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
+                                const std::vector<int64_t>& strides, int32_t dtype) {
+  int32_t device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle result = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype, device,
+                                                  like.get_device_index(), &result));
+  return Tensor(result);
+}
+
+/// A new contiguous tensor on the device of `like`.
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (int64_t axis = static_cast<int64_t>(sizes.size()) - 2; axis >= 0; --axis) {
+    strides[axis] = strides[axis + 1] * (sizes[axis + 1] > 0 ? sizes[axis + 1] : 1);
+  }
+  return new_empty_strided(like, sizes, strides, dtype);
+}
+
+/// An uninitialised tensor of the same shape, dtype and memory layout.
+inline Tensor new_like(const Tensor& x) {
+  if (!x.is_contiguous()) return torch::stable::empty_like(x);
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  return new_empty_strided(x, sizes(x), strides(x), dtype);
+}
+
+}  // namespace unet_fast
