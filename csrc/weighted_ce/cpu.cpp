@@ -21,8 +21,10 @@ namespace {
 constexpr int64_t kChunk = 4096;
 // Pixels worked on together: what is kept of each stays in the L1 cache between passes.
 constexpr int64_t kBlock = 256;
-constexpr int64_t kGroup = 4;   // classes of one pass over a block
-constexpr int64_t kLanes = 16;  // partial sums side by side
+constexpr int64_t kLeastBlock = 64;  // of very many classes
+constexpr int64_t kTerms = 16384;    // C x pixels of a block whose terms are kept
+constexpr int64_t kGroup = 4;        // classes of one pass over a block
+constexpr int64_t kLanes = 16;       // partial sums side by side
 
 // What is known of the pixels of a block: structure of arrays, so that loops over pixels vectorise.
 template <typename A>
@@ -30,8 +32,10 @@ struct Block {
   int64_t size;                        // pixels in use
   alignas(64) int32_t target[kBlock];  // -1 where ignored or out of range
   alignas(64) A weight[kBlock];        // 0 there
-  alignas(64) A largest[kBlock], rest[kBlock], target_logit[kBlock], scale[kBlock];
+  alignas(64) A largest[kBlock], rest[kBlock], ties[kBlock], target_logit[kBlock], scale[kBlock];
   alignas(64) A values[kGroup * kBlock];  // logits or gradients whose layout or dtype is another
+
+  std::vector<A> kept;  // terms exp(x - m) of all classes, if asked for
 
   Softmax<A> softmax(int64_t i) const { return {largest[i], rest[i]}; }
 };
@@ -133,6 +137,38 @@ UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& blo
   }
 }
 
+// The largest of the logits, with n classes more.
+template <int64_t n, bool first, typename A>
+UNET_FAST_SIMD void add_largest(Planes<const A> planes, Block<A>& block) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < block.size; ++i) {
+    A largest = first ? Softmax<A>::of(planes[0][i]).largest : block.largest[i];
+#pragma GCC unroll 4
+    for (int64_t k = first; k < n; ++k) largest = planes[k][i] > largest ? planes[k][i] : largest;
+    block.largest[i] = largest;
+  }
+}
+
+// Adds up the terms of n classes, and keeps them.
+template <int64_t n, bool first, typename A>
+UNET_FAST_SIMD void add_terms(Planes<const A> planes, Block<A>& block, Planes<A> kept) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < block.size; ++i) {
+    Terms<A> terms = first ? Terms<A>{} : Terms<A>{block.rest[i], block.ties[i]};
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < n; ++k) kept[k][i] = terms.add(planes[k][i], block.largest[i]);
+    block.rest[i] = terms.rest;
+    block.ties[i] = terms.largest;
+  }
+}
+
+template <typename A>
+UNET_FAST_SIMD void finish_terms(Block<A>& block) {
+  for (int64_t i = 0; i < block.size; ++i) {
+    block.rest[i] = Terms<A>{block.rest[i], block.ties[i]}.softmax(block.largest[i]).rest;
+  }
+}
+
 // Sums of the losses and weights of the block, kept in S.
 template <typename S, typename A>
 UNET_FAST_SIMD Sums sums(const Block<A>& block) {
@@ -177,26 +213,19 @@ UNET_FAST_SIMD void scales(const A* upstream, double common, Block<A>& block) {
   }
 }
 
-// Gradients of n classes from class c on.
-template <int64_t n, bool kTwoClasses, typename A>
-UNET_FAST_SIMD void gradients(Planes<const A> logits, int64_t c, const Block<A>& block,
+// Gradients of n classes from class c on: from the terms or, of at most two classes, the logits.
+template <int64_t n, bool of_two, typename A>
+UNET_FAST_SIMD void gradients(Planes<const A> from, int64_t c, const Block<A>& block,
                               Planes<A> out) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < block.size; ++i) {
 #pragma GCC unroll 4
     for (int64_t k = 0; k < n; ++k) {
-      out[k][i] =
-          gradient<kTwoClasses>(block.softmax(i), logits[k][i],
-                                block.target[i] == static_cast<int32_t>(c + k), block.scale[i]);
+      const A e = of_two ? term_of_two(block.softmax(i), from[k][i]) : from[k][i];
+      const bool is_target = block.target[i] == static_cast<int32_t>(c + k);
+      out[k][i] = gradient(block.softmax(i), e, is_target, block.scale[i]);
     }
   }
-}
-
-template <int64_t n, typename A>
-void differentiate(Planes<const A> logits, int64_t c, const Block<A>& block, int64_t classes,
-                   Planes<A> out) {
-  n == 2 && classes == 2 ? gradients<n, true>(logits, c, block, out)
-                         : gradients<n, false>(logits, c, block, out);
 }
 
 // The first target that is neither a class nor ignore_index, found in the kernel's own pass.
@@ -230,13 +259,14 @@ struct Traversal {
   const Id* const target;
   const A* const weight;  // or null: weight 1
   const int64_t ignore_index;
+  const int64_t block_pixels = kBlock;
   FirstBad bad = {};
 
   int64_t chunks_per_image() const { return (layout.pixels + kChunk - 1) / kChunk; }
   int64_t chunks() const { return layout.images * chunks_per_image(); }
 
   // Calls `work(block, chunk, image, p, counted)` for each block of pixels from p of an image on,
-  // with targets, weights and softmax known; `counted` pixels are not ignored.
+  // with targets and weights known; `counted` pixels are not ignored.
   template <typename Work>
   void run(Work&& work) {
     torch::stable::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
@@ -245,9 +275,9 @@ struct Traversal {
         const int64_t image = chunk / chunks_per_image();
         const int64_t first = chunk % chunks_per_image() * kChunk;
         const int64_t last = std::min(first + kChunk, layout.pixels);
-        for (int64_t p = first; p < last; p += kBlock) {
-          block.size = std::min(kBlock, last - p);
-          const int64_t counted = load_block(block, image, p);
+        for (int64_t p = first; p < last; p += block_pixels) {
+          block.size = std::min(block_pixels, last - p);
+          const int64_t counted = read_targets(block, image, p);
           work(block, chunk, image, p, counted);
         }
       }
@@ -267,7 +297,8 @@ struct Traversal {
     return {planes.data, planes.stride};
   }
 
-  int64_t load_block(Block<A>& block, int64_t image, int64_t p) {
+  // Returns how many pixels count.
+  int64_t read_targets(Block<A>& block, int64_t image, int64_t p) {
     const int64_t flat = image * layout.pixels + p;
     const Id* const t = target + flat;
     const bool all =
@@ -279,27 +310,49 @@ struct Traversal {
       counted -= block.target[i] < 0;
       if (block.target[i] < 0 && t[i] != ignore_index) bad.found(flat + i);
     }
+    return counted;
+  }
+
+  // The softmax of a block, each logit read once.
+  void read_logits(Block<A>& block, int64_t image, int64_t p) const {
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
       const Planes<const A> planes = read<n>(block, image, p, c);
       c == 0 ? add_classes<n, true>(planes, c, block) : add_classes<n, false>(planes, c, block);
     });
-    return counted;
+  }
+
+  // The softmax of a block and its terms: one exponential for each logit, not two.
+  void read_logits(Block<A>& block, int64_t image, int64_t p, A* terms) const {
+    for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
+      const Planes<const A> planes = read<n>(block, image, p, c);
+      c == 0 ? add_largest<n, true>(planes, block) : add_largest<n, false>(planes, block);
+    });
+    for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
+      const Planes<const A> planes = read<n>(block, image, p, c);
+      const Planes<A> kept{terms + c * block_pixels, block_pixels};
+      c == 0 ? add_terms<n, true>(planes, block, kept) : add_terms<n, false>(planes, block, kept);
+    });
+    finish_terms(block);
   }
 
   // Writes the gradients of a block whose scales are known.
-  void write_gradients(Block<A>& block, int64_t image, int64_t p, T* out, const Layout& to) const {
+  void write_gradients(Block<A>& block, int64_t image, int64_t p, const A* terms, T* out,
+                       const Layout& to) const {
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
-      const Planes<const A> planes = read<n>(block, image, p, c);
       T* const destination = out + to.offset(image, p) + c * to.class_stride;
+      Planes<A> planes{block.values, kBlock};
+      bool direct = false;
       if constexpr (!kConverts) {
-        if (to.pixel_stride == 1) {
-          return differentiate<n>(planes, c, block, layout.classes,
-                                  Planes<A>{destination, to.class_stride});
-        }
+        direct = to.pixel_stride == 1;
+        if (direct) planes = {destination, to.class_stride};
       }
-      const Planes<A> copy{block.values, kBlock};
-      differentiate<n>(planes, c, block, layout.classes, copy);
-      store<n>(copy, block.size, destination, to.class_stride, to.pixel_stride);
+      if (terms == nullptr) {
+        gradients<n, true>(read<n>(block, image, p, c), c, block, planes);
+      } else {
+        gradients<n, false>(Planes<const A>{terms + c * block_pixels, block_pixels}, c, block,
+                            planes);
+      }
+      if (!direct) store<n>(planes, block.size, destination, to.class_stride, to.pixel_stride);
     });
   }
 };
@@ -318,6 +371,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
       A* const out = loss.mutable_data_ptr<A>();
       std::vector<Sums> partial(reduction == kNone ? 0 : traversal.chunks());
       traversal.run([&](Block<A>& block, int64_t chunk, int64_t image, int64_t p, int64_t counted) {
+        traversal.read_logits(block, image, p);
         if (reduction == kNone) {
           write_losses(block, out + image * in.layout.pixels + p);
         } else {
@@ -346,15 +400,28 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
   dispatch_floating(logits.scalar_type(), "weighted_ce_backward", [&]<typename T>() {
     using A = Accumulator<T>;
     dispatch_ids(target.scalar_type(), "weighted_ce_backward", [&]<typename Id>() {
-      Traversal<T, Id> traversal{in.layout, in.logits.const_data_ptr<T>(),
-                                 in.target.const_data_ptr<Id>(), in.weight_data<A>(), ignore_index};
+      const int64_t classes = in.layout.classes;
+      const int64_t pixels = std::clamp(kTerms / classes, kLeastBlock, kBlock);
+      Traversal<T, Id> traversal{in.layout,
+                                 in.logits.const_data_ptr<T>(),
+                                 in.target.const_data_ptr<Id>(),
+                                 in.weight_data<A>(),
+                                 ignore_index,
+                                 classes > 2 ? pixels : kBlock};
       const A* const g = upstream.const_data_ptr<A>();
       const double common =
           reduction == kNone ? 0.0 : normalised(*g, *divisor.const_data_ptr<double>());
       T* const to = result.tensor.mutable_data_ptr<T>();
       traversal.run([&](Block<A>& block, int64_t, int64_t image, int64_t p, int64_t) {
+        block.kept.resize(classes > 2 ? classes * pixels : 0);
+        A* const terms = classes > 2 ? block.kept.data() : nullptr;
+        if (terms == nullptr) {
+          traversal.read_logits(block, image, p);
+        } else {
+          traversal.read_logits(block, image, p, terms);
+        }
         scales(reduction == kNone ? g + image * in.layout.pixels + p : nullptr, common, block);
-        traversal.write_gradients(block, image, p, to, result.layout);
+        traversal.write_gradients(block, image, p, terms, to, result.layout);
       });
     });
   });

@@ -230,8 +230,9 @@ __global__ void backward_kernel(Problem<T, A> in, const A* grad, const double* d
     const auto differentiate = [&](int64_t c, const Pack<T, n>& logits) {
       Pack<T, n> values;
       for (int i = 0; i < n; ++i) {
-        values.at[i] = static_cast<T>(gradient<false>(
-            pixels.softmax[i], static_cast<A>(logits.at[i]), c == pixels.target[i], scale[i]));
+        const A e = exp_nonpositive(static_cast<A>(logits.at[i]) - pixels.softmax[i].largest);
+        const bool is_target = c == pixels.target[i];
+        values.at[i] = static_cast<T>(gradient(pixels.softmax[i], e, is_target, scale[i]));
       }
       store(y + c * out_layout.class_stride, values);
     };

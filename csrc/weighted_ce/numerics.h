@@ -37,6 +37,23 @@ struct Softmax {
   }
 };
 
+/// The terms exp(x - m) of logits whose largest is known, added up.
+template <typename T>
+struct Terms {
+  T rest = T(0);     // of those below the largest
+  T largest = T(0);  // number of the largest
+
+  UNET_FAST_HOST_DEVICE T add(T x, T m) {
+    const T e = exp_nonpositive(x - m);
+    rest += x == m ? T(0) : e;
+    largest += x == m ? T(1) : T(0);
+    return e;
+  }
+  UNET_FAST_HOST_DEVICE Softmax<T> softmax(T m) const {
+    return {m, largest > T(1) ? rest + (largest - T(1)) : rest};
+  }
+};
+
 /// log(s) + (m - x_t); infinite where the probability of the target is 0. With S = double the
 /// difference of two floats cannot overflow.
 template <typename S, typename T>
@@ -66,17 +83,15 @@ UNET_FAST_HOST_DEVICE inline T gradient_scale(const Softmax<T>& softmax, T weigh
   return factor == T(0) ? T(0) : factor / (softmax.rest + T(1));
 }
 
-/// exp(x - m) of one of the logits in `softmax`. Of two, the smaller one's is the whole rest.
-template <bool kTwoClasses, typename T>
-UNET_FAST_HOST_DEVICE inline T term(const Softmax<T>& softmax, T x) {
-  if constexpr (kTwoClasses) return x == softmax.largest ? T(1) : softmax.rest;
-  return exp_nonpositive(x - softmax.largest);
+/// exp(x - m) of one of at most two logits: of two, the smaller one's is the whole rest.
+template <typename T>
+UNET_FAST_HOST_DEVICE inline T term_of_two(const Softmax<T>& softmax, T x) {
+  return x == softmax.largest ? T(1) : softmax.rest;
 }
 
-/// d loss / d x_c = u w / s (exp(x_c - m) - [c = t] s).
-template <bool kTwoClasses, typename T>
-UNET_FAST_HOST_DEVICE inline T gradient(const Softmax<T>& softmax, T x, bool is_target, T scale) {
-  const T e = term<kTwoClasses>(softmax, x);
+/// d loss / d x_c = u w / s (e_c - [c = t] s) with e_c = exp(x_c - m).
+template <typename T>
+UNET_FAST_HOST_DEVICE inline T gradient(const Softmax<T>& softmax, T e, bool is_target, T scale) {
   const T slope = is_target ? (e - T(1)) - softmax.rest : e;
   return scale == T(0) ? T(0) : scale * slope;
 }

@@ -137,46 +137,6 @@ def _validate(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: 
             raise ValueError(f"weighted_ce: {name} must be on {logits.device}, got {tensor.device}")
 
 
-def _refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """Without this the derivative would come out as 0."""
-    for x in tensors:
-        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-            raise NotImplementedError(
-                "weighted_ce: forward-mode differentiation is not available; use reverse mode"
-            )
-
-
-def _reduction_message(reduction: object) -> str:
-    return f"weighted_ce: reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}"
-
-
-def _validate(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
-    if logits.dtype not in _LOGITS:
-        raise TypeError(f"weighted_ce: logits must be floating point, got {logits.dtype}")
-    if target.dtype not in _TARGETS:
-        raise TypeError(
-            f"weighted_ce: target must be uint8, int16, int32 or int64, got {target.dtype}"
-        )
-    if weight is not None and not weight.dtype.is_floating_point:
-        raise TypeError(f"weighted_ce: weight must be floating point, got {weight.dtype}")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(_reduction_message(reduction))
-    if logits.dim() < 2 or logits.shape[1] == 0:
-        raise ValueError(
-            f"weighted_ce: logits must be (N, C, *spatial) with C >= 1, got {tuple(logits.shape)}"
-        )
-    expected = (logits.shape[0], *logits.shape[2:])
-    for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != expected:
-            raise ValueError(
-                f"weighted_ce: {name} must have shape {tuple(expected)}, got {tuple(tensor.shape)}"
-            )
-        if tensor.device != logits.device:
-            raise ValueError(f"weighted_ce: {name} must be on {logits.device}, got {tensor.device}")
-
-
 @torch.library.register_fake("unet_fast::weighted_ce")
 def _(
     logits: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
