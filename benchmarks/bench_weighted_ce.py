@@ -1,32 +1,37 @@
-"""Times weighted_ce, forward and backward, against its reference (eager torch).
+"""Times weighted_ce, forward and backward, against eager and compiled PyTorch and a plain copy.
 
-`pytest benchmarks` shows both with pytest-benchmark. `python benchmarks/bench_weighted_ce.py` runs
-the two in turn (A B A B), prints medians and the median of the ratios, and with `--csv FILE` keeps
-them.
+`pytest benchmarks` shows all with pytest-benchmark. `python benchmarks/bench_weighted_ce.py` runs
+ours and each rival in turn (A B A B), prints a table of medians, medians of the ratios and peak
+memory, and with `--csv FILE` keeps it. Against a copy of as many bytes as the operator reads and
+writes, the ratio is the share of the copy's bandwidth that it reaches.
 """
 
 import argparse
-import csv
-import datetime
-import platform
-import re
-import statistics
-import subprocess
-import time
 from pathlib import Path
 
+import interleave
 import pytest
 import torch
+import torch.nn.functional as F
 
 import unet_fast
-from unet_fast import reference
 
 CASES = {  # name: shape of the logits
     "one tile, paper": (1, 2, 388, 388),
     "batch of 8": (8, 2, 512, 512),
     "20 classes": (1, 20, 388, 388),
 }
-RIVALS = {"unet_fast": unet_fast.weighted_ce, "eager": reference.weighted_ce}
+CUDA_CASES = {"batch of 32": (32, 2, 512, 512)}
+
+
+def eager(logits, target, weight):
+    loss = F.cross_entropy(logits, target, reduction="none") * weight
+    return loss.sum() / weight.sum()
+
+
+def rivals(device):
+    mode = "max-autotune" if device.type == "cuda" else None
+    return {"eager": eager, "compiled eager": torch.compile(eager, mode=mode)}
 
 
 def problem(shape, device):
@@ -39,93 +44,112 @@ def problem(shape, device):
 
 
 def step(function, logits, target, weight):
-    """Forward and backward; waits for the device."""
-    logits.grad = None
+    """Forward and backward."""
     loss = function(logits, target, weight)
     loss.backward()
-    if logits.is_cuda:
-        torch.cuda.synchronize()
-    return loss.detach(), logits.grad
+    grad, logits.grad = logits.grad, None
+    return loss.detach(), grad
 
 
-def check(inputs):
-    results = [step(function, *inputs) for function in RIVALS.values()]
+def check(rival, inputs):
+    results = [step(function, *inputs) for function in (unet_fast.weighted_ce, rival)]
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch.compile itself
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rival", RIVALS)
-def bench_weighted_ce(benchmark, device, case, rival):
+@pytest.mark.parametrize("name", ["unet_fast", "eager", "compiled eager"])
+def bench_weighted_ce(benchmark, device, case, name):
     inputs = problem(CASES[case], device)
-    check(inputs)
+    function = unet_fast.weighted_ce if name == "unet_fast" else rivals(device)[name]
+    check(function, inputs)
+
+    def run():
+        step(function, *inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     benchmark.group = f"weighted_ce, {case}, {device}"
-    benchmark(step, RIVALS[rival], *inputs)
+    benchmark(run)
 
 
-def device_name(device):
-    """The name of the GPU, or of the CPU and the instruction set in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    name = model.group(1) if model else platform.machine()
-    return f"{name}, {unet_fast.build_info()['simd']}"
+def copy_of(n, device):
+    """A copy that reads and writes n bytes in all."""
+    source = torch.ones(n // 8, device=device)
+    destination = torch.empty_like(source)
+    return lambda: destination.copy_(source)
 
 
-def commit():
-    """The checked-out commit, or nothing outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    return result.stdout.strip()
+def direct(shape, device):
+    """The operators without autograd, each with a copy of as many bytes."""
+    logits, target, weight = problem(shape, device)
+    logits = logits.detach()
+    operators = torch.ops.unet_fast
+    _, normaliser = operators.weighted_ce(logits, target, weight, 3, -100)
+    grad = torch.ones((), device=device)
+    read = sum(x.numel() * x.element_size() for x in (logits, target, weight))
+    written = logits.numel() * logits.element_size()
+    yield (
+        "forward",
+        lambda: operators.weighted_ce(logits, target, weight, 3, -100),
+        copy_of(read, device),
+    )
+    yield (
+        "backward",
+        lambda: operators.weighted_ce_backward(grad, logits, target, weight, normaliser, 3, -100),
+        copy_of(read + written, device),
+    )
 
 
-def measure(case, device, rounds):
-    """One row: medians in milliseconds, and quantiles of the ratio eager / unet_fast."""
-    inputs = problem(CASES[case], device)
-    check(inputs)
-    times = {name: [] for name in RIVALS}
-    for _ in range(rounds):
-        for name, function in RIVALS.items():
-            start = time.perf_counter()
-            step(function, *inputs)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    ratios = [b / a for a, b in zip(times["unet_fast"], times["eager"], strict=True)]
-    low, median, high = (statistics.quantiles(ratios, n=10)[i] for i in (1, 4, 7))
-    return {
-        "operator": "weighted_ce",
+def measure(case, shape, device, rounds):
+    """Rows of one case: ours against each rival, and the operators against copies."""
+    start = {
+        **interleave.header("weighted_ce", device),
         "case": case,
-        "shape": "x".join(map(str, CASES[case])),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "unet_fast": unet_fast.build_info()["version"],
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-        **{f"{n} ms": f"{statistics.median(t):.4f}" for n, t in times.items()},
-        "ratio p20": f"{low:.2f}",
-        "ratio p50": f"{median:.2f}",
-        "ratio p80": f"{high:.2f}",
+        "shape": "x".join(map(str, shape)),
     }
+    for name, rival in rivals(device).items():
+        inputs = problem(shape, device)
+        check(rival, inputs)
+        ours, theirs = (
+            lambda f=f, inputs=inputs: step(f, *inputs) for f in (unet_fast.weighted_ce, rival)
+        )
+        yield {
+            **start,
+            "ours": "forward + backward",
+            "rival": name,
+            **interleave.compare(ours, theirs, device, rounds),
+            "ours peak MB": f"{interleave.peak_megabytes(ours, device):.1f}",
+            "rival peak MB": f"{interleave.peak_megabytes(theirs, device):.1f}",
+        }
+    with torch.no_grad():
+        for name, operator, copy in direct(shape, device):
+            yield {
+                **start,
+                "ours": name,
+                "rival": "copy",
+                **interleave.compare(operator, copy, device, rounds),
+                "ours peak MB": f"{interleave.peak_megabytes(operator, device):.1f}",
+                "rival peak MB": "",
+            }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--rounds", default=60, type=int)
+    parser.add_argument("--rounds", default=100, type=int)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
-    rows = [measure(case, arguments.device, arguments.rounds) for case in CASES]
-    for row in rows:
-        print("  ".join(f"{key}: {value}" for key, value in row.items()))
+    device = arguments.device
+    rows = []
+    for case, shape in (CASES | (CUDA_CASES if device.type == "cuda" else {})).items():
+        rows += measure(case, shape, device, arguments.rounds)
+    columns = ["shape", "ours", "rival", "ours ms", "rival ms"]
+    columns += ["ratio p20", "ratio p50", "ratio p80", "ours peak MB", "rival peak MB"]
+    interleave.print_table(rows, columns)
     if arguments.csv:
-        new = not arguments.csv.exists()
-        with arguments.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        interleave.write_csv(arguments.csv, rows)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ import unet_fast
 from unet_fast import reference, weighted_ce
 
 REDUCTIONS = ["weighted_mean", "mean", "sum", "none"]
-# 0 to 3 spatial axes; one pixel; sizes around the block (256), the chunk (8192) and C of all kinds.
+_REDUCTION = {"none": 0, "sum": 1, "mean": 2, "weighted_mean": 3}  # codes of the operators
+# 0 to 3 spatial axes; one pixel; sizes around the block (256), the chunk (4096) and C of all kinds.
 SHAPES = [
     (3, 4),
     (1, 2, 1, 1),
     (2, 1, 5),
     (2, 2, 31, 17),
+    (2, 3, 24, 16),
     (1, 3, 2, 5, 7),
     (2, 2, 91, 91),
     (1, 20, 16, 17),
@@ -64,6 +66,49 @@ def test_target_dtypes_and_ignored_pixels(device, target_dtype):
             weighted_ce(logits, target, weight, **options),
             reference.weighted_ce(logits, target, weight, **options),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weight_dtypes(device, dtype):
+    logits, target, weight = case((2, 3, 8, 9), device)
+    w = weight.to(dtype).requires_grad_()
+    loss = weighted_ce(logits, target, w)
+    torch.testing.assert_close(loss, weighted_ce(logits, target, w.detach().float()))
+    assert torch.autograd.grad(loss, w)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_confident_pixels_keep_their_digits(device, classes):
+    """ce = log(1 + r), gradients r / (1 + r): here r is far below the rounding of 1 + r."""
+    gap = torch.tensor([5.0, 20.0, 40.0, 80.0], device=device)
+    logits = torch.zeros(1, classes, 4, device=device)
+    logits[0, 1] = gap
+    target = torch.ones(1, 4, dtype=torch.long, device=device)
+    x = logits.clone().requires_grad_()
+    loss = weighted_ce(x, target, reduction="none")
+    r = (classes - 1) * torch.exp(-gap.double())
+    torch.testing.assert_close(loss[0].double(), torch.log1p(r), rtol=1e-6, atol=0)
+    grad = torch.autograd.grad(loss.sum(), x)[0][0]
+    torch.testing.assert_close(grad[1].double(), -r / (1 + r), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["weighted_mean", "mean"])
+def test_finite_where_the_loss_is(device, reduction):
+    """The sum of w ce, one w ce and one ce exceed float32; the result does not."""
+    logits = torch.zeros(1, 2, 600, device=device)
+    logits[0, 0, 0], logits[0, 1, 0] = 3e38, -3e38  # ce = 6e38
+    target = torch.ones(1, 600, dtype=torch.long, device=device)
+    weight = torch.full((1, 600), 1e30, device=device)
+    weight[0, 0] = 1e-30
+    weight[0, 1:9] = 3e38
+    x = logits.clone().requires_grad_()
+    loss = weighted_ce(x, target, weight, reduction=reduction)
+    truth = reference.weighted_ce(logits.double(), target, weight.double(), reduction=reduction)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
+    y = logits.double().requires_grad_()
+    reference.weighted_ce(y, target, weight.double(), reduction=reduction).backward()
+    loss.backward()
+    torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-5, atol=1e-37)
 
 
 def test_ignore_index_outside_the_dtype_of_the_target(device):
@@ -160,6 +205,22 @@ def test_extreme_logits(device):
     torch.testing.assert_close(grad, expected)
 
 
+def test_impossible_classes(device):
+    inf = torch.inf
+    logits = torch.tensor([[[-inf, 1.0, -inf], [2.0, -inf, -inf], [0.5, 0.5, -inf]]], device=device)
+    target = torch.tensor([[1, 2, 1]], device=device)
+    for x in (logits, logits[:, :2], logits.flip(1), logits.repeat(1, 3, 1)):
+        t = target.clamp(max=x.shape[1] - 1)
+        loss = weighted_ce(x, t, reduction="none")
+        expected = torch.nn.functional.cross_entropy(x, t, reduction="none")
+        expected[0, 2] = inf  # of three impossible classes; NaN in torch
+        torch.testing.assert_close(loss, expected)
+        leaf = x.clone().requires_grad_()
+        grad = torch.autograd.grad(weighted_ce(leaf, t, reduction="none").sum(), leaf)[0]
+        assert grad.isfinite().all()
+        assert (grad[..., :2][x[..., :2] == -inf] <= 0).all()  # only towards an impossible target
+
+
 def test_impossible_and_undefined_pixels_count_nothing_at_weight_zero(device):
     inf, nan = torch.inf, torch.nan
     logits = torch.tensor([[[-inf, nan, 0.0], [0.0, nan, 0.0]]], device=device, requires_grad=True)
@@ -212,17 +273,96 @@ def test_compiles_whole(device):
     assert torch.equal(x.grad, leaf.grad)
 
 
+def test_vmap_of_the_forward(device):
+    logits, target, weight = case((4, 3, 5, 6), device)
+    logits, target = logits.unsqueeze(1), target.unsqueeze(1)
+    for reduction in REDUCTIONS:
+        op = functools.partial(weighted_ce, reduction=reduction)
+        result = torch.func.vmap(op)(logits, target, weight.unsqueeze(1))
+        each = [op(*sample) for sample in zip(logits, target, weight.unsqueeze(1), strict=True)]
+        assert torch.equal(result, torch.stack(each))
+    shared = torch.func.vmap(weighted_ce, in_dims=(1, None))(logits.transpose(0, 1), target[0])
+    assert shared.shape == (4,)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch.func.jvp itself
+def test_refuses_what_would_be_silently_wrong(device):
+    logits, target, _ = case((2, 3, 5), device)
+    op = functools.partial(weighted_ce, target=target)
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(op)(logits)
+    with pytest.raises(NotImplementedError, match=r"^weighted_ce: forward-mode"):
+        torch.func.jvp(op, (logits,), (logits,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        op(torch.autograd.forward_ad.make_dual(logits, logits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(device, dtype):
+    logits, target, weight = case((2, 3, 5, 4), device, dtype)
+    x = logits.clone().requires_grad_()
+    with torch.autocast(device.type, dtype=dtype):
+        loss = weighted_ce(x, target, weight)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, weighted_ce(logits, target, weight))
+    assert torch.autograd.grad(loss, x)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_saves_its_inputs_only(device, reduction):
+    logits, target, weight = case((2, 3, 5, 4), device, torch.bfloat16)
+    saved = []
+
+    def pack(x):
+        saved.append(x)
+        return x
+
+    x = logits.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        weighted_ce(x, target, weight, reduction=reduction)
+    inputs = {tensor.data_ptr() for tensor in (x, target, weight)}
+    assert all(s.data_ptr() in inputs or s.numel() == 1 for s in saved)
+
+
+def test_cuda_graph(device):
+    if device.type != "cuda":
+        pytest.skip("CUDA only")
+    logits, target, weight = case((2, 2, 40, 50), device)
+    x = logits.clone().requires_grad_()
+
+    def step():
+        loss = weighted_ce(x, target, weight)
+        return loss, torch.autograd.grad(loss, x)[0]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    with torch.no_grad():
+        x.copy_(logits.flip(2))
+    graph.replay()
+    for replayed, eager in zip(results, step(), strict=True):
+        assert torch.equal(replayed, eager)
+
+
 def test_same_bits_for_any_number_of_threads():
     logits, target, weight = case((2, 2, 200, 200))
+    x = logits.requires_grad_()
     threads = torch.get_num_threads()
-    losses = []
+    losses, grads = [], []
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            losses.append(weighted_ce(logits, target, weight))
+            losses.append(weighted_ce(x, target, weight))
+            grads.append(torch.autograd.grad(losses[-1], x)[0])
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(loss, losses[0]) for loss in losses)
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
 
 
 def test_repeats_bit_for_bit(device):
@@ -280,10 +420,11 @@ def test_rejects(change, error, message):
 
 
 HOST_CASES = [((1, 2, 1), False), ((2, 3, 257), True), ((2, 2, 2049), False), ((1, 40, 70), True)]
-HOST_CASES += [((1, 3000, 3), False)]
+HOST_CASES += [((1, 3000, 3), False), ((2, 1, 6), False), ((1, 5, 300), False)]
+HOST_CASES += [((2, 2, 2052), False), ((1, 3, 260), False), ((2, 4, 1024), False)]  # four at once
 
 
-@pytest.mark.parametrize("reduction", range(4))
+@pytest.mark.parametrize("reduction", _REDUCTION)
 @pytest.mark.parametrize(("shape", "channels_last"), HOST_CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cuda_kernels_on_host(host_kernels, dtype, shape, channels_last, reduction):
@@ -291,16 +432,16 @@ def test_cuda_kernels_on_host(host_kernels, dtype, shape, channels_last, reducti
     target[0, 0] = -100
     if channels_last:
         logits = logits.transpose(1, 2).contiguous().transpose(1, 2)
-    name = ["none", "sum", "mean", "weighted_mean"][reduction]
     x = logits.double().detach().clone().requires_grad_()
-    truth = reference.weighted_ce(x, target, weight.double(), reduction=name)
+    truth = reference.weighted_ce(x, target, weight.double(), reduction=reduction)
     upstream = torch.rand(truth.shape).double()
     truth_grad = torch.autograd.grad(truth, x, upstream)[0]
 
     w = weight.to(dtype).numpy()
-    loss, divisor = host_kernels.weighted_ce(logits.numpy(), target.numpy(), w, reduction, -100)
+    code = _REDUCTION[reduction]
+    loss, divisor = host_kernels.weighted_ce(logits.numpy(), target.numpy(), w, code, -100)
     grad = host_kernels.weighted_ce_backward(
-        upstream.to(dtype).numpy(), logits.numpy(), target.numpy(), w, divisor, reduction, -100
+        upstream.to(dtype).numpy(), logits.numpy(), target.numpy(), w, divisor, code, -100
     )
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     expected = truth.detach().numpy()
@@ -308,3 +449,26 @@ def test_cuda_kernels_on_host(host_kernels, dtype, shape, channels_last, reducti
     np.testing.assert_allclose(
         grad, truth_grad, rtol=0, atol=tolerance * float(truth_grad.abs().max())
     )
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 260), (1, 3, 33)], ids=str)  # four at once, one by one
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_target_dtypes_on_host(host_kernels, target_dtype, shape):
+    logits, target, weight = case(shape, target_dtype=target_dtype)
+    target[0, ::3] = 120
+    loss, _ = host_kernels.weighted_ce(
+        logits.numpy(), target.numpy(), weight.numpy(), _REDUCTION["mean"], 120
+    )
+    expected = reference.weighted_ce(logits, target, weight, ignore_index=120, reduction="mean")
+    np.testing.assert_allclose(loss[0], expected, rtol=1e-6)
+
+
+def test_huge_values_on_host(host_kernels):
+    logits = np.float32([[[3e38, 0, 0, 0], [-3e38, 0, 0, 0]]])
+    target = np.int64([[1, 1, 1, 1]])
+    weight = np.float32([[1e-30, 3e38, 3e38, 3e38]])
+    loss, divisor = host_kernels.weighted_ce(
+        logits, target, weight, _REDUCTION["weighted_mean"], -100
+    )
+    np.testing.assert_allclose(loss[0], np.log(2), rtol=1e-6)
+    assert np.isfinite(divisor)

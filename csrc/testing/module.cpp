@@ -82,6 +82,8 @@ void bind(py::module_& m) {
 
 PYBIND11_MODULE(_cuda_on_host, m) {
   bind<float, uint8_t>(m);
+  bind<float, int16_t>(m);
+  bind<float, int32_t>(m);
   bind<float, int64_t>(m);
   bind<double, int64_t>(m);
 }

@@ -72,7 +72,8 @@ bool check_weighted_ce(int64_t pixels, int64_t classes, bool channels_last) {
 
 int main() {
   bool right = true;
-  for (int64_t pixels : {int64_t{1}, int64_t{257}, weighted_ce::kBlockPixels + 1}) {
+  constexpr int64_t kBlock = weighted_ce::kBlockPixels;
+  for (int64_t pixels : {int64_t{1}, int64_t{257}, kBlock + 1, kBlock + weighted_ce::kPack}) {
     right &= check_weighted_ce(pixels, 2, false);
     right &= check_weighted_ce(pixels, 5, true);
   }
