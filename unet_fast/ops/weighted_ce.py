@@ -42,17 +42,18 @@ def weighted_ce(
             not ignored; ``"sum"``, the paper's formula; ``"none"``, w ce of each pixel.
 
     Returns:
-        A scalar, or (N, \*spatial) for ``"none"``; float32, or float64 for float64 logits. Sums are
-        kept in float64 in a fixed order, so results repeat bit for bit. 0 with gradient 0 where the
-        divisor is 0. Twice differentiable in `logits` and in `weight`; `torch.func.grad` and
-        forward-mode differentiation are not available.
+        A scalar, or (N, \*spatial) for ``"none"``; float32, or float64 for float64 logits, finite
+        wherever the exact loss fits. Sums are taken in a fixed order, so results repeat bit for
+        bit. 0 with gradient 0 where the divisor is 0. Twice differentiable in `logits` and in
+        `weight`. `torch.func.vmap` works; `torch.func.grad` and forward-mode differentiation raise.
 
     Raises:
         TypeError: If a dtype is none of the above.
         ValueError: If shapes or devices do not match, `reduction` is unknown, or (on the CPU) a
             target is out of range; under `torch.compile` the last is a RuntimeError, on CUDA a
             device-side assertion, as in torch's own cross-entropy.
-        RuntimeError: If the build has no kernels for the device.
+        RuntimeError: If the build has no kernels for the device, or under `torch.func.grad`.
+        NotImplementedError: In forward-mode differentiation.
 
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, equation 1 (whose printed
     form lacks the minus sign).
