@@ -57,7 +57,7 @@ def check(rival, inputs):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch.compile itself
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # raised by torch.compile itself
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["unet_fast", "eager", "compiled eager"])
 def bench_weighted_ce(benchmark, device, case, name):

@@ -285,7 +285,7 @@ def test_vmap_of_the_forward(device):
     assert shared.shape == (4,)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch.func.jvp itself
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # raised by torch.func.jvp itself
 def test_refuses_what_would_be_silently_wrong(device):
     logits, target, _ = case((2, 3, 5), device)
     op = functools.partial(weighted_ce, target=target)
