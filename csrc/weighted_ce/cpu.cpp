@@ -34,8 +34,7 @@ struct Block {
   alignas(64) A weight[kBlock];        // 0 there
   alignas(64) A largest[kBlock], rest[kBlock], ties[kBlock], target_logit[kBlock], scale[kBlock];
   alignas(64) A values[kGroup * kBlock];  // logits or gradients whose layout or dtype is another
-
-  std::vector<A> kept;  // terms exp(x - m) of all classes, if asked for
+  std::vector<A> kept;                    // terms exp(x - m) of all classes, if asked for
 
   Softmax<A> softmax(int64_t i) const { return {largest[i], rest[i]}; }
 };
@@ -121,11 +120,10 @@ UNET_FAST_SIMD bool load_targets(const Id* target, const A* weight, int64_t clas
 // Takes in the logits of n classes from class c on.
 template <int64_t n, bool first, typename A>
 UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& block) {
-#pragma GCC ivdep
+  UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
     Softmax<A> softmax = first ? Softmax<A>::of(planes[0][i]) : block.softmax(i);
     A target_logit = first ? planes[0][i] : block.target_logit[i];
-#pragma GCC unroll 4
     for (int64_t k = first; k < n; ++k) {
       const A x = planes[k][i];
       softmax.add(x);
@@ -140,10 +138,9 @@ UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& blo
 // The largest of the logits, with n classes more.
 template <int64_t n, bool first, typename A>
 UNET_FAST_SIMD void add_largest(Planes<const A> planes, Block<A>& block) {
-#pragma GCC ivdep
+  UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
     A largest = first ? Softmax<A>::of(planes[0][i]).largest : block.largest[i];
-#pragma GCC unroll 4
     for (int64_t k = first; k < n; ++k) largest = planes[k][i] > largest ? planes[k][i] : largest;
     block.largest[i] = largest;
   }
@@ -152,10 +149,9 @@ UNET_FAST_SIMD void add_largest(Planes<const A> planes, Block<A>& block) {
 // Adds up the terms of n classes, and keeps them.
 template <int64_t n, bool first, typename A>
 UNET_FAST_SIMD void add_terms(Planes<const A> planes, Block<A>& block, Planes<A> kept) {
-#pragma GCC ivdep
+  UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
     Terms<A> terms = first ? Terms<A>{} : Terms<A>{block.rest[i], block.ties[i]};
-#pragma GCC unroll 4
     for (int64_t k = 0; k < n; ++k) kept[k][i] = terms.add(planes[k][i], block.largest[i]);
     block.rest[i] = terms.rest;
     block.ties[i] = terms.largest;
@@ -217,9 +213,8 @@ UNET_FAST_SIMD void scales(const A* upstream, double common, Block<A>& block) {
 template <int64_t n, bool of_two, typename A>
 UNET_FAST_SIMD void gradients(Planes<const A> from, int64_t c, const Block<A>& block,
                               Planes<A> out) {
-#pragma GCC ivdep
+  UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
-#pragma GCC unroll 4
     for (int64_t k = 0; k < n; ++k) {
       const A e = of_two ? term_of_two(block.softmax(i), from[k][i]) : from[k][i];
       const bool is_target = block.target[i] == static_cast<int32_t>(c + k);
