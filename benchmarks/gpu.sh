@@ -37,7 +37,7 @@ site="$out/site"
 step 30 facts bash -c "$facts" "$python"
 [ "$dry" = 1 ] || step 30 nvidia_smi nvidia-smi
 UNET_FAST_CUDA=ON step 240 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
-  --upgrade --target "$site" -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
+  --upgrade --target "$site" --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
 [ "$failed" = 0 ] || exit 1  # nothing below would be about this checkout
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 step 60 info "$python" -P -m unet_fast.cli info
