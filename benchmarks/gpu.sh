@@ -39,7 +39,7 @@ step 30 facts bash -c "$facts" "$python"
 UNET_FAST_CUDA=ON step 240 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
   --upgrade --target "$site" --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
 [ "$failed" = 0 ] || exit 1  # nothing below would be about this checkout
-export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$site:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 step 60 info "$python" -P -m unet_fast.cli info
 
 if [ "$dry" = 1 ]; then
