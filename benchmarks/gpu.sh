@@ -45,7 +45,7 @@ step 60 info "$python" -P -m unet_fast.cli info
 if [ "$dry" = 1 ]; then
   step 240 tests "$python" -P -m pytest -q tests/test_weighted_ce.py
   step 60 sanitizer_cases "$python" -P benchmarks/sanitizer_cases.py --device cpu
-  step 60 benchmark "$python" -P benchmarks/bench_weighted_ce.py --rounds 5 --csv "$out/weighted_ce.csv"
+  step 120 benchmark "$python" -P benchmarks/bench_weighted_ce.py --rounds 5 --csv "$out/weighted_ce.csv"
 else
   UNET_FAST_REQUIRE_CUDA=1 step 240 tests "$python" -P -m pytest -q tests/test_weighted_ce.py tests/test_library.py
   # The launches that the sanitizers watch are few and small: each costs seconds.
@@ -54,6 +54,6 @@ else
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step 90 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$python" -P benchmarks/sanitizer_cases.py --device cuda
   done
-  step 60 benchmark "$python" -P benchmarks/bench_weighted_ce.py --device cuda --csv "$out/weighted_ce.csv"
+  step 180 benchmark "$python" -P benchmarks/bench_weighted_ce.py --device cuda --csv "$out/weighted_ce.csv"
 fi
 exit "$failed"

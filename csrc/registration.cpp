@@ -10,4 +10,9 @@ STABLE_TORCH_LIBRARY(unet_fast, m) {
   m.def(
       "weighted_ce_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor normaliser, int reduction, int ignore_index) -> Tensor");
+  // labels (N, D, H, W), int32 >= 0; size of a pixel along the axes. Returns the distances to the
+  // nearest and the second nearest object; those above `reach` may be too large.
+  m.def(
+      "two_nearest(Tensor labels, float depth, float height, float width, float reach) -> "
+      "(Tensor, Tensor)");
 }

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from unet_fast import border_weight_map, separate_touching, two_nearest
+from unet_fast import border_weight_map, reference, separate_touching, two_nearest
 
 label_maps = hnp.arrays(
     np.int32,
@@ -41,6 +41,80 @@ def test_two_nearest_equals_brute_force(labels, spacing):
     if spacing == (1, 1):  # squared distances are integers
         for r, e in zip(result, expected, strict=True):
             np.testing.assert_array_equal(np.round(r.numpy() ** 2), np.round(e**2))
+
+
+def random_labels(rng, shape):
+    """Sparse to full, few or many objects, ids of any size."""
+    ids = rng.choice([2, 3, 9, 2**31 - 1])
+    filled = rng.random(shape) < rng.choice([0.02, 0.2, 0.9])
+    return torch.from_numpy(np.where(filled, rng.integers(1, ids, shape), 0))
+
+
+def test_two_nearest_equals_reference_on_random_maps(rng):
+    """Exactly, for unit spacing: squared distances are integers."""
+    for _ in range(1000):
+        shape = rng.integers(1, 40, 2) if rng.random() < 0.7 else (2, *rng.integers(1, 12, 3))
+        labels = random_labels(rng, tuple(shape))
+        for result, expected in zip(
+            two_nearest(labels), reference.two_nearest(labels), strict=True
+        ):
+            assert torch.equal(result, expected)
+
+
+def test_two_nearest_with_spacing(rng):
+    for _ in range(100):
+        shape = (2, *rng.integers(1, 12, 3))
+        labels, spacing = random_labels(rng, shape), tuple(rng.choice([0.5, 1, 2.3], 3))
+        results = two_nearest(labels, spacing=spacing)
+        expected = reference.two_nearest(labels, spacing=spacing)
+        for r, e in zip(results, expected, strict=True):
+            torch.testing.assert_close(r, e, rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(9000, 3), (3, 9000), (200, 300), (1, 33000)], ids=str)
+def test_two_nearest_over_long_distances(shape):
+    """0 to 3 objects, far apart, on the frame."""
+    labels = torch.zeros(shape, dtype=torch.int32)
+    for object_, pixel in [(0, (0, 0)), (5, (0, 0)), (5, (-1, -1)), (7, (-1, 0)), (9, (0, -1))]:
+        labels[pixel] = object_
+        for result, expected in zip(
+            two_nearest(labels), reference.two_nearest(labels), strict=True
+        ):
+            assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64]
+)
+def test_label_dtypes(dtype):
+    labels = torch.tensor([[0, 127, 0, 3]]).to(dtype)
+    assert two_nearest(labels)[1].tolist() == [[3, 2, 1, 2]]
+    if dtype == torch.uint16:
+        assert two_nearest(torch.tensor([[65535, 0, 1]]).to(dtype))[1].tolist() == [[2, 1, 2]]
+
+
+def test_strided_labels_and_repeated_calls(rng):
+    labels = random_labels(rng, (3, 50, 70))
+    expected = reference.two_nearest(labels.transpose(1, 2))
+    for _ in range(3):
+        results = two_nearest(labels.transpose(1, 2))
+        assert all(torch.equal(r, e) for r, e in zip(results, expected, strict=True))
+
+
+def test_weights_equal_the_reference(rng):
+    """Which has no limit to its reach."""
+    for _ in range(50):
+        labels = random_labels(rng, (1, *rng.integers(1, 90, 2)))
+        for options in ({}, {"sigma": 1.5, "where": "everywhere"}, {"halo": (0.1, 8.0)}):
+            result = border_weight_map(labels, **options)
+            expected = reference.border_weight_map(labels, **options)
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=2e-6)
+
+
+def test_registration():
+    labels = torch.tensor([[[[0, 1, 0, 2]]]], dtype=torch.int32)
+    op = torch.ops.unet_fast.two_nearest.default
+    torch.library.opcheck(op, (labels, 1.0, 1.0, 1.0, float("inf")))
 
 
 def test_two_nearest_batches_and_volumes():
@@ -141,6 +215,10 @@ def test_invariances(labels):
         (lambda x: two_nearest(x[0]), ValueError, r"labels must be \(H, W\).*got \(3,\)"),
         (lambda x: two_nearest(x, spacing=(1,)), ValueError, r"spacing must be 2 values > 0"),
         (lambda x: two_nearest(x, spacing=(1, 0)), ValueError, r"got \(1, 0\)"),
+        (lambda x: two_nearest(-x), ValueError, "^two_nearest: labels must be >= 0, got -1$"),
+        (lambda x: two_nearest(x.long() * 2**31), ValueError, "labels must be <= 2147483647, got"),
+        (lambda x: two_nearest(-x.long() * 2**31), ValueError, "labels must be >= 0, got -21"),
+        (lambda x: border_weight_map(-x), ValueError, "^border_weight_map: labels must be >= 0"),
         (lambda x: border_weight_map(x, w0=-1), ValueError, "w0 must be >= 0, got -1"),
         (lambda x: border_weight_map(x, sigma=0), ValueError, "sigma must be > 0, got 0"),
         (lambda x: border_weight_map(x, where="x"), ValueError, "where must be background or"),

@@ -9,7 +9,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from .reference import border_weight_map, separate_touching
+from .ops.border_weight_map import border_weight_map
+from .reference import separate_touching
 
 IGNORED = 255
 """The target value of pixels that do not count."""

@@ -32,8 +32,8 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
         ValueError: If `labels` has another number of axes, or `spacing` another length or a value
             that is not > 0.
     """
-    _check_labels("two_nearest", labels)
-    _check_spacing("two_nearest", labels, spacing)
+    check_labels("two_nearest", labels)
+    check_spacing("two_nearest", labels, spacing)
     array = labels.cpu().numpy()
     batch = array[None] if labels.dim() == 2 else array
     first = np.full(batch.shape, np.inf)
@@ -64,7 +64,7 @@ def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
         TypeError: If `labels` is not an integer tensor.
         ValueError: If `labels` has another number of axes, or `mode` is unknown.
     """
-    _check_labels("separate_touching", labels)
+    check_labels("separate_touching", labels)
     if mode not in ("two_sided", "one_sided", "none"):
         raise ValueError(
             f"separate_touching: mode must be two_sided, one_sided or none, got {mode!r}"
@@ -126,10 +126,27 @@ def border_weight_map(
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, equation 2; w0 = 10 and
     sigma = 5 are the paper's.
     """
-    _check_labels("border_weight_map", labels)
-    _check_spacing("border_weight_map", labels, spacing)
-    _check_weights(labels, w0, sigma, where, foreground, halo)
-    first, second = (d.double() for d in two_nearest(labels, spacing=spacing))
+    check_labels("border_weight_map", labels)
+    check_spacing("border_weight_map", labels, spacing)
+    check_weights(labels, w0, sigma, where, foreground, halo)
+    distances = two_nearest(labels, spacing=spacing)
+    return weights_from_distances(
+        labels, distances, w0, sigma, class_weight, where, foreground, halo
+    )
+
+
+def weights_from_distances(
+    labels: Tensor,
+    distances: tuple[Tensor, Tensor],
+    w0: float,
+    sigma: float,
+    class_weight: tuple[float, float] | Tensor | str | None,
+    where: str,
+    foreground: Tensor | None,
+    halo: tuple[float, float] | None,
+) -> Tensor:
+    """The formula of :func:`border_weight_map`, given the distances; arguments as there."""
+    first, second = (d.double() for d in distances)
     cells = labels.to(torch.int64) != 0 if foreground is None else foreground
     border = w0 * torch.exp(-((first + second) ** 2) / (2 * sigma**2))
     if where == "background":
@@ -182,7 +199,8 @@ def _shifted(labels: Tensor, offset: tuple[int, ...]) -> Tensor:
     return padded
 
 
-def _check_labels(op: str, labels: Tensor) -> None:
+def check_labels(op: str, labels: Tensor) -> None:
+    """Raises TypeError or ValueError for what is no label map."""
     if labels.dtype not in _INTEGERS:
         raise TypeError(f"{op}: labels must be an integer tensor, got {labels.dtype}")
     if labels.dim() not in (2, 3, 4):
@@ -191,7 +209,8 @@ def _check_labels(op: str, labels: Tensor) -> None:
         )
 
 
-def _check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> None:
+def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> None:
+    """Raises ValueError unless there is a size > 0 for each spatial axis."""
     if spacing is None:
         return
     axes = _spatial_axes(labels)
@@ -199,7 +218,7 @@ def _check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> 
         raise ValueError(f"{op}: spacing must be {axes} values > 0, got {tuple(spacing)}")
 
 
-def _check_weights(
+def check_weights(
     labels: Tensor,
     w0: float,
     sigma: float,
@@ -207,6 +226,7 @@ def _check_weights(
     foreground: Tensor | None,
     halo: tuple[float, float] | None,
 ) -> None:
+    """Raises ValueError if a setting of border_weight_map is out of range."""
     shape = tuple(labels.shape)
     if not 0 <= w0 < float("inf"):
         raise ValueError(f"border_weight_map: w0 must be >= 0, got {w0}")
