@@ -298,10 +298,10 @@ std::tuple<Tensor, Tensor> two_nearest(const Tensor& labels_in, double z, double
   const int32_t* const in = labels.const_data_ptr<int32_t>();
   float* const out = first.mutable_data_ptr<float>();
   float* const out2 = second.mutable_data_ptr<float>();
-  // The longest distance must stay below kFar to be told from it.
+  // The longest distance must stay well below kFar: to be told from it, and added to it.
   const double longest =
       std::pow(shape.depth, 2) + std::pow(shape.height, 2) + std::pow(shape.width, 2);
-  if (z == 1 && y == 1 && x == 1 && longest < kFar<int32_t>) {
+  if (z == 1 && y == 1 && x == 1 && longest < kFar<int32_t> / 2) {
     transform<int32_t>(in, shape, spacing, reach, out, out2);
   } else {
     transform<double>(in, shape, spacing, reach, out, out2);
