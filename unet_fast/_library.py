@@ -46,3 +46,9 @@ def build_info() -> dict[str, str]:
         instruction set that the CPU kernels use on this machine).
     """
     return _C.build_info()
+
+
+def bad_value(op: str, error: RuntimeError, argument: str) -> ValueError | None:
+    """What a kernel found wrong with the values of `argument`; it can raise RuntimeError only."""
+    start = str(error).find(f"{argument} must be")
+    return None if start < 0 else ValueError(f"{op}: {str(error)[start:].splitlines()[0]}")

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._library import bad_value
 from ..reference import two_nearest as _reference_two_nearest
 from ..reference.border_weight_map import (
     check_labels,
     check_spacing,
     check_weights,
+    spatial_axes,
     weights_from_distances,
 )
 
@@ -56,18 +58,15 @@ def _two_nearest(
         raise ValueError(f"{op}: labels must be <= {_INT32_MAX}, got {int(labels.max())}")
     if labels.dtype == torch.int64 and labels.numel() > 0 and int(labels.min()) < 0:
         raise ValueError(f"{op}: labels must be >= 0, got {int(labels.min())}")
-    axes = 2 if labels.dim() == 2 else labels.dim() - 1
+    axes = spatial_axes(labels)
     sides = tuple(labels.shape[-axes:])
     batch = 1 if labels.dim() == 2 else labels.shape[0]
     volumes = labels.to(torch.int32).reshape(batch, *[1] * (3 - axes), *sides)
     sizes = [1.0] * (3 - axes) + [float(s) for s in spacing or [1.0] * axes]
     try:
         first, second = _TWO_NEAREST(volumes, *sizes, reach)
-    except RuntimeError as error:  # kernels can raise nothing else
-        start = str(error).find("labels must be")
-        if start < 0:
-            raise
-        raise ValueError(f"{op}: {str(error)[start:].splitlines()[0]}") from None
+    except RuntimeError as error:
+        raise bad_value(op, error, "labels") or error from None
     return first.reshape(labels.shape), second.reshape(labels.shape)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .._library import require_kernels
+from .._library import bad_value, require_kernels
 
 _REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "weighted_mean": 3}
 _NONE, _WEIGHTED_MEAN = _REDUCTIONS["none"], _REDUCTIONS["weighted_mean"]
@@ -70,11 +70,8 @@ def weighted_ce(
             return _Loss.apply(*inputs)[0]  # type: ignore[no-any-return]
         _refuse_forward_mode(logits, weight)
         return _call(_LOSS, *inputs)[0]  # type: ignore[no-any-return]
-    except RuntimeError as error:  # kernels can raise nothing else
-        start = str(error).find("weighted_ce: target must be in")
-        if start < 0:
-            raise
-        raise ValueError(str(error)[start:].splitlines()[0]) from None
+    except RuntimeError as error:
+        raise bad_value("weighted_ce", error, "target") or error from None
 
 
 class WeightedCELoss(torch.nn.Module):

@@ -69,7 +69,7 @@ def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
         raise ValueError(
             f"separate_touching: mode must be two_sided, one_sided or none, got {mode!r}"
         )
-    axes = _spatial_axes(labels)
+    axes = spatial_axes(labels)
     neighbourhood = list(itertools.product((-1, 0, 1), repeat=axes))
     if mode == "two_sided":
         offsets = [o for o in neighbourhood if sum(map(abs, o)) == 1]
@@ -170,7 +170,7 @@ def _class_weights(
                 "border_weight_map: class_weight must be None, a pair (background, foreground) or "
                 f"'balanced', got {class_weight!r}"
             )
-        spatial = tuple(range(cells.dim() - _spatial_axes(cells), cells.dim()))
+        spatial = tuple(range(cells.dim() - spatial_axes(cells), cells.dim()))
         count = torch.stack([(~cells).sum(spatial), cells.sum(spatial)])
         present = (count > 0).sum(0)
         background, foreground = (count.sum(0) / (present * count.double())).reshape(
@@ -186,7 +186,8 @@ def _class_weights(
     return pair[cells.long()]
 
 
-def _spatial_axes(labels: Tensor) -> int:
+def spatial_axes(labels: Tensor) -> int:
+    """How many axes of a label map are not the batch."""
     return 2 if labels.dim() == 2 else labels.dim() - 1
 
 
@@ -213,7 +214,7 @@ def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> N
     """Raises ValueError unless there is a size > 0 for each spatial axis."""
     if spacing is None:
         return
-    axes = _spatial_axes(labels)
+    axes = spatial_axes(labels)
     if len(spacing) != axes or not all(0 < s < float("inf") for s in spacing):
         raise ValueError(f"{op}: spacing must be {axes} values > 0, got {tuple(spacing)}")
 
