@@ -10,9 +10,15 @@ STABLE_TORCH_LIBRARY(unet_fast, m) {
   m.def(
       "weighted_ce_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor normaliser, int reduction, int ignore_index) -> Tensor");
-  // labels (N, D, H, W), int32 >= 0; size of a pixel along the axes. Returns the distances to the
-  // nearest and the second nearest object; those above `reach` may be too large.
+  // Of all below: labels (N, D, H, W), integers, 0 background; ridge: 0 none, 1 one-sided, 2
+  // two-sided; spacing: size of a pixel along depth, height and width.
+  m.def("two_nearest(Tensor labels, float[] spacing) -> (Tensor, Tensor)");
+  m.def("separate_touching(Tensor labels, int ridge) -> Tensor");
+  // classes: uint8, the class of each pixel, or None for background and objects; foreground: bool,
+  // overrides which pixels are objects; class_weight: float32, one for each class, or None for
+  // balanced. Returns (target, weights).
   m.def(
-      "two_nearest(Tensor labels, float depth, float height, float width, float reach) -> "
-      "(Tensor, Tensor)");
+      "border_weights(Tensor labels, Tensor? classes, Tensor? foreground, Tensor? class_weight, "
+      "int num_classes, int ridge, int? ignore_label, float w0, float sigma, bool everywhere, "
+      "float halo, float halo_sigma, float[] spacing) -> (Tensor, Tensor)");
 }

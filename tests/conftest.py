@@ -7,8 +7,13 @@ import pybind11
 import pytest
 import torch
 from host import compile_host
+from hypothesis import settings
 
 import unet_fast
+
+# The same examples in every run of CI, new ones in those of people.
+settings.register_profile("unet_fast", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("unet_fast")
 
 REQUIRE_CUDA = os.environ.get("UNET_FAST_REQUIRE_CUDA") == "1"  # set where a skip would hide a bug
 

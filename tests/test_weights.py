@@ -53,6 +53,36 @@ def test_label_components():
     assert labels.tolist() == [[1, 1, 0], [0, 0, 2], [3, 0, 2]]
 
 
+def test_label_components_of_batches_and_diagonals():
+    mask = torch.tensor([[[1, 0], [0, 1]], [[0, 0], [0, 1]]], dtype=torch.bool)
+    assert label_components(mask).tolist() == [[[1, 0], [0, 2]], [[0, 0], [0, 1]]]
+    assert label_components(mask, connectivity=2)[0].tolist() == [[1, 0], [0, 1]]
+    assert label_components(mask[None], connectivity=3).tolist() == [
+        [[[1, 0], [0, 1]], [[0, 0], [0, 1]]]
+    ]
+    assert label_components(mask[:0]).shape == (0, 2, 2)
+    with pytest.raises(ValueError, match=r"connectivity must be in \[1, 2\], got 3"):
+        label_components(mask, connectivity=3)
+    with pytest.raises(ValueError, match=r"mask must be \(H, W\).*got \(2,\)"):
+        label_components(mask[0, 0])
+
+
+def test_several_classes():
+    labels = torch.tensor([[1, 1, 2, 2, 0, 3]])
+    classes = torch.tensor([[1, 1, 2, 2, 0, 2]])
+    settings = BorderWeights(class_weight=None)
+    target, weights = settings(labels, classes)
+    assert target.tolist() == [[1, 1, 2, 2, 0, 2]]  # no ridge between classes
+    assert weights[0, 4].item() == pytest.approx(1 + 10 * math.exp(-4 / 50))
+    assert torch.equal(weights, settings(labels, classes, num_classes=9)[1])
+    counted = BorderWeights().balanced([labels, labels], [classes, classes])
+    assert counted.class_weight == pytest.approx((6 / 3, 6 / 6, 6 / 9))
+    assert torch.equal(counted(labels, classes)[0], target)
+    stuff = settings(torch.zeros_like(labels), classes)  # a class without objects
+    assert torch.equal(stuff[0], target)
+    assert (stuff[1] == 1).all()
+
+
 def test_balanced_over_a_data_set():
     settings = BorderWeights(class_weight="balanced", ignore_label=9)
     maps = [TOUCHING, torch.tensor([[0, 0, 0, 5]])]  # counted: 7 of background, 3 of objects
@@ -99,8 +129,16 @@ def test_ignore_label_outside_the_dtype_of_the_labels():
         ({"w0": -1}, "w0 must be >= 0, got -1"),
         ({"sigma": 0}, "sigma must be > 0, got 0"),
         ({"ridge": "both"}, "ridge must be two_sided, one_sided or none, got both"),
-        ({"class_weight": "equal"}, "class_weight must be two weights >= 0 or balanced"),
-        ({"class_weight": (1, -1)}, "class_weight must be two weights >= 0 or balanced"),
+        (
+            {"class_weight": "equal"},
+            "class_weight must be weights >= 0, of the background first, or",
+        ),
+        (
+            {"class_weight": (1, -1)},
+            "class_weight must be weights >= 0, of the background first, or",
+        ),
+        ({"class_weight": (1,)}, "class_weight must be weights >= 0, of the background first, or"),
+        ({"spacing": (1, 0)}, r"spacing must be sizes > 0, got \(1, 0\)"),
         ({"halo": (2, 1)}, r"halo must be \(v in \[0, 1\], s > 0\), got \(2, 1\)"),
     ],
 )

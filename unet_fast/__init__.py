@@ -8,10 +8,10 @@ __path__ = extend_path(__path__, __name__)
 from . import metrics, reference
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
-from .ops.border_weight_map import border_weight_map, two_nearest
+from .ops.border_weight_map import border_weight_map, separate_touching, two_nearest
 from .ops.weighted_ce import WeightedCELoss, weighted_ce
 from .predict import predict
-from .reference import elastic_deform, separate_touching
+from .reference import elastic_deform
 from .train import TrainConfig, train
 from .unet import UNet, load_model, save_model
 from .weights import BorderWeights, label_components

@@ -16,8 +16,9 @@ from .augment import Augmentation
 from .data import Sample, load_samples, normalise
 from .imageio import make_folder
 from .ops.weighted_ce import weighted_ce
+from .reference.border_weight_map import IGNORED
 from .unet import MODEL_FILES, UNet, save_model
-from .weights import IGNORED, BorderWeights
+from .weights import BorderWeights
 
 LEARNING_RATE = 2e-3
 """The default, for momentum 0.99 and a loss divided by the sum of the weights."""

@@ -5,19 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from .ops.border_weight_map import border_weight_map
-from .reference import separate_touching
-
-IGNORED = 255
-"""The target value of pixels that do not count."""
-
+from .ops.border_weight_map import border_weights
+from .reference.border_weight_map import IGNORED, spatial_axes
 
 _RIDGE_RULE = "be two_sided, one_sided or none"
-_CLASS_RULE = "be two weights >= 0 or balanced"
+_CLASS_RULE = "be weights >= 0, of the background first, or balanced"
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,16 @@ class BorderWeights:
     """Height of the border term, >= 0."""
     sigma: float = 5.0
     """Width of the border term, > 0, in pixels."""
-    class_weight: tuple[float, float] | Literal["balanced"] | None = "balanced"
-    """Weights of background and foreground, >= 0; or "balanced" (see balanced()); None for 1."""
+    class_weight: tuple[float, float] | tuple[float, ...] | Literal["balanced"] | None = "balanced"
+    """Weight of the background and of each class, >= 0; "balanced" (see balanced()); None for 1."""
     ridge: Literal["two_sided", "one_sided", "none"] = "two_sided"
     """Background between touching objects: two_sided, one_sided (Falk et al. 2019) or none."""
     halo: tuple[float, float] | None = None
     """(v, s): on background, (1 - v) exp(-d1^2 / (2 s^2)) more, as Falk et al. 2019; or None."""
     ignore_label: int | None = None
     """Label value of pixels that do not count, or None."""
+    spacing: tuple[float, ...] | None = None
+    """Size of a pixel along each spatial axis, > 0; sigma and s then have its unit. None for 1."""
 
     def __post_init__(self) -> None:
         """Checks the values; one wrong raises ValueError."""
@@ -52,12 +51,14 @@ class BorderWeights:
         if isinstance(self.class_weight, str):
             rules.append(("class_weight", self.class_weight == "balanced", _CLASS_RULE))
         elif self.class_weight is not None:
-            pair = self.class_weight
-            holds = len(pair) == 2 and all(0 <= w < math.inf for w in pair)
+            table = self.class_weight
+            holds = len(table) >= 2 and all(0 <= w < math.inf for w in table)
             rules.append(("class_weight", holds, _CLASS_RULE))
         if self.halo is not None:
             v, s = self.halo
             rules.append(("halo", 0 <= v <= 1 and 0 < s < math.inf, "be (v in [0, 1], s > 0)"))
+        if self.spacing is not None:
+            rules.append(("spacing", all(0 < s < math.inf for s in self.spacing), "be sizes > 0"))
         for name, holds, rule in rules:
             if not holds:
                 raise ValueError(f"BorderWeights: {name} must {rule}, got {getattr(self, name)}")
@@ -77,11 +78,14 @@ class BorderWeights:
         """Falk et al. 2019 as in their code: w0 = 50, sigma = 6, halo of 10 px, ratio 0.1."""
         return cls(w0=50.0, sigma=6.0, class_weight=(0.1, 1.0), ridge="one_sided", halo=(0.1, 10.0))
 
-    def balanced(self, labels: Iterable[Tensor]) -> "BorderWeights":
+    def balanced(
+        self, labels: Iterable[Tensor], classes: Iterable[Tensor] | None = None
+    ) -> "BorderWeights":
         """Counts the class weights ``"balanced"`` over a whole data set instead of each image.
 
         Args:
             labels: All instance maps of the data set, each as in a call.
+            classes: The class maps that belong to them, or None.
 
         Returns:
             The same settings with `class_weight` = pixels / (classes present x pixels of the
@@ -89,68 +93,87 @@ class BorderWeights:
         """
         if self.class_weight != "balanced":
             return self
-        counts = torch.zeros(2, dtype=torch.float64)
-        for image in labels:
-            _, target = self._objects_and_target(image)
-            counts += torch.tensor([(target == 0).sum().item(), (target == 1).sum().item()])
+        counts = torch.zeros(IGNORED + 1, dtype=torch.int64)
+        pairs = (
+            ((x, None) for x in labels) if classes is None else zip(labels, classes, strict=True)
+        )
+        for image, class_map in pairs:
+            target, _ = self(image, class_map)
+            counts += torch.bincount(target.flatten().cpu(), minlength=IGNORED + 1)
+        last = max(counts[:IGNORED].nonzero().flatten().tolist(), default=0)
+        counts = counts[: max(2, last + 1)]
         present = (counts > 0).sum()
-        pair = torch.where(counts > 0, counts.sum() / (present * counts), 0)
-        return replace(self, class_weight=(pair[0].item(), pair[1].item()))
+        table = torch.where(counts > 0, counts.sum() / (present * counts.double()), 0)
+        return replace(self, class_weight=tuple(table.tolist()))
 
-    def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, labels: Tensor, classes: Tensor | None = None, *, num_classes: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Targets and weights.
 
         Args:
-            labels: Instance maps, integer, 0 background; (H, W), (N, H, W) or (N, D, H, W).
+            labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
+                (N, D, H, W).
+            classes: The class of every pixel, integer, of the shape of `labels`: 0 background,
+                1... classes, 255 ignored; None for one class. Distances and ridge are those of the
+                objects of each class by itself; their terms are added up.
+            num_classes: How many classes there are with the background, 2 to 254; None: as many as
+                `class_weight` has weights, else, with `classes`, one more than the greatest (on
+                CUDA the host waits for it), else 2.
 
         Returns:
-            target: uint8, 0 background, 1 object, 255 ignored; the ridge between touching objects
-                is background.
+            target: uint8, 0 background, 1... classes, 255 ignored; the ridge between touching
+                objects is background.
             weights: float32, 0 where ignored. Distances are those to the whole objects.
 
         Raises:
-            TypeError: If `labels` is not an integer tensor.
-            ValueError: If its number of axes or a setting is wrong.
+            TypeError: If `labels` or `classes` is not an integer tensor.
+            ValueError: If shapes, ids or classes are out of range.
         """
-        if self.class_weight == "balanced":
-            images = labels[None] if labels.dim() == 2 else labels
-            pairs = [self.balanced([image])(image) for image in images.split(1)]
-            target, weights = (torch.cat(maps) for maps in zip(*pairs, strict=True))
-            return target.reshape(labels.shape), weights.reshape(labels.shape)
-        objects, target = self._objects_and_target(labels)
-        weights = border_weight_map(
-            objects,
+        if num_classes is None and isinstance(self.class_weight, tuple):
+            num_classes = len(self.class_weight)
+        return border_weights(
+            labels,
+            classes,
+            num_classes=num_classes,
+            ridge=self.ridge,
+            ignore_label=self.ignore_label,
             w0=self.w0,
             sigma=self.sigma,
             class_weight=self.class_weight,
-            foreground=target == 1,
             halo=self.halo,
+            spacing=self.spacing,
         )
-        return target, torch.where(target == IGNORED, 0, weights)
-
-    def _objects_and_target(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels without the ignored pixels; classes: 0 background and ridge, 1 object, 255."""
-        if labels.dtype != torch.bool and not labels.dtype.is_floating_point:
-            # Few operations know uint16, and a comparison in 8 bits would wrap the label. What is
-            # no integer stays as it is for separate_touching to refuse.
-            labels = labels.to(torch.int64)
-        ignored = torch.zeros_like(labels, dtype=torch.bool)
-        if self.ignore_label is not None:
-            ignored = labels == self.ignore_label
-        objects = labels.masked_fill(ignored, 0)
-        target = (separate_touching(objects, self.ridge) != 0).to(torch.uint8)
-        return objects, torch.where(ignored, IGNORED, target)
 
 
-def label_components(mask: Tensor) -> Tensor:
+def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
     """Numbers the connected parts of a mask, from 1; touching objects become one.
 
     Args:
-        mask: (H, W), bool or integer; everything not 0 is foreground. Pixels are connected along
-            the axes, not diagonally.
+        mask: (H, W), (N, H, W) or (N, D, H, W), bool or integer; everything not 0 is foreground.
+            Each image is numbered by itself.
+        connectivity: How many axes a step between connected pixels may take at once: 1 along the
+            axes only (4 neighbours in 2D, 6 in 3D), 2 diagonally too, up to the number of axes.
 
     Returns:
         int32 labels, of the shape and device of `mask`.
+
+    Raises:
+        ValueError: If `mask` has another number of axes or `connectivity` is out of range.
     """
-    labels, _ = ndimage.label(mask.cpu().numpy() != 0)
-    return torch.from_numpy(labels).to(device=mask.device, dtype=torch.int32)
+    if mask.dim() not in (2, 3, 4):
+        raise ValueError(
+            "label_components: mask must be (H, W), (N, H, W) or (N, D, H, W), "
+            f"got {tuple(mask.shape)}"
+        )
+    axes = spatial_axes(mask)
+    if not 1 <= connectivity <= axes:
+        raise ValueError(
+            f"label_components: connectivity must be in [1, {axes}], got {connectivity}"
+        )
+    structure = ndimage.generate_binary_structure(axes, connectivity)
+    images = mask.reshape(-1, *mask.shape[-axes:]).cpu().numpy() != 0
+    labels = [ndimage.label(image, structure)[0] for image in images]
+    numbered = np.stack(labels) if labels else images
+    result = torch.from_numpy(numbered.astype(np.int32)).reshape(mask.shape)
+    return result.to(mask.device)

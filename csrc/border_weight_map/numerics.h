@@ -1,39 +1,183 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
+#include "common/elementary.h"
 #include "common/host_device.h"
 
-// Squared distances to the nearest and the second nearest of different objects.
+// Squared distances to the nearest and the second nearest of different objects, the weights made of
+// them, and the ridge between touching objects.
 //
 // The transform is separable: along one axis after the other, every position keeps the two nearest
 // different objects of the lines seen so far. Two suffice, because a step along the next axis adds
-// the same to all distances of a line: an object that is third there is third from everywhere.
+// the same to all distances of a position (proof: docs/border_weight_map.md).
 namespace unet_fast::border_weight_map {
+
+constexpr uint8_t kIgnored = 255;  // target of pixels that do not count
+constexpr int kMaxClasses = 254;   // with the background; the next value is always out of range
+
+/// How background is put between touching objects.
+enum Ridge : int64_t { kNone, kOneSided, kTwoSided };
 
 /// Farther than anything. Half the range, so that adding a squared distance does not overflow.
 template <typename D>
 constexpr D kFar =
     std::is_integral_v<D> ? std::numeric_limits<D>::max() / 2 : std::numeric_limits<D>::infinity();
 
-/// The two nearest different objects so far. D: int32_t where all squared distances are integers
-/// below kFar, else double.
+/// More than kFar, where that is finite.
 template <typename D>
-struct Nearest {
-  D first, second;              // squared distances
-  int32_t label, second_label;  // of the objects; any where the distance is kFar
+constexpr D kBeyond =
+    std::is_integral_v<D> ? std::numeric_limits<D>::max() : std::numeric_limits<D>::infinity();
 
-  /// Takes in an object at squared distance d. Without branches, so that loops over it vectorise.
-  UNET_FAST_HOST_DEVICE void add(D d, int32_t object) {
-    const bool nearer = d < first;
-    const bool replaces = object != label && (nearer || d < second);
-    second = replaces ? (nearer ? first : d) : second;
-    second_label = replaces ? (nearer ? label : object) : second_label;
-    label = nearer ? object : label;
-    first = nearer ? d : first;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kMaxLabel = std::numeric_limits<int32_t>::max();
+
+/// Steps to an object that a sweep has not met; more than any side.
+constexpr int32_t kNever = 1 << 30;
+
+/// The squared distance of `step` pixels along an axis; `scale` is the squared size of a pixel.
+template <typename D>
+UNET_FAST_HOST_DEVICE inline D squared(int32_t step, D scale) {
+  const D steps = static_cast<D>(step < kNever ? step : 0);
+  return step < kNever ? steps * steps * scale : kFar<D>;
+}
+
+// Selections below hang on one comparison each, with no logic of truth values: so loops over them
+// become vector code.
+
+/// What a sweep along a line has met: its last object and, before it, the last other one.
+struct Met {
+  int32_t label = 0, other = 0;  // 0: none
+  int32_t at = -kNever, other_at = -kNever;
+
+  UNET_FAST_HOST_DEVICE void meet(int32_t object, int32_t position) {
+    const int32_t now = object == 0 ? label : object;
+    other = now == label ? other : label;
+    other_at = now == label ? other_at : at;
+    label = now;
+    at = object == 0 ? at : position;
   }
 };
+
+/// The two nearest different objects so far. D: int32_t where all squared distances are integers
+/// below kFar / 2, else a floating-point type.
+template <typename D>
+struct alignas(sizeof(D) == 4 ? 16 : 8) Nearest {  // 16 bytes are read at once on CUDA
+  D first, second;                                 // squared distances
+  int32_t label, second_label;                     // of the objects; any where the distance is kFar
+
+  /// Takes in an object at squared distance d.
+  UNET_FAST_HOST_DEVICE void add(D d, int32_t object) {
+    const int32_t farther_label = d < first ? label : object;
+    const D farther = d < first ? first : d;
+    const D other = object == label ? kBeyond<D> : farther;
+    // Also where both are equal: were `second_label` to stay when the object becomes the first, a
+    // later axis could take one object for both.
+    second_label = other <= second ? farther_label : second_label;
+    second = other < second ? other : second;
+    label = d < first ? object : label;
+    first = d < first ? d : first;
+  }
+
+  /// Takes in what a position knows that is a squared distance `far` away along an axis.
+  UNET_FAST_HOST_DEVICE void add(const Nearest& other, D far) {
+    add(other.first + far, other.label);
+    add(other.second + far, other.second_label);
+  }
+};
+
+/// Up to which squared distances a search matters.
+template <typename D>
+struct Reach {
+  D first;   // of the nearest object for its own sake
+  D second;  // of the second nearest
+  D half;    // which counts only if the nearest is this near
+
+  /// The squared distance below which objects can still change what matters, where all nearer than
+  /// `near` are known.
+  UNET_FAST_HOST_DEVICE D bound(D near, D nearest, D other) const {
+    const D enough = near < half ? kFar<D> : half;
+    const D of_first = nearest < first ? nearest : first;
+    const D of_second = other < second ? other : second;
+    const D counted = nearest <= enough ? of_second : 0;
+    return of_first < counted ? counted : of_first;
+  }
+};
+
+/// What matters along the last axis and, for volumes, along the others.
+template <typename D>
+struct Reaches {
+  Reach<D> last, other;
+  double most;  // the distance beyond which nothing matters
+
+  static Reaches unlimited() {
+    const Reach<D> all{kFar<D>, kFar<D>, kFar<D>};
+    return {all, all, std::numeric_limits<double>::infinity()};
+  }
+  /// Of the terms of a weight map. Two objects whose distances sum up to more than `border` need
+  /// not be told from none.
+  static Reaches of_terms(double border, double halo) {
+    const auto square = [](double distance) {
+      return static_cast<D>(std::min(distance * distance, static_cast<double>(kFar<D>)));
+    };
+    const double most = std::max(border, halo);
+    return {{square(halo), square(border), square(border / 2)},
+            {square(most), square(most), kFar<D>},
+            most};
+  }
+};
+
+/// The distance of a squared one, infinite for kFar. D: int32_t or a floating-point type.
+template <typename D>
+UNET_FAST_HOST_DEVICE inline float root(D square) {
+  // sqrt in float where the square is exact in float: the same digits as sqrt in double, rounded.
+  using Wide = std::conditional_t<std::is_same_v<D, float>, float, double>;
+  const float distance = static_cast<float>(std::sqrt(static_cast<Wide>(square)));
+  return square < kFar<D> ? distance : kInfinity;
+}
+
+/// height exp(-d^2 / (2 sigma^2)) of a distance d.
+struct Term {
+  float height, scale;  // scale: 1 / (sqrt(2) sigma)
+  double extent;        // where it falls below 2^-28, nothing beside weights of about 1
+
+  static Term of(double height, double sigma) {
+    const double ratio = std::ldexp(height, 28);
+    return {static_cast<float>(height), static_cast<float>(1 / (std::sqrt(2.0) * sigma)),
+            ratio > 1 ? sigma * std::sqrt(2 * std::log(ratio)) : 0};
+  }
+  /// 0 for an infinite distance, however wide the term.
+  UNET_FAST_HOST_DEVICE float operator()(float d) const {
+    const float z = d * scale;
+    const float value = height * exp_nonpositive(-(z * z));
+    return d < kInfinity ? value : 0.0f;
+  }
+};
+
+/// What the distances of a pixel add to its weight: the border term of the paper's equation 2, of
+/// d1 + d2, and the halo of Falk et al. 2019, of d1.
+struct Terms {
+  Term border, halo;
+
+  template <typename D>
+  Reaches<D> reaches() const {
+    return Reaches<D>::of_terms(border.extent, halo.extent);
+  }
+};
+
+/// Whether a pixel of object `here` is next to another object.
+UNET_FAST_HOST_DEVICE inline bool touches(int32_t here, int32_t neighbour) {
+  return (here != 0) & (neighbour != 0) & (here != neighbour);
+}
+
+/// Whether the neighbour at (z, y, x), each -1, 0 or 1, makes a pixel part of the ridge.
+UNET_FAST_HOST_DEVICE inline bool in_ridge(int64_t ridge, int z, int y, int x) {
+  if (ridge == kTwoSided) return z * z + y * y + x * x == 1;
+  return ridge == kOneSided && (z < 0 || (z == 0 && (y < 0 || (y == 0 && x < 0))));
+}
 
 }  // namespace unet_fast::border_weight_map

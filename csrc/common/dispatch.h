@@ -29,7 +29,7 @@ void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op, Fn&&
   }
 }
 
-/// Calls `fn.operator()<T>()` with the C++ type of a tensor of class or object ids.
+/// Calls `fn.operator()<T>()` with the C++ type of a tensor of classes.
 template <typename Fn>
 void dispatch_ids(torch::headeronly::ScalarType dtype, const char* op, Fn&& fn) {
   using torch::headeronly::ScalarType;
@@ -45,6 +45,20 @@ void dispatch_ids(torch::headeronly::ScalarType dtype, const char* op, Fn&& fn) 
     default:
       STD_TORCH_CHECK(false, op, ": expected uint8, int16, int32 or int64, got ",
                       torch::headeronly::toString(dtype));
+  }
+}
+
+/// Calls `fn.operator()<T>()` with the C++ type of a label map.
+template <typename Fn>
+void dispatch_labels(torch::headeronly::ScalarType dtype, const char* op, Fn&& fn) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Char:
+      return std::forward<Fn>(fn).template operator()<int8_t>();
+    case ScalarType::UInt16:
+      return std::forward<Fn>(fn).template operator()<uint16_t>();
+    default:
+      return dispatch_ids(dtype, op, std::forward<Fn>(fn));
   }
 }
 

@@ -6,6 +6,7 @@
 // before kernels, with UNET_FAST_CUDA_ON_HOST defined; it needs no CUDA toolkit.
 
 #include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <cstdint>
 #include <cstring>
@@ -65,6 +66,11 @@ T __shfl_down_sync(unsigned, T value, int delta) {
   std::memcpy(&result, &lanes[inside ? thread + delta : thread], sizeof(T));
   __syncwarp();
   return result;
+}
+
+template <typename T>
+T atomicAdd(T* to, T value) {
+  return std::atomic_ref<T>(*to).fetch_add(value);
 }
 
 namespace cuda_on_host {

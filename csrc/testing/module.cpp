@@ -2,12 +2,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
+#include <vector>
 
+#include "testing/border_weight_map_case.h"
 #include "testing/weighted_ce_case.h"
 
 // The CUDA kernels run on the host, NumPy in and NumPy out. Built by the tests, never installed.
 namespace py = pybind11;
+namespace border_weight_map = unet_fast::border_weight_map;
 namespace weighted_ce = unet_fast::weighted_ce;
 
 namespace {
@@ -78,6 +82,102 @@ void bind(py::module_& m) {
         py::arg("reduction"), py::arg("ignore_index"));
 }
 
+template <typename Id>
+border_weight_map::Labels labels_of(const Contiguous<Id>& labels,
+                                    const std::optional<Contiguous<uint8_t>>& classes,
+                                    std::optional<int64_t> ignore_label) {
+  return {labels.shape(0),
+          labels.shape(1),
+          labels.shape(2),
+          labels.shape(3),
+          labels.data(),
+          border_weight_map::kLabelType<Id>,
+          classes ? classes->data() : nullptr,
+          ignore_label.has_value(),
+          ignore_label.value_or(0)};
+}
+
+template <typename T>
+Contiguous<T> like(const py::array& x) {
+  return Contiguous<T>(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+}
+
+using Spacing = std::array<double, 3>;
+
+// labels (N, D, H, W). `exact`: squared distances are int32_t, else double.
+template <typename Id>
+py::tuple two_nearest(const Contiguous<Id>& labels, const Spacing& spacing, bool exact) {
+  const auto in = labels_of<Id>(labels, std::nullopt, std::nullopt);
+  auto first = like<float>(labels), second = like<float>(labels);
+  float *const to = first.mutable_data(), *const to_second = second.mutable_data();
+  const double sizes[3] = {spacing[0], spacing[1], spacing[2]};
+  {
+    py::gil_scoped_release release;
+    exact ? border_weight_map::host_two_nearest<int32_t>(in, sizes, to, to_second)
+          : border_weight_map::host_two_nearest<double>(in, sizes, to, to_second);
+  }
+  return py::make_tuple(first, second);
+}
+
+template <typename Id>
+Contiguous<Id> separate_touching(const Contiguous<Id>& labels, int64_t ridge) {
+  const auto in = labels_of<Id>(labels, std::nullopt, std::nullopt);
+  auto out = like<Id>(labels);
+  Id* const to = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    border_weight_map::host_separate(in, ridge, to);
+  }
+  return out;
+}
+
+// class_weight: None for balanced. `exact`: as above, else float.
+template <typename Id>
+py::tuple border_weights(const Contiguous<Id>& labels,
+                         const std::optional<Contiguous<uint8_t>>& classes,
+                         const std::optional<Contiguous<bool>>& foreground,
+                         const std::optional<std::vector<float>>& class_weight, int num_classes,
+                         int64_t ridge, std::optional<int64_t> ignore_label, double w0,
+                         double sigma, bool everywhere, double halo, double halo_sigma,
+                         const Spacing& spacing, bool exact) {
+  const auto in = labels_of<Id>(labels, classes, ignore_label);
+  auto target = like<uint8_t>(labels);
+  auto weights = like<float>(labels);
+  std::vector<unsigned long long> counts(labels.shape(0) * num_classes);
+  border_weight_map::MapSettings settings{
+      num_classes,
+      ridge,
+      {border_weight_map::Term::of(w0, sigma), border_weight_map::Term::of(halo, halo_sigma)},
+      everywhere,
+      {spacing[0], spacing[1], spacing[2]},
+      {},
+      nullptr,
+      class_weight ? nullptr : counts.data()};
+  if (class_weight)
+    std::copy(class_weight->begin(), class_weight->end(), settings.class_weights.at);
+  uint8_t* const to = target.mutable_data();
+  float* const to_weights = weights.mutable_data();
+  const bool* const cells = foreground ? foreground->data() : nullptr;
+  {
+    py::gil_scoped_release release;
+    exact ? border_weight_map::host_map<int32_t>(in, cells, settings, to, to_weights)
+          : border_weight_map::host_map<float>(in, cells, settings, to, to_weights);
+  }
+  return py::make_tuple(target, weights);
+}
+
+template <typename Id>
+void bind_labels(py::module_& m) {
+  m.def("two_nearest", &two_nearest<Id>, py::arg("labels").noconvert(), py::arg("spacing"),
+        py::arg("exact"));
+  m.def("separate_touching", &separate_touching<Id>, py::arg("labels").noconvert(),
+        py::arg("ridge"));
+  m.def("border_weights", &border_weights<Id>, py::arg("labels").noconvert(), py::arg("classes"),
+        py::arg("foreground"), py::arg("class_weight"), py::arg("num_classes"), py::arg("ridge"),
+        py::arg("ignore_label"), py::arg("w0"), py::arg("sigma"), py::arg("everywhere"),
+        py::arg("halo"), py::arg("halo_sigma"), py::arg("spacing"), py::arg("exact"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda_on_host, m) {
@@ -86,4 +186,10 @@ PYBIND11_MODULE(_cuda_on_host, m) {
   bind<float, int32_t>(m);
   bind<float, int64_t>(m);
   bind<double, int64_t>(m);
+  bind_labels<int8_t>(m);
+  bind_labels<uint8_t>(m);
+  bind_labels<int16_t>(m);
+  bind_labels<uint16_t>(m);
+  bind_labels<int32_t>(m);
+  bind_labels<int64_t>(m);
 }

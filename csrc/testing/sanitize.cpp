@@ -1,13 +1,16 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
 #include <vector>
 
+#include "testing/border_weight_map_case.h"
 #include "testing/weighted_ce_case.h"
 
 // Runs the launchers on sizes that straddle their tiles. Built with -fsanitize by the tests: the
-// sanitizer finds races and bad reads; the sums are checked against a plain loop. Exit code 1 if
+// sanitizer finds races and bad reads; the results are checked against plain loops. Exit code 1 if
 // off.
+namespace border_weight_map = unet_fast::border_weight_map;
 namespace weighted_ce = unet_fast::weighted_ce;
 
 namespace {
@@ -68,10 +71,83 @@ bool check_weighted_ce(int64_t pixels, int64_t classes, bool channels_last) {
   return right;
 }
 
+// Two images (or volumes) of sparse pixels of three objects; returns whether the weights are right.
+template <typename D>
+bool check_border_weights(int64_t depth, int64_t height, int64_t width, bool balanced) {
+  std::mt19937 random(static_cast<unsigned>(height * 31 + width));
+  const int64_t volume = depth * height * width;
+  std::vector<int16_t> ids(2 * volume);
+  for (int16_t& id : ids) id = random() % 8 == 0 ? static_cast<int16_t>(1 + random() % 3) : 0;
+  const border_weight_map::Labels labels{
+      2, depth, height, width, ids.data(), border_weight_map::LabelType::kInt16, nullptr, false, 0};
+  constexpr double kW0 = 10, kSigma = 2, kHalo = 0.9, kHaloSigma = 3;
+  std::vector<unsigned long long> counts(4);
+  const border_weight_map::MapSettings settings{
+      2,
+      border_weight_map::kTwoSided,
+      {border_weight_map::Term::of(kW0, kSigma), border_weight_map::Term::of(kHalo, kHaloSigma)},
+      false,
+      {1, 1, 1},
+      {{0.5f, 2.0f}},
+      nullptr,
+      balanced ? counts.data() : nullptr};
+  std::vector<uint8_t> target(ids.size());
+  std::vector<float> weights(ids.size(), NAN);
+  border_weight_map::host_map<D>(labels, nullptr, settings, target.data(), weights.data());
+
+  // The same from all pairs of pixels.
+  const auto at = [&](int64_t i, int axis) {
+    const int64_t p = i % volume;
+    return axis == 0 ? p / (height * width) : axis == 1 ? p / width % height : p % width;
+  };
+  double worst = 0;
+  for (int64_t image = 0; image < 2; ++image) {
+    std::vector<bool> cell(volume);
+    std::vector<double> first(volume), second(volume), cells{0, 0};
+    for (int64_t p = 0; p < volume; ++p) {
+      double nearest[4] = {INFINITY, INFINITY, INFINITY, INFINITY};
+      bool ridge = false;
+      const int16_t here = ids[image * volume + p];
+      for (int64_t q = 0; q < volume; ++q) {
+        const int16_t id = ids[image * volume + q];
+        double square = 0;
+        for (int axis = 0; axis < 3; ++axis) square += std::pow(at(p, axis) - at(q, axis), 2);
+        if (id != 0) nearest[id] = std::min(nearest[id], std::sqrt(square));
+        ridge |= square == 1 && id != 0 && here != 0 && id != here;
+      }
+      std::sort(nearest, nearest + 4);
+      first[p] = nearest[0];
+      second[p] = nearest[1];
+      cell[p] = here != 0 && !ridge;
+      cells[cell[p]] += 1;
+    }
+    for (int64_t p = 0; p < volume; ++p) {
+      const double present = (cells[0] > 0) + (cells[1] > 0);
+      double expected = balanced ? static_cast<double>(volume) / (present * cells[cell[p]])
+                                 : (cell[p] ? 2.0 : 0.5);
+      const auto term = [](double height, double sigma, double d) {
+        return height * std::exp(-d * d / (2 * sigma * sigma));
+      };
+      if (!cell[p]) {
+        expected += term(kW0, kSigma, first[p] + second[p]) + term(kHalo, kHaloSigma, first[p]);
+      }
+      const int64_t i = image * volume + p;
+      worst = std::max(worst, std::abs(weights[i] - expected) / expected);
+      worst = target[i] == cell[p] ? worst : INFINITY;
+    }
+  }
+  if (!(worst < 1e-5)) std::printf("border_weights: relative error %g\n", worst);
+  return worst < 1e-5;
+}
+
 }  // namespace
 
 int main() {
   bool right = true;
+  right &= check_border_weights<int32_t>(1, 1, 1, true);
+  right &= check_border_weights<int32_t>(1, border_weight_map::kSegment + 1, 5, true);
+  right &= check_border_weights<float>(1, 5, unet_fast::kThreads / 5 + 2, false);
+  right &= check_border_weights<int32_t>(3, 6, 7, false);
   constexpr int64_t kBlock = weighted_ce::kBlockPixels;
   for (int64_t pixels : {int64_t{1}, int64_t{257}, kBlock + 1, kBlock + weighted_ce::kPack}) {
     right &= check_weighted_ce(pixels, 2, false);

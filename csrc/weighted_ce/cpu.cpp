@@ -3,12 +3,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "common/dispatch.h"
+#include "common/first_bad.h"
 #include "common/simd.h"
 #include "weighted_ce/numerics.h"
 #include "weighted_ce/operands.h"
@@ -223,21 +223,10 @@ UNET_FAST_SIMD void gradients(Planes<const A> from, int64_t c, const Block<A>& b
   }
 }
 
-// The first target that is neither a class nor ignore_index, found in the kernel's own pass.
-struct FirstBad {
-  std::atomic<int64_t> pixel{INT64_MAX};
-
-  void found(int64_t p) {
-    int64_t seen = pixel.load();
-    while (p < seen && !pixel.compare_exchange_weak(seen, p)) {
-    }
-  }
-};
-
 template <typename Id>
 void report_bad(const FirstBad& bad, const Id* target, int64_t classes, int64_t ignore_index) {
-  const int64_t p = bad.pixel.load();
-  if (p == INT64_MAX) return;
+  if (!bad.any()) return;
+  const int64_t p = bad.index.load();
   const int64_t value = target[p];
   STD_TORCH_CHECK(false, "weighted_ce: target must be in [0, ", classes - 1, "] or ignore_index (",
                   ignore_index, "), got ", value, " at flat index ", p);

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+ClassWeight = Sequence[float] | Tensor | str | None
+RIDGES = ("none", "one_sided", "two_sided")
+IGNORED = 255
+"""The target value of pixels that do not count."""
+MAX_CLASSES = 254
+"""With the background; the next value marks classes that are out of range."""
+
 _INTEGERS = (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64)
+_INT32_MAX = 2**31 - 1
 
 
 def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
@@ -19,7 +27,8 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
     so it is 0 inside. An object is all pixels of one id, also in several parts.
 
     Args:
-        labels: Instance maps, integer, 0 background; (H, W), (N, H, W) or (N, D, H, W).
+        labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
+            (N, D, H, W).
         spacing: Size of a pixel along each spatial axis, > 0, in the unit of the distances; None
             for 1.
 
@@ -29,10 +38,11 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
 
     Raises:
         TypeError: If `labels` is not an integer tensor.
-        ValueError: If `labels` has another number of axes, or `spacing` another length or a value
-            that is not > 0.
+        ValueError: If `labels` has another number of axes or an id out of range, or `spacing`
+            another length or a value that is not > 0.
     """
     check_labels("two_nearest", labels)
+    _check_ids("two_nearest", labels)
     check_spacing("two_nearest", labels, spacing)
     array = labels.cpu().numpy()
     batch = array[None] if labels.dim() == 2 else array
@@ -51,7 +61,8 @@ def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
     """Makes background of the pixels along which different objects touch.
 
     Args:
-        labels: Instance maps, integer, 0 background; (H, W), (N, H, W) or (N, D, H, W).
+        labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
+            (N, D, H, W).
         mode: ``"two_sided"``: a pixel with a neighbour of another object along an axis; the ridge
             is two pixels wide and turns with the image. ``"one_sided"``: a pixel with a neighbour
             of another object among the neighbours (diagonals too) that come before it in scan
@@ -62,13 +73,12 @@ def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
 
     Raises:
         TypeError: If `labels` is not an integer tensor.
-        ValueError: If `labels` has another number of axes, or `mode` is unknown.
+        ValueError: If `labels` has another number of axes or an id out of range, or `mode` is
+            unknown.
     """
     check_labels("separate_touching", labels)
-    if mode not in ("two_sided", "one_sided", "none"):
-        raise ValueError(
-            f"separate_touching: mode must be two_sided, one_sided or none, got {mode!r}"
-        )
+    check_ridge("separate_touching", "mode", mode)
+    _check_ids("separate_touching", labels)
     axes = spatial_axes(labels)
     neighbourhood = list(itertools.product((-1, 0, 1), repeat=axes))
     if mode == "two_sided":
@@ -90,7 +100,7 @@ def border_weight_map(
     *,
     w0: float = 10.0,
     sigma: float = 5.0,
-    class_weight: tuple[float, float] | Tensor | str | None = None,
+    class_weight: ClassWeight = None,
     where: str = "background",
     foreground: Tensor | None = None,
     halo: tuple[float, float] | None = None,
@@ -104,11 +114,12 @@ def border_weight_map(
     0.
 
     Args:
-        labels: Instance maps, integer, 0 background; (H, W), (N, H, W) or (N, D, H, W). Distances
-            are measured to these objects, so give them before carving.
+        labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
+            (N, D, H, W). Distances are measured to these objects, so give them before carving.
         w0: Height of the border term, >= 0.
         sigma: Its width, > 0, in pixels or the unit of `spacing`.
-        class_weight: w_c: None for 1; a pair (background, foreground); or ``"balanced"``,
+        class_weight: w_c: None for 1; weights >= 0 of background and foreground, as numbers or as
+            a tensor (on CUDA the values of a tensor are not checked); or ``"balanced"``,
             pixels / (classes present x pixels of the class), counted in each image by itself.
         where: ``"background"``, the border term on background only, or ``"everywhere"``.
         foreground: Which pixels are cells, bool, of the shape of `labels`; None for `labels` > 0.
@@ -126,64 +137,109 @@ def border_weight_map(
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, equation 2; w0 = 10 and
     sigma = 5 are the paper's.
     """
-    check_labels("border_weight_map", labels)
-    check_spacing("border_weight_map", labels, spacing)
-    check_weights(labels, w0, sigma, where, foreground, halo)
-    distances = two_nearest(labels, spacing=spacing)
-    return weights_from_distances(
-        labels, distances, w0, sigma, class_weight, where, foreground, halo
-    )
+    op = "border_weight_map"
+    check_labels(op, labels)
+    check_terms(op, labels, w0, sigma, halo, spacing)
+    check_map(labels, where, foreground)
+    table = class_table(op, class_weight, 2, labels.device)
+    target = (labels.to(torch.int64) != 0 if foreground is None else foreground).to(torch.uint8)
+    everywhere = where == "everywhere"
+    return _weights(target, [labels], w0, sigma, table, 2, everywhere, halo, spacing)
 
 
-def weights_from_distances(
+def border_weights(
     labels: Tensor,
-    distances: tuple[Tensor, Tensor],
+    classes: Tensor | None = None,
+    *,
+    num_classes: int | None = None,
+    ridge: str = "two_sided",
+    ignore_label: int | None = None,
+    w0: float = 10.0,
+    sigma: float = 5.0,
+    class_weight: ClassWeight = None,
+    halo: tuple[float, float] | None = None,
+    spacing: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Targets and weights of instances, of one class or of several.
+
+    Distances and ridge are those of the objects of each class by itself; the terms of all classes
+    are added up, on background.
+
+    Args:
+        labels: Instance maps, as in :func:`border_weight_map`.
+        classes: The class of every pixel, uint8 or another integer type, of the shape of `labels`:
+            0 background, 1... classes, 255 ignored; None for one class. A pixel of a class without
+            an object (label 0) keeps its class and has no part in distances.
+        num_classes: How many classes there are with the background, 2 to 254; None: 2 or, with
+            `classes`, one more than the greatest (read from the device: on CUDA the host waits).
+        ridge: As in :func:`separate_touching`; the ridge is background.
+        ignore_label: Label of pixels that do not count and are no object, or None.
+        w0: As in :func:`border_weight_map`.
+        sigma: As there.
+        class_weight: As there, a weight for each class; counts of ``"balanced"`` leave out ignored
+            pixels.
+        halo: As there.
+        spacing: As there.
+
+    Returns:
+        target: uint8, 0 background, 1... classes, 255 ignored.
+        weights: float32, 0 where ignored.
+
+    Raises:
+        TypeError: If `labels` or `classes` is not an integer tensor.
+        ValueError: If a shape or value breaks a rule above.
+
+    Source: T. Falk et al., "U-Net: deep learning for cell counting, detection, and morphometry",
+    Nature Methods 2019, and its code.
+    """
+    op = "border_weights"
+    check_labels(op, labels)
+    check_terms(op, labels, w0, sigma, halo, spacing)
+    check_border_weights(labels, classes, ridge)
+    count = class_count(classes, num_classes)
+    table = class_table(op, class_weight, count, labels.device)
+    ids = labels.to(torch.int64)
+    ignored = (
+        torch.zeros_like(ids, dtype=torch.bool) if ignore_label is None else ids == ignore_label
+    )
+    ids = torch.where(ignored, 0, ids)
+    target = (ids != 0).long() if classes is None else classes.to(torch.int64)
+    objects = [torch.where(target == c, ids, 0) for c in range(1, count)]
+    for of_class in objects:
+        target = torch.where(separate_touching(of_class, ridge) == of_class, target, 0)
+    target = torch.where(ignored, IGNORED, target).to(torch.uint8)
+    return target, _weights(target, objects, w0, sigma, table, count, False, halo, spacing)
+
+
+def _weights(
+    target: Tensor,
+    objects: list[Tensor],
     w0: float,
     sigma: float,
-    class_weight: tuple[float, float] | Tensor | str | None,
-    where: str,
-    foreground: Tensor | None,
+    table: Tensor | None,
+    num_classes: int,
+    everywhere: bool,
     halo: tuple[float, float] | None,
+    spacing: Sequence[float] | None,
 ) -> Tensor:
-    """The formula of :func:`border_weight_map`, given the distances; arguments as there."""
-    first, second = (d.double() for d in distances)
-    cells = labels.to(torch.int64) != 0 if foreground is None else foreground
-    border = w0 * torch.exp(-((first + second) ** 2) / (2 * sigma**2))
-    if where == "background":
-        border = torch.where(cells, 0, border)
-    weights = _class_weights(cells, class_weight) + border
-    if halo is not None:
-        v, s = halo
-        glow = (1 - v) * torch.exp(-(first**2) / (2 * s**2))
-        weights = weights + torch.where(cells, 0, glow)
-    return weights.float()
-
-
-def _class_weights(
-    cells: Tensor, class_weight: tuple[float, float] | Tensor | str | None
-) -> Tensor:
-    if class_weight is None:
-        return torch.ones_like(cells, dtype=torch.float64)
-    if isinstance(class_weight, str):
-        if class_weight != "balanced":
-            raise ValueError(
-                "border_weight_map: class_weight must be None, a pair (background, foreground) or "
-                f"'balanced', got {class_weight!r}"
-            )
-        spatial = tuple(range(cells.dim() - spatial_axes(cells), cells.dim()))
-        count = torch.stack([(~cells).sum(spatial), cells.sum(spatial)])
+    """The weights of the classes and the terms of all maps of objects."""
+    of_class = torch.stack([target == c for c in range(num_classes)])
+    spatial = tuple(range(-spatial_axes(target), 0))
+    if table is None:  # balanced
+        count = of_class.sum(spatial, keepdim=True)
         present = (count > 0).sum(0)
-        background, foreground = (count.sum(0) / (present * count.double())).reshape(
-            2, -1, *[1] * len(spatial)
-        )
-        return torch.where(cells, foreground, background).reshape(cells.shape)
-    pair = torch.as_tensor(class_weight, dtype=torch.float64, device=cells.device)
-    if pair.shape != (2,) or not bool((pair >= 0).all()):
-        raise ValueError(
-            "border_weight_map: class_weight must be two weights >= 0 (background, foreground), "
-            f"got {class_weight}"
-        )
-    return pair[cells.long()]
+        weight = torch.where(count > 0, count.sum(0) / (present * count.double()), 0)
+    else:
+        weight = table.double().to(target.device).reshape(-1, *[1] * target.dim())
+    weights = (of_class * weight).sum(0)
+    for labels in objects:
+        first, second = (d.double() for d in two_nearest(labels, spacing=spacing))
+        border = w0 * torch.exp(-((first + second) ** 2) / (2 * sigma**2))
+        weights += torch.where(target != IGNORED if everywhere else target == 0, border, 0)
+        if halo is not None:
+            v, s = halo
+            weights += torch.where(target == 0, (1 - v) * torch.exp(-(first**2) / (2 * s**2)), 0)
+    return weights.float()
 
 
 def spatial_axes(labels: Tensor) -> int:
@@ -200,6 +256,9 @@ def _shifted(labels: Tensor, offset: tuple[int, ...]) -> Tensor:
     return padded
 
 
+# Validation, shared with the kernels' public functions.
+
+
 def check_labels(op: str, labels: Tensor) -> None:
     """Raises TypeError or ValueError for what is no label map."""
     if labels.dtype not in _INTEGERS:
@@ -208,6 +267,13 @@ def check_labels(op: str, labels: Tensor) -> None:
         raise ValueError(
             f"{op}: labels must be (H, W), (N, H, W) or (N, D, H, W), got {tuple(labels.shape)}"
         )
+
+
+def _check_ids(op: str, labels: Tensor) -> None:
+    ids = labels.to(torch.int64)
+    wrong = ids[(ids < 0) | (ids > _INT32_MAX)]
+    if wrong.numel() > 0:
+        raise ValueError(f"{op}: labels must be in [0, {_INT32_MAX}], got {int(wrong[0])}")
 
 
 def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> None:
@@ -219,30 +285,116 @@ def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> N
         raise ValueError(f"{op}: spacing must be {axes} values > 0, got {tuple(spacing)}")
 
 
-def check_weights(
+def check_ridge(op: str, name: str, ridge: str) -> None:
+    """Raises ValueError if the mode is unknown."""
+    if ridge not in RIDGES:
+        raise ValueError(f"{op}: {name} must be two_sided, one_sided or none, got {ridge!r}")
+
+
+def check_terms(
+    op: str,
     labels: Tensor,
     w0: float,
     sigma: float,
-    where: str,
-    foreground: Tensor | None,
     halo: tuple[float, float] | None,
+    spacing: Sequence[float] | None,
 ) -> None:
-    """Raises ValueError if a setting of border_weight_map is out of range."""
-    shape = tuple(labels.shape)
+    """Raises ValueError if a setting of the terms is out of range."""
+    check_spacing(op, labels, spacing)
     if not 0 <= w0 < float("inf"):
-        raise ValueError(f"border_weight_map: w0 must be >= 0, got {w0}")
+        raise ValueError(f"{op}: w0 must be >= 0 and finite, got {w0}")
     if not 0 < sigma < float("inf"):
-        raise ValueError(f"border_weight_map: sigma must be > 0, got {sigma}")
+        raise ValueError(f"{op}: sigma must be > 0 and finite, got {sigma}")
+    if halo is not None and not (
+        len(halo) == 2 and 0 <= halo[0] <= 1 and 0 < halo[1] < float("inf")
+    ):
+        raise ValueError(f"{op}: halo must be (v, s) with 0 <= v <= 1 and s > 0, got {halo}")
+
+
+def check_map(labels: Tensor, where: str, foreground: Tensor | None) -> None:
+    """Raises ValueError if an argument of border_weight_map alone is wrong."""
     if where not in ("background", "everywhere"):
         raise ValueError(
             f"border_weight_map: where must be background or everywhere, got {where!r}"
         )
-    if foreground is not None and (foreground.dtype, foreground.shape) != (torch.bool, shape):
-        raise ValueError(
-            f"border_weight_map: foreground must be bool of shape {shape}, "
-            f"got {foreground.dtype} {tuple(foreground.shape)}"
+    if foreground is not None:
+        _check_like(
+            "border_weight_map", "foreground", foreground, labels, foreground.dtype == torch.bool
         )
-    if halo is not None and not (len(halo) == 2 and 0 <= halo[0] <= 1 and halo[1] > 0):
+
+
+def check_border_weights(labels: Tensor, classes: Tensor | None, ridge: str) -> None:
+    """Raises TypeError or ValueError if an argument of border_weights alone is wrong."""
+    check_ridge("border_weights", "ridge", ridge)
+    if classes is None:
+        return
+    if classes.dtype not in _INTEGERS:
+        raise TypeError(f"border_weights: classes must be an integer tensor, got {classes.dtype}")
+    _check_like("border_weights", "classes", classes, labels, True)
+
+
+def _check_like(op: str, name: str, x: Tensor, labels: Tensor, right_dtype: bool) -> None:
+    if x.shape != labels.shape or not right_dtype:
+        rule = f"be {'bool ' if name == 'foreground' else ''}of shape {tuple(labels.shape)}"
+        raise ValueError(f"{op}: {name} must {rule}, got {x.dtype} {tuple(x.shape)}")
+    if x.device != labels.device:
+        raise ValueError(f"{op}: {name} must be on {labels.device}, got {x.device}")
+
+
+def class_count(classes: Tensor | None, num_classes: int | None) -> int:
+    """The number of classes with the background: as given, or read from the map.
+
+    Raises ValueError if it, or a class, is out of range.
+    """
+    if num_classes is not None and not 2 <= num_classes <= MAX_CLASSES:
         raise ValueError(
-            f"border_weight_map: halo must be (v, s) with 0 <= v <= 1 and s > 0, got {halo}"
+            f"border_weights: num_classes must be in [2, {MAX_CLASSES}], got {num_classes}"
         )
+    if classes is None:
+        if num_classes not in (None, 2):
+            raise ValueError(
+                f"border_weights: num_classes must be 2 without a map of classes, got {num_classes}"
+            )
+        return 2
+    # Looking at values on another device makes the host wait.
+    if num_classes is not None and (classes.is_cuda or torch.compiler.is_compiling()):
+        return num_classes
+    values = classes.to(torch.int64)
+    present = torch.cat([values[values != IGNORED], values.new_zeros(1)])
+    low, high = int(present.min()), int(present.max())
+    most = (num_classes or MAX_CLASSES) - 1
+    if low < 0 or high > most:
+        raise ValueError(
+            f"border_weights: classes must be in [0, {most}] or 255 (ignored), "
+            f"got {low if low < 0 else high}"
+        )
+    return num_classes or max(2, high + 1)
+
+
+def class_table(
+    op: str, class_weight: ClassWeight, num_classes: int, device: torch.device
+) -> Tensor | None:
+    """The weight of each class, float32; None for balanced."""
+    if class_weight is None:
+        return torch.ones(num_classes)
+    if isinstance(class_weight, str):
+        if class_weight == "balanced":
+            return None
+        raise ValueError(
+            f"{op}: class_weight must be None, {num_classes} weights or 'balanced', "
+            f"got {class_weight!r}"
+        )
+    table = torch.as_tensor(class_weight, dtype=torch.float32).detach()
+    if table.device.type != "cpu" and table.device != device:
+        raise ValueError(f"{op}: class_weight must be on {device} or cpu, got {table.device}")
+    # Looking at values on another device would make the host wait.
+    looks = table.device.type == "cpu" and not torch.compiler.is_compiling()
+    if table.shape != (num_classes,) or (
+        looks and not bool(((table >= 0) & table.isfinite()).all())
+    ):
+        values = table.tolist() if looks else tuple(table.shape)
+        raise ValueError(
+            f"{op}: class_weight must be {num_classes} weights >= 0 (background first), "
+            f"got {values}"
+        )
+    return table

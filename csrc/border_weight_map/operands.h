@@ -1,0 +1,103 @@
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "border_weight_map/numerics.h"
+#include "common/tensors.h"
+
+// The arguments of the operators, checked; shared by the CPU and the CUDA half.
+namespace unet_fast::border_weight_map {
+
+using torch::headeronly::ScalarType;
+
+/// A batch of volumes, (N, D, H, W); images have D = 1.
+struct Shape {
+  int64_t images, depth, height, width;
+
+  explicit Shape(const Tensor& labels) : images(0), depth(0), height(0), width(0) {
+    STD_TORCH_CHECK(labels.dim() == 4, "the operators take labels (N, D, H, W)");
+    images = labels.size(0);
+    depth = labels.size(1);
+    height = labels.size(2);
+    width = labels.size(3);
+    STD_TORCH_CHECK(depth < kNever && height < kNever && width < kNever,
+                    "sides of labels must be below 2^30");
+  }
+  int64_t volume() const { return depth * height * width; }
+  int64_t pixels() const { return images * volume(); }
+};
+
+/// Size of a pixel along depth, height and width.
+struct Spacing {
+  double z, y, x;
+
+  explicit Spacing(const std::vector<double>& sizes) : z(0), y(0), x(0) {
+    STD_TORCH_CHECK(sizes.size() == 3, "spacing must be three sizes");
+    z = sizes[0];
+    y = sizes[1];
+    x = sizes[2];
+  }
+  bool unit() const { return z == 1 && y == 1 && x == 1; }
+};
+
+/// More than any squared distance.
+inline double longest_square(const Shape& shape, const Spacing& spacing) {
+  const auto square = [](int64_t side, double size) { return side * size * (side * size); };
+  return square(shape.depth, spacing.z) + square(shape.height, spacing.y) +
+         square(shape.width, spacing.x);
+}
+
+/// Whether all squared distances are integers that int32_t holds, and adds without overflow.
+inline bool fits_int32(const Shape& shape, const Spacing& spacing) {
+  return spacing.unit() && longest_square(shape, spacing) < kFar<int32_t> / 2;
+}
+
+/// The tensors of a weight map; contiguous.
+struct Operands {
+  Operands(const Tensor& labels, const std::optional<Tensor>& classes,
+           const std::optional<Tensor>& foreground, const std::optional<Tensor>& class_weight)
+      : labels(as_contiguous(labels)),
+        classes(contiguous(classes)),
+        foreground(contiguous(foreground)),
+        class_weight(contiguous(class_weight)) {}
+
+  static std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
+    return x ? std::optional(as_contiguous(*x)) : std::nullopt;
+  }
+
+  Tensor labels;
+  std::optional<Tensor> classes, foreground, class_weight;
+};
+
+/// Settings of the weight map.
+struct Settings {
+  int64_t classes, ridge;
+  std::optional<int64_t> ignore_label;
+  double w0, sigma;
+  bool everywhere;
+  double halo, halo_sigma;
+  Spacing spacing;
+
+  Terms terms() const { return {Term::of(w0, sigma), Term::of(halo, halo_sigma)}; }
+  /// Raises if tensors do not fit together.
+  void check(const Shape& shape, const Operands& in) const {
+    const auto fits = [&](const std::optional<Tensor>& x, ScalarType type, int64_t n) {
+      return !x || (x->scalar_type() == type && x->numel() == n);
+    };
+    STD_TORCH_CHECK(classes >= 2 && classes <= kMaxClasses, "num_classes must be in [2, ",
+                    kMaxClasses, "], got ", classes);
+    STD_TORCH_CHECK(in.classes || classes == 2, "more than one class of objects needs `classes`");
+    STD_TORCH_CHECK(fits(in.classes, ScalarType::Byte, shape.pixels()),
+                    "classes must be uint8, one for each label");
+    STD_TORCH_CHECK(fits(in.foreground, ScalarType::Bool, shape.pixels()),
+                    "foreground must be bool, one for each label");
+    STD_TORCH_CHECK(fits(in.class_weight, ScalarType::Float, classes),
+                    "class_weight must be float32, one for each class");
+  }
+};
+
+}  // namespace unet_fast::border_weight_map

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <vector>
+
+#include "testing/cuda_on_host.h"
+// The stand-ins above come first.
+#include "border_weight_map/kernels.cuh"
+
+namespace unet_fast::border_weight_map {
+
+/// The kernels on the host, with squared distances of type D; all pointers one value a pixel.
+template <typename D>
+void host_two_nearest(const Labels& labels, const double (&spacing)[3], float* first,
+                      float* second) {
+  std::vector<Nearest<D>> nearest(labels.pixels()), spare(labels.depth > 1 ? labels.pixels() : 0);
+  launch_transform<D>(labels, 0, spacing, Reaches<D>::unlimited(), nearest.data(), spare.data(),
+                      Distances{first, second}, cuda_on_host::Stream{});
+}
+
+template <typename Id>
+void host_separate(const Labels& labels, int64_t ridge, Id* out) {
+  cuda_on_host::launch(&separate<Id>, blocks_of(labels.pixels()), kThreads, cuda_on_host::Stream{},
+                       labels, ridge, out);
+}
+
+template <typename D>
+void host_map(const Labels& labels, const bool* foreground, const MapSettings& settings,
+              uint8_t* target, float* weights) {
+  std::vector<Nearest<D>> nearest(labels.pixels()), spare(labels.depth > 1 ? labels.pixels() : 0);
+  std::vector<float> of_classes(labels.images * settings.classes);
+  launch_map<D>(labels, foreground, settings, of_classes.data(), nearest.data(), spare.data(),
+                target, weights, cuda_on_host::Stream{});
+}
+
+}  // namespace unet_fast::border_weight_map
