@@ -33,9 +33,9 @@ def seconds(function, device):
     return time.perf_counter() - start
 
 
-def compare(ours, rival, device, rounds):
+def compare(ours, rival, device, rounds, warm_up=3):
     """Columns of a row: medians in milliseconds, and quantiles of rival / ours."""
-    for _ in range(3):
+    for _ in range(warm_up):
         ours()
         rival()
     pairs = [(seconds(ours, device), seconds(rival, device)) for _ in range(rounds)]
@@ -69,6 +69,20 @@ def peak_megabytes(function, device):
         held += change
         peak = max(peak, held)
     return peak / 1e6
+
+
+def peak_resident_megabytes(function):
+    """The most memory that a first call adds to the process, its results included; Linux only."""
+
+    def status(field):
+        text = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{field}:\s*(\d+) kB", text).group(1)) / 1e3
+
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = status("VmRSS")
+    result = function()
+    del result
+    return status("VmHWM") - before
 
 
 def header(operator, device):
