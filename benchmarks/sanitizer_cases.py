@@ -29,6 +29,29 @@ def weighted_ce(device, pixels, classes, channels_last, dtype):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+def border_weights(device, shape):
+    labels = torch.randint(0, 12, shape) * (torch.rand(shape) < 0.3)
+    moved = labels.to(torch.int16).to(device)
+    for spacing in (None, (0.5,) * (len(shape) - 1)):  # squares in int32_t and not
+        results = unet_fast.two_nearest(moved, spacing=spacing)
+        for ours, theirs in zip(
+            results, reference.two_nearest(labels, spacing=spacing), strict=True
+        ):
+            torch.testing.assert_close(ours.cpu(), theirs)
+        ours = unet_fast.border_weight_map(moved, spacing=spacing, where="everywhere")
+        theirs = reference.border_weight_map(labels, spacing=spacing, where="everywhere")
+        torch.testing.assert_close(ours.cpu(), theirs)
+    for ridge in ("one_sided", "two_sided"):
+        separated = unet_fast.separate_touching(moved, ridge).cpu().long()
+        assert torch.equal(separated, reference.separate_touching(labels, ridge))
+    classes = torch.where(labels > 6, 2, 1).where(labels > 0, 0)
+    options = {"class_weight": "balanced", "halo": (0.1, 10.0), "num_classes": 3}
+    weigh = unet_fast.ops.border_weight_map.border_weights
+    theirs = reference.border_weights(labels, classes, **options)
+    for ours, expected in zip(weigh(moved, classes.to(device), **options), theirs, strict=True):
+        torch.testing.assert_close(ours.cpu(), expected)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -39,6 +62,9 @@ def main():
         for classes, channels_last in ((2, False), (5, True)):
             for dtype in (torch.float32, torch.bfloat16):
                 weighted_ce(device, pixels, classes, channels_last, dtype)
+    # Around a block of threads and a segment of a column; a volume.
+    for shape in ((1, 1, 1), (2, 65, 5), (1, 5, 257), (1, 4, 9, 8)):
+        border_weights(device, shape)
     print("all results right")
 
 

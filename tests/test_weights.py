@@ -1,9 +1,13 @@
 import math
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 
 from unet_fast import Augmentation, BorderWeights, label_components
+from unet_fast.cli import main
+from unet_fast.imageio import read_image, read_labels, write_labels
 
 TOUCHING = torch.tensor([[1, 1, 2, 2, 0, 0, 9, 9]], dtype=torch.uint16)
 
@@ -145,3 +149,67 @@ def test_ignore_label_outside_the_dtype_of_the_labels():
 def test_rejects(options, message):
     with pytest.raises(ValueError, match="^BorderWeights: " + message):
         BorderWeights(**options)
+
+
+@pytest.fixture
+def label_folder(tmp_path):
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    small = np.array([[1, 1, 2, 2, 0, 0, 9, 9]] * 4, dtype=np.uint16)
+    write_labels(folder / "a.png", small)
+    write_labels(folder / "b.png", np.zeros((3, 5), dtype=np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("preset", ["paper-2015", "falk-2019"])
+def test_command(label_folder, tmp_path, capsys, preset):
+    out = tmp_path / "out"
+    words = ["weights", str(label_folder), "--out", str(out), "--preset", preset]
+    assert main(words) == 0
+    assert f"2 weight maps: {out}" in capsys.readouterr().out
+    assert {f.name for f in out.iterdir()} == {"a.tif", "a.png", "b.tif", "b.png"}
+    maps = [torch.from_numpy(read_labels(label_folder / name)) for name in ("a.png", "b.png")]
+    settings = BorderWeights.paper_2015() if preset == "paper-2015" else BorderWeights.falk_2019()
+    expected = settings.balanced(maps)(maps[0])[1]
+    written = tifffile.imread(out / "a.tif")
+    assert written.dtype == np.float32
+    np.testing.assert_array_equal(written, expected)
+    picture = read_image(out / "a.png")
+    assert picture.shape[0] == 3
+    assert len(np.unique(picture)) > 20
+    assert main([*words, "--overwrite", "--ignore-label", "9"]) == 0
+    assert (tifffile.imread(out / "a.tif")[:, 6:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "must be a folder of images, got nothing there"),
+        (["{labels}", "--preset", "unet"], 'Invalid value "unet" for --preset'),
+        (["{labels}", "--out", "{labels}", "--overwrite"], "out must not be the folder of the"),
+        (["{labels}", "--out", "{labels}/a.png"], "must be a folder that can be written"),
+        (["{labels}/float.tif"], "labels must be integers, got float32"),
+    ],
+)
+def test_command_refuses(label_folder, tmp_path, capsys, words, message):
+    tifffile.imwrite(label_folder / "float.tif", np.zeros((2, 2), dtype=np.float32))
+    before = {f.name: f.read_bytes() for f in label_folder.iterdir()}
+    if "float" not in words[0]:
+        (label_folder / "float.tif").unlink()
+        del before["float.tif"]
+    words = [word.format(labels=label_folder) for word in words]
+    words += [] if "--out" in words else ["--out", str(tmp_path / "out")]
+    assert main(["weights", *words]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert {f.name: f.read_bytes() for f in label_folder.iterdir()} == before
+
+
+def test_command_keeps_what_is_there(label_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.tif").write_text("mine")
+    assert main(["weights", str(label_folder), "--out", str(out)]) == 2
+    assert "must not hold files of the results' names" in capsys.readouterr().err
+    assert (out / "b.tif").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +13,21 @@ from tqdm import tqdm
 
 from . import demo as demonstration
 from ._library import HAS_CUDA, build_info
-from .imageio import fit_channels, list_images, make_folder, read_image, write_labels, write_tiff
+from .imageio import (
+    fit_channels,
+    list_images,
+    make_folder,
+    read_image,
+    read_labels,
+    write_labels,
+    write_tiff,
+)
+from .plots import draw_weights
 from .predict import predict as predict_image
 from .train import TrainConfig, find_device
 from .train import train as run_training
 from .unet import load_model
+from .weights import BorderWeights
 
 app = cyclopts.App(
     name="unet-fast",
@@ -87,14 +98,11 @@ def predict(
     """
     target = find_device(device)
     model = load_model(run, device=target)
-    files = list_images(images) if images.is_dir() or not images.exists() else [images]
+    files = _files(images)
     suffix = ".png" if output in ("instances", "labels") else ".tif"
-    results = [make_folder(out) / (file.stem + suffix) for file in files]
-    taken = [path for path in results if path.exists()]
-    if taken and not overwrite:
-        raise ValueError(f"out must not hold files of the results' names, got {taken[0]}")
+    results = _results(out, files, (suffix,), overwrite)
     progress = tqdm(files, desc="predict", unit="image", disable=None)
-    for file, path in zip(progress, results, strict=True):
+    for file, (path,) in zip(progress, results, strict=True):
         image = fit_channels(read_image(file), model.config["in_channels"])
         try:
             result = predict_image(model, image, output=output).numpy()
@@ -108,6 +116,53 @@ def predict(
 
 
 @app.command
+def weights(
+    labels: Path,
+    /,
+    *,
+    out: Path,
+    preset: Literal["paper-2015", "falk-2019"] = "paper-2015",
+    ignore_label: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the weight maps of instance labels, and pictures of them.
+
+    For NAME.png the map is NAME.tif (float32), the picture NAME.png. Balanced class weights
+    (paper-2015) are counted over all files, as in training.
+
+    Parameters
+    ----------
+    labels:
+        An instance map, or a folder of instance maps.
+    out:
+        Folder for the results, made if it is missing; another one than that of the labels.
+    preset:
+        paper-2015 (w0 10, sigma 5) or falk-2019 (w0 50, sigma 6, halo).
+    ignore_label:
+        Label of pixels that do not count.
+    overwrite:
+        Replace files of the same names in the output folder.
+    """
+    presets = {"paper-2015": BorderWeights.paper_2015(), "falk-2019": BorderWeights.falk_2019()}
+    files = _files(labels)
+    maps = [torch.from_numpy(read_labels(file)) for file in files]
+    results = _results(out, files, (".tif", ".png"), overwrite)
+    weigh = replace(presets[preset], ignore_label=ignore_label).balanced(maps)
+    progress = tqdm(list(zip(files, maps, results, strict=True)), desc="weights", disable=None)
+    for file, image, (tiff, png) in progress:
+        target, weight_map = (x.numpy() for x in weigh(image))
+        write_tiff(tiff, weight_map)
+        draw_weights(
+            png,
+            labels=image.numpy(),
+            target=target,
+            weights=weight_map,
+            title=f"{file.stem}, {preset}",
+        )
+    print(f"{len(files)} weight maps: {out}")
+
+
+@app.command
 def info() -> None:
     """Show versions, and what the kernels were built for."""
     facts = build_info()
@@ -117,6 +172,25 @@ def info() -> None:
     facts["cuda_devices"] = ", ".join(devices) or "none"
     for name, value in facts.items():
         print(f"{name:<20} {value}")
+
+
+def _files(path: Path) -> list[Path]:
+    """The images of a folder, or the one image."""
+    return list_images(path) if path.is_dir() or not path.exists() else [path]
+
+
+def _results(
+    out: Path, files: list[Path], suffixes: tuple[str, ...], overwrite: bool
+) -> list[list[Path]]:
+    """The files to write for each input, in a folder that can be written; never an input."""
+    results = [[make_folder(out) / (file.stem + suffix) for suffix in suffixes] for file in files]
+    taken = [path for paths in results for path in paths if path.exists()]
+    for path in taken:
+        if any(path.samefile(file) for file in files if file.exists()):
+            raise ValueError(f"out must not be the folder of the input, got {out}")
+    if taken and not overwrite:
+        raise ValueError(f"out must not hold files of the results' names, got {taken[0]}")
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .imageio import replace_file
+from .reference.border_weight_map import IGNORED
 
 Gray = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -97,6 +98,48 @@ def draw_summary(
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=75)
     replace_file(path, png.getvalue())
+
+
+def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, title: str) -> None:
+    """Draws a weight map beside the objects it comes from.
+
+    Args:
+        path: The PNG to write.
+        labels: The instances, (H, W).
+        target: Their classes, (H, W): 0 background, 255 ignored.
+        weights: The weights, (H, W).
+        title: Title of the page.
+    """
+    height, width = labels.shape
+    side = 6.0 / max(height, width)
+    size = (2 * max(side * width, 2.5) + 1.6, max(side * height, 1.5) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    objects = 0.6 * instance_colours(labels)
+    objects[outlines(labels)] = instance_colours(labels)[outlines(labels)]
+    objects[(labels > 0) & (target == 0)] = 1.0
+    objects[target == IGNORED] = 0.4
+    _show(left, objects, f"{_count(labels)} objects, the ridge between them white")
+    _show(right, weights, "weights", cmap="magma", vmin=0)
+    figure.colorbar(right.images[0], ax=right, shrink=0.8)
+    for axes in (left, right):
+        _draw_scale_bar(axes, width, height)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=max(100, int(2 / side)))
+    replace_file(path, png.getvalue())
+
+
+def _draw_scale_bar(axes: Axes, width: int, height: int) -> None:
+    """A bar of a round number of pixels, about a fifth of the width, at the lower left."""
+    power = 10 ** int(np.log10(max(1.0, width / 5)))
+    length = max(step * power for step in (1, 2, 5) if step * power <= max(1.0, width / 5))
+    y = height - 0.06 * height
+    ends = np.array([0.04 * width, 0.04 * width + length]) - 0.5
+    axes.plot(ends, [y, y], color="white", linewidth=3, solid_capstyle="butt")
+    axes.text(
+        ends.mean(), y - 0.02 * height, f"{length} px", color="white", ha="center", va="bottom"
+    )
 
 
 def _draw_losses(axes: Axes, losses: Sequence[float]) -> None:
