@@ -18,11 +18,15 @@
 namespace unet_fast::border_weight_map {
 namespace {
 
-constexpr int64_t kLanes = 16;           // pixels of a row searched together
-constexpr int64_t kColumns = 64;         // columns swept together
-constexpr int64_t kSteps = 8;            // of a search between looks at whether it may end
-constexpr int64_t kRows = 8;             // the least work of a thread
-constexpr int64_t kBandBytes = 1 << 19;  // of the nearest objects that a thread works on
+// Pixels of a row searched together; of 32-bit distances, one vector of AVX-512.
+template <typename D>
+constexpr int64_t kLanes = sizeof(D) == 2 ? 32 : 16;
+constexpr int64_t kMostLanes = 32;
+constexpr int64_t kMargin = 2 * kMostLanes;  // of nothing at both ends of a row
+constexpr int64_t kColumns = 64;             // columns swept together
+constexpr int64_t kSteps = 8;                // of a search between looks at whether it may end
+constexpr int64_t kRows = 8;                 // the least work of a thread
+constexpr int64_t kBandBytes = 1 << 19;      // of the nearest objects that a thread works on
 // Searches that go farther than this many pixels skip what cannot matter.
 constexpr int64_t kFarSearch = 64;
 
@@ -30,16 +34,18 @@ int64_t groups(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // ---- Reading labels
 
-// Copies ids; those ignored become 0. Returns whether one is out of range.
+// Copies ids; those ignored become 0. Returns the greatest, or -1 if one is out of range.
 template <typename Id>
-UNET_FAST_SIMD bool convert(const Id* in, int64_t n, bool ignores, Id ignored, int32_t* out) {
+UNET_FAST_SIMD int32_t convert(const Id* in, int64_t n, bool ignores, Id ignored, int32_t* out) {
   int bad = 0;
+  int32_t highest = 0;
   for (int64_t i = 0; i < n; ++i) {
     const Id id = ignores && in[i] == ignored ? Id{0} : in[i];
     bad |= id < 0 || static_cast<int64_t>(id) > kMaxLabel;
     out[i] = static_cast<int32_t>(id);
+    highest = std::max(highest, static_cast<int32_t>(id));
   }
-  return bad != 0;
+  return bad != 0 ? -1 : highest;
 }
 
 template <typename Id>
@@ -72,13 +78,15 @@ struct Labels {
   }
 
   void read(int64_t from, int64_t n, int32_t c, int32_t* objects) const {
-    bool out_of_range = false;
+    int32_t most = 0;
     dispatch_labels(type, op, [&]<typename Id>() {
       const Id ignored = static_cast<Id>(ignore.value_or(0));
-      out_of_range =
-          convert(static_cast<const Id*>(data) + from, n, ignores<Id>(), ignored, objects);
+      most = convert(static_cast<const Id*>(data) + from, n, ignores<Id>(), ignored, objects);
     });
-    if (out_of_range) find_bad(from, n);
+    if (most < 0) find_bad(from, n);
+    for (int32_t seen = highest.load(); most > seen;) {
+      if (highest.compare_exchange_weak(seen, most)) break;
+    }
     if (classes != nullptr) keep_class(classes + from, n, c, objects);
   }
 
@@ -123,6 +131,7 @@ struct Labels {
   const uint8_t* classes;
   std::optional<int64_t> ignore;
   mutable FirstBad bad;
+  mutable std::atomic<int32_t> highest{0};  // label that was read
 };
 
 // ---- The ridge between touching objects, and what pixels are trained to be
@@ -270,7 +279,7 @@ void find_target(const Labels& labels, const Shape& shape, const bool* foregroun
 template <typename D>
 struct View {
   D *first, *second;
-  int32_t *label, *second_label;
+  LabelOf<D>*label, *second_label;
 
   Nearest<D> at(int64_t i) const { return {first[i], second[i], label[i], second_label[i]}; }
   void set(int64_t i, const Nearest<D>& nearest) const {
@@ -289,7 +298,7 @@ struct Pixels {
   View<D> view() { return {first.data(), second.data(), label.data(), second_label.data()}; }
 
   std::vector<D> first, second;
-  std::vector<int32_t> label, second_label;
+  std::vector<LabelOf<D>> label, second_label;
 };
 
 template <typename D>
@@ -339,8 +348,9 @@ UNET_FAST_SIMD void step_down(const int32_t* objects, int64_t n, int32_t y, D sc
   UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     const Met met = columns.meet(i, objects[i], y);
-    row.set(i,
-            {squared(y - met.at, scale), squared(y - met.other_at, scale), met.label, met.other});
+    const auto label = static_cast<LabelOf<D>>(met.label),
+               other = static_cast<LabelOf<D>>(met.other);
+    row.set(i, {squared(y - met.at, scale), squared(y - met.other_at, scale), label, other});
   }
 }
 
@@ -351,8 +361,8 @@ UNET_FAST_SIMD void step_up(int64_t n, int32_t y, D scale, ColumnView columns, V
   for (int64_t i = 0; i < n; ++i) {
     Nearest<D> nearest = row.at(i);
     const Met met = columns.meet(i, nearest.first == 0 ? nearest.label : 0, y);
-    nearest.add(squared(y - met.at, scale), met.label);
-    nearest.add(squared(y - met.other_at, scale), met.other);
+    nearest.add(squared(y - met.at, scale), static_cast<LabelOf<D>>(met.label));
+    nearest.add(squared(y - met.other_at, scale), static_cast<LabelOf<D>>(met.other));
     row.set(i, nearest);
   }
 }
@@ -395,7 +405,7 @@ template <typename D>
 UNET_FAST_SIMD void summarise(View<D> pixels, D* first, int32_t* lowest, int32_t* highest) {
   D least = kFar<D>;
   int32_t low = INT32_MAX, high = 0;
-  for (int64_t i = 0; i < kLanes; ++i) {
+  for (int64_t i = 0; i < kLanes<D>; ++i) {
     const int32_t label = pixels.label[i], second = pixels.second_label[i];
     const int32_t label_or_most = label == 0 ? INT32_MAX : label;
     const int32_t second_or_most = second == 0 ? INT32_MAX : second;
@@ -412,14 +422,14 @@ UNET_FAST_SIMD void summarise(View<D> pixels, D* first, int32_t* lowest, int32_t
 template <typename D>
 struct Summary {
   explicit Summary(int64_t width)
-      : width(width), blocks(width, kLanes), superblocks(width, 16 * kLanes) {}
+      : width(width), blocks(width, kLanes<D>), superblocks(width, 16 * kLanes<D>) {}
 
   // Returns the number of objects: 0, 1 or, if there are more, 2.
   int of(View<D> row) {
     blocks.clear();
     superblocks.clear();
     int32_t low = INT32_MAX, high = 0;
-    for (int64_t x = 0; x < width; x += kLanes) {
+    for (int64_t x = 0; x < width; x += kLanes<D>) {
       D first;
       int32_t lowest, highest;
       summarise(row.from(x), &first, &lowest, &highest);
@@ -435,11 +445,12 @@ struct Summary {
   Blocks<D> blocks, superblocks;
 };
 
-// The squared distance below which objects can still change what matters for any of kLanes pixels.
+// The squared distance below which objects can still change what matters for any of kLanes
+// pixels.
 template <typename D>
 inline __attribute__((always_inline)) D bound(Reach<D> reach, D near, View<D> lanes) {
   D result = 0;
-  for (int64_t i = 0; i < kLanes; ++i) {
+  for (int64_t i = 0; i < kLanes<D>; ++i) {
     const D wanted = reach.bound(near, lanes.first[i], lanes.second[i]);
     result = std::max(result, wanted);
   }
@@ -453,17 +464,17 @@ inline __attribute__((always_inline)) int64_t steps_to_skip(const Summary<D>& ro
                                                             int64_t step, D near, View<D> lanes) {
   D most_first = 0, most_second = 0;  // what the pixel that waits for the most has so far
   int32_t low = INT32_MAX, high = 0;
-  for (int64_t i = 0; i < kLanes; ++i) {
+  for (int64_t i = 0; i < kLanes<D>; ++i) {
     most_first = std::max(most_first, lanes.first[i]);
     most_second = std::max(most_second, lanes.second[i]);
-    low = std::min(low, lanes.label[i]);
-    high = std::max(high, lanes.label[i]);
+    low = std::min<int32_t>(low, lanes.label[i]);
+    high = std::max<int32_t>(high, lanes.label[i]);
   }
   const int32_t label = low == high ? low : 0;
   const auto skips = [&](const Blocks<D>& blocks, int64_t steps) {
     const int64_t last = step + steps - 1;
-    return blocks.skips(x - last, x - step + kLanes - 1, near, most_first, most_second, label) &&
-           blocks.skips(x + step, x + last + kLanes - 1, near, most_first, most_second, label);
+    return blocks.skips(x - last, x - step + kLanes<D> - 1, near, most_first, most_second, label) &&
+           blocks.skips(x + step, x + last + kLanes<D> - 1, near, most_first, most_second, label);
   };
   if (skips(row.superblocks, row.superblocks.size)) return row.superblocks.size;
   return skips(row.blocks, kSteps) ? kSteps : 0;
@@ -473,7 +484,7 @@ inline __attribute__((always_inline)) int64_t steps_to_skip(const Summary<D>& ro
 // `from` in pixels `stride` apart; there are `before` and `after` steps to both sides, past which
 // the last pixels are met again at too large a distance, which does no harm. `row`: whose blocks
 // may be skipped, from its pixel x, or null. kLast: no later axis asks for second labels.
-template <bool kLast, typename D>
+template <bool kLast, bool kInRow, typename D>
 UNET_FAST_SIMD void search(View<D> from, int64_t stride, int64_t before, int64_t after, D scale,
                            const Reach<D>& reach, const Summary<D>* row, int64_t x, View<D> lanes) {
   const int64_t steps = std::max(before, after);
@@ -488,12 +499,14 @@ UNET_FAST_SIMD void search(View<D> from, int64_t stride, int64_t before, int64_t
     D far[kSteps];
     int64_t left[kSteps], right[kSteps];
     for (int64_t k = 0; k < kSteps; ++k) {
-      far[k] = static_cast<D>(step + k) * static_cast<D>(step + k) * scale;
-      left[k] = -std::min(step + k, before) * stride;
-      right[k] = std::min(step + k, after) * stride;
+      far[k] = static_cast<D>(static_cast<D>(step + k) * static_cast<D>(step + k) * scale);
+      // In a row only the first step is clamped, as there is a margin: the others are constants
+      // away.
+      left[k] = kInRow ? -std::min(step, before) - k : -std::min(step + k, before) * stride;
+      right[k] = kInRow ? std::min(step, after) + k : std::min(step + k, after) * stride;
     }
     UNET_FAST_INDEPENDENT
-    for (int64_t i = 0; i < kLanes; ++i) {
+    for (int64_t i = 0; i < kLanes<D>; ++i) {
       Nearest<D> nearest = lanes.at(i);
 #pragma GCC unroll 8
       for (int64_t k = 0; k < kSteps; ++k) {
@@ -666,12 +679,11 @@ void sweep(const Labels& labels, int32_t c, const Shape& shape, int64_t slice, i
   }
 }
 
-// Pixels from one row to the next: whole vectors and at least one more, of nothing, so that no
-// search tests bounds; not a power of two, so that the pixels of a column fall into different sets
-// of the cache.
+// Pixels from one row to the next: whole vectors and a margin, so that no search tests bounds; not
+// a power of two, so that the pixels of a column fall into different sets of the cache.
 int64_t row_pitch(int64_t width) {
-  const int64_t pitch = (groups(width, kLanes) + 1) * kLanes;
-  return pitch % (8 * kLanes) == 0 ? pitch + kLanes : pitch;
+  const int64_t pitch = groups(width, kMostLanes) * kMostLanes + kMargin;
+  return pitch % (4 * kMostLanes) == 0 ? pitch + kMostLanes : pitch;
 }
 
 // The nearest objects of whole volumes, between the searches along rows and along the depth. Pixels
@@ -681,10 +693,10 @@ struct Volumes {
   Volumes(const Tensor& like, const Shape& shape)
       : pitch(row_pitch(shape.width)), rows(shape.images * shape.depth * shape.height) {
     const int64_t n = rows * pitch;
-    memory = new_tensor(like, {n * static_cast<int64_t>(2 * sizeof(D) + 2 * sizeof(int32_t))},
+    memory = new_tensor(like, {n * static_cast<int64_t>(2 * sizeof(D) + 2 * sizeof(LabelOf<D>))},
                         aoti_torch_dtype_uint8());
     D* const squares = static_cast<D*>(memory.data_ptr());
-    int32_t* const ids = reinterpret_cast<int32_t*>(squares + 2 * n);
+    auto* const ids = reinterpret_cast<LabelOf<D>*>(squares + 2 * n);
     view = {squares, squares + n, ids, ids + n};
   }
   View<D> row(int64_t i) const { return view.from(i * pitch); }
@@ -732,9 +744,9 @@ void search_row(View<D> row, int64_t width, Summary<D>* summary, D scale, Reach<
   const int objects = summary != nullptr ? summary->of(row) : 2;
   if (objects == 0) return;
   if (objects == 1) reach.second = -1;
-  for (int64_t x = 0; x < width; x += kLanes) {
-    search<kLast>(row.from(x), 1, x + kLanes - 1, width - 1 - x, scale, reach, summary, x,
-                  found.from(x));
+  for (int64_t x = 0; x < width; x += kLanes<D>) {
+    search<kLast, true>(row.from(x), 1, x + kLanes<D> - 1, width - 1 - x, scale, reach, summary, x,
+                        found.from(x));
   }
 }
 
@@ -751,14 +763,14 @@ void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spa
   torch::stable::parallel_for(0, bands.count, 1, [&](int64_t begin, int64_t end) {
     Columns columns(width);
     std::vector<int32_t> objects(width);
-    Pixels<D> band(kLanes + bands.rows * pitch);  // nothing before, between and behind the rows
-    Pixels<D> results(2 * pitch, 0);              // of this row and the one before
+    Pixels<D> band(kMargin + bands.rows * pitch);  // nothing before, between and behind the rows
+    Pixels<D> results(2 * pitch, 0);               // of this row and the one before
     Summary<D> summary(width);
     bool follows = false;  // whether the row before is in `results`
     for (int64_t b = begin; b < end; ++b) {
       const int64_t slice = b / bands.in_slice, y = b % bands.in_slice * bands.rows;
       const int64_t n = std::min(bands.rows, shape.height - y);
-      const View<D> rows = band.view().from(kLanes);
+      const View<D> rows = band.view().from(kMargin);
       sweep_band(labels, c, shape, bands, b, slice, y, n, down, objects.data(), columns.view(),
                  rows, pitch);
       follows = follows && y > 0;
@@ -796,9 +808,10 @@ void search_depth(const Shape& shape, D scale, const Volumes<D>& nearest, const 
     for (int64_t row = begin; row < end; ++row) {
       const int64_t z = row / shape.height % shape.depth;
       sink.start(nearest.row(row), row * shape.width, shape.width, found);
-      for (int64_t x = 0; x < shape.width; x += kLanes) {
-        search<true>(nearest.row(row).from(x), shape.height * nearest.pitch, z, shape.depth - 1 - z,
-                     scale, reach, static_cast<const Summary<D>*>(nullptr), x, found.from(x));
+      for (int64_t x = 0; x < shape.width; x += kLanes<D>) {
+        search<true, false>(nearest.row(row).from(x), shape.height * nearest.pitch, z,
+                            shape.depth - 1 - z, scale, reach,
+                            static_cast<const Summary<D>*>(nullptr), x, found.from(x));
       }
       sink.finish(found, row * shape.width, shape.width);
     }
@@ -894,7 +907,11 @@ std::tuple<Tensor, Tensor> border_weights(
                        c > 1,
                        target.const_data_ptr<uint8_t>(),
                        weights.mutable_data_ptr<float>()};
-    if (fits_int32(shape, settings.spacing)) {
+    if (settings.spacing.unit() &&
+        settings.terms().reaches<int32_t>().most < kMostSteps<int16_t> - 27 &&
+        labels.highest.load() <= INT16_MAX) {
+      transform<int16_t>(in.labels, labels, c, shape, settings.spacing, sink);
+    } else if (fits_int32(shape, settings.spacing)) {
       transform<int32_t>(in.labels, labels, c, shape, settings.spacing, sink);
     } else {
       transform<float>(in.labels, labels, c, shape, settings.spacing, sink);

@@ -39,12 +39,20 @@ constexpr int64_t kMaxLabel = std::numeric_limits<int32_t>::max();
 /// Steps to an object that a sweep has not met; more than any side.
 constexpr int32_t kNever = 1 << 30;
 
+/// The most steps along an axis that count.
+template <typename D>
+constexpr int32_t kMostSteps = sizeof(D) == 2 ? 127 : kNever - 1;
+
 /// The squared distance of `step` pixels along an axis; `scale` is the squared size of a pixel.
 template <typename D>
 UNET_FAST_HOST_DEVICE inline D squared(int32_t step, D scale) {
-  const D steps = static_cast<D>(step < kNever ? step : 0);
-  return step < kNever ? steps * steps * scale : kFar<D>;
+  const D steps = static_cast<D>(step <= kMostSteps<D> ? step : 0);
+  return step <= kMostSteps<D> ? static_cast<D>(steps * steps * scale) : kFar<D>;
 }
+
+/// Labels beside 16-bit distances are of 16 bits too: twice as many in a vector.
+template <typename D>
+using LabelOf = std::conditional_t<sizeof(D) == 2, int16_t, int32_t>;
 
 // Selections below hang on one comparison each, with no logic of truth values: so loops over them
 // become vector code.
@@ -64,15 +72,18 @@ struct Met {
 };
 
 /// The two nearest different objects so far. D: int32_t where all squared distances are integers
-/// below kFar / 2, else a floating-point type.
+/// below kFar / 2, else a floating-point type; int16_t where they are integers, those that matter
+/// are below kFar / 2, and labels fit.
 template <typename D>
 struct alignas(sizeof(D) == 4 ? 16 : 8) Nearest {  // 16 bytes are read at once on CUDA
-  D first, second;                                 // squared distances
-  int32_t label, second_label;                     // of the objects; any where the distance is kFar
+  using Label = LabelOf<D>;
+
+  D first, second;            // squared distances
+  Label label, second_label;  // of the objects; any where the distance is kFar
 
   /// Takes in an object at squared distance d.
-  UNET_FAST_HOST_DEVICE void add(D d, int32_t object) {
-    const int32_t farther_label = d < first ? label : object;
+  UNET_FAST_HOST_DEVICE void add(D d, Label object) {
+    const Label farther_label = d < first ? label : object;
     const D farther = d < first ? first : d;
     const D other = object == label ? kBeyond<D> : farther;
     // Also where both are equal: were `second_label` to stay when the object becomes the first, a
@@ -85,8 +96,8 @@ struct alignas(sizeof(D) == 4 ? 16 : 8) Nearest {  // 16 bytes are read at once 
 
   /// Takes in what a position knows that is a squared distance `far` away along an axis.
   UNET_FAST_HOST_DEVICE void add(const Nearest& other, D far) {
-    add(other.first + far, other.label);
-    add(other.second + far, other.second_label);
+    add(static_cast<D>(other.first + far), other.label);
+    add(static_cast<D>(other.second + far), other.second_label);
   }
 };
 
@@ -131,7 +142,7 @@ struct Reaches {
   }
 };
 
-/// The distance of a squared one, infinite for kFar. D: int32_t or a floating-point type.
+/// The distance of a squared one, infinite for kFar.
 template <typename D>
 UNET_FAST_HOST_DEVICE inline float root(D square) {
   // sqrt in float where the square is exact in float: the same digits as sqrt in double, rounded.
