@@ -7,9 +7,7 @@ they are installed. Rivals that make one distance transform per object compute t
 only; those of volumes are timed on a tenth of the objects, ten times over.
 """
 
-import argparse
 import importlib
-from pathlib import Path
 
 import interleave
 import numpy as np
@@ -172,11 +170,7 @@ def measure_cuda(device, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--rounds", default=100, type=int)
-    parser.add_argument("--csv", type=Path)
-    arguments = parser.parse_args()
+    arguments = interleave.arguments_of(__doc__)
     device = arguments.device
     if device.type == "cpu":
         large = crowded(*CASES["3200 cells"])

@@ -6,9 +6,6 @@ memory, and with `--csv FILE` keeps it. Against a copy of as many bytes as the o
 writes, the ratio is the share of the copy's bandwidth that it reaches.
 """
 
-import argparse
-from pathlib import Path
-
 import interleave
 import pytest
 import torch
@@ -136,11 +133,7 @@ def measure(case, shape, device, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--rounds", default=100, type=int)
-    parser.add_argument("--csv", type=Path)
-    arguments = parser.parse_args()
+    arguments = interleave.arguments_of(__doc__)
     device = arguments.device
     rows = []
     for case, shape in (CASES | (CUDA_CASES if device.type == "cuda" else {})).items():

@@ -4,6 +4,7 @@ The machines are shared and noisy: single times say little, the median of the ra
 runs says much.
 """
 
+import argparse
 import csv
 import datetime
 import os
@@ -124,6 +125,15 @@ def write_csv(path, rows):
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def arguments_of(description):
+    """The command line of a benchmark: device, rounds, csv."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--rounds", default=100, type=int)
+    parser.add_argument("--csv", type=Path)
+    return parser.parse_args()
 
 
 def print_table(rows, columns):
