@@ -175,6 +175,7 @@ def test_weights_equal_the_reference(device, rng, options):
         shape = [(1, 60, 90), (2, 33, 17), (1, 5, 12, 21)][case % 3]
         labels = random_labels(rng, shape) if case % 2 else random_cells(rng, shape[1:], 8)[None]
         more = {"foreground": labels % 2 == 0} if case % 4 == 0 else {}
+        labels = labels * 65536 if case % 8 == 0 else labels  # beyond 16 bits
         if case % 5 == 0:
             more["spacing"] = tuple(rng.choice([0.5, 1.7], labels.dim() - 1))
         expected = reference.border_weight_map(labels, **options, **more)

@@ -818,20 +818,22 @@ void search_depth(const Shape& shape, D scale, const Volumes<D>& nearest, const 
   });
 }
 
+// The sweeps along whole columns, of all slices; checks the labels.
+void sweep_columns(const Labels& labels, int32_t c, const Shape& shape, const Bands& bands) {
+  const int64_t in_slice = groups(shape.width, kColumns);
+  torch::stable::parallel_for(
+      0, shape.images * shape.depth * in_slice, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          sweep(labels, c, shape, task / in_slice, task % in_slice * kColumns, bands);
+        }
+      });
+  labels.check();
+}
+
 // The two nearest objects of class `c` of every pixel go to `sink`, row by row.
 template <typename D, typename Sink>
-void transform(const Tensor& like, const Labels& labels, int32_t c, const Shape& shape,
-               const Spacing& spacing, const Sink& sink) {
-  const Bands bands(shape);
-  const int64_t groups_of_columns = groups(shape.width, kColumns);
-  torch::stable::parallel_for(0, shape.images * shape.depth * groups_of_columns, 1,
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t task = begin; task < end; ++task) {
-                                  sweep(labels, c, shape, task / groups_of_columns,
-                                        task % groups_of_columns * kColumns, bands);
-                                }
-                              });
-  labels.check();
+void search_all(const Tensor& like, const Labels& labels, int32_t c, const Shape& shape,
+                const Spacing& spacing, const Bands& bands, const Sink& sink) {
   if (shape.depth == 1) {
     search_bands<D>(labels, c, shape, spacing, bands, nullptr, sink);
   } else {
@@ -853,10 +855,12 @@ std::tuple<Tensor, Tensor> two_nearest(const Tensor& labels_in,
   const Labels labels("two_nearest", input, std::nullopt, std::nullopt);
   const Distances sink{first.mutable_data_ptr<float>(), second.mutable_data_ptr<float>(),
                        longest_square(shape, spacing) <= 1 << 24};
+  const Bands bands(shape);
+  sweep_columns(labels, 0, shape, bands);
   if (fits_int32(shape, spacing)) {
-    transform<int32_t>(input, labels, 0, shape, spacing, sink);
+    search_all<int32_t>(input, labels, 0, shape, spacing, bands, sink);
   } else {
-    transform<double>(input, labels, 0, shape, spacing, sink);
+    search_all<double>(input, labels, 0, shape, spacing, bands, sink);
   }
   return {first, second};
 }
@@ -900,6 +904,9 @@ std::tuple<Tensor, Tensor> border_weights(
   find_target(labels, shape, in.foreground ? in.foreground->const_data_ptr<bool>() : nullptr,
               settings, target.mutable_data_ptr<uint8_t>(), counts);
   const std::vector<float> of_classes = weights_of_classes(in.class_weight, shape, classes, counts);
+  // So short that squares of it, and of a few steps more, fit int16_t twice.
+  const bool reach_is_short =
+      settings.spacing.unit() && settings.terms().reaches<float>().most < kMostSteps<int16_t> - 27;
   for (int32_t c = 1; c < classes; ++c) {
     const Weights sink{settings,
                        of_classes.data(),
@@ -907,14 +914,14 @@ std::tuple<Tensor, Tensor> border_weights(
                        c > 1,
                        target.const_data_ptr<uint8_t>(),
                        weights.mutable_data_ptr<float>()};
-    if (settings.spacing.unit() &&
-        settings.terms().reaches<int32_t>().most < kMostSteps<int16_t> - 27 &&
-        labels.highest.load() <= INT16_MAX) {
-      transform<int16_t>(in.labels, labels, c, shape, settings.spacing, sink);
+    const Bands bands(shape);
+    sweep_columns(labels, c, shape, bands);
+    if (reach_is_short && labels.highest.load() <= INT16_MAX) {
+      search_all<int16_t>(in.labels, labels, c, shape, settings.spacing, bands, sink);
     } else if (fits_int32(shape, settings.spacing)) {
-      transform<int32_t>(in.labels, labels, c, shape, settings.spacing, sink);
+      search_all<int32_t>(in.labels, labels, c, shape, settings.spacing, bands, sink);
     } else {
-      transform<float>(in.labels, labels, c, shape, settings.spacing, sink);
+      search_all<float>(in.labels, labels, c, shape, settings.spacing, bands, sink);
     }
   }
   return {target, weights};
