@@ -160,6 +160,8 @@ def test_same_bits_on_any_number_of_threads(rng):
 
 MAPS = [
     {},
+    {"sigma": 0.21, "where": "everywhere"},
+    {"sigma": 0.42, "halo": (0.0, 0.3)},
     {"sigma": 1.5, "where": "everywhere"},
     {"w0": 50.0, "sigma": 6.0, "halo": (0.1, 10.0), "class_weight": (0.1, 1.0)},
     {"class_weight": "balanced", "halo": (0.5, 2.0), "where": "everywhere"},
@@ -182,6 +184,40 @@ def test_weights_equal_the_reference(device, rng, options):
         more = {k: v.to(device) if k == "foreground" else v for k, v in more.items()}
         result = border_weight_map(labels.to(device), **options, **more)
         torch.testing.assert_close(result.cpu(), expected, rtol=ROUNDING, atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [0.21, 0.35, 0.42, 0.7, 5.0, 60.0])
+def test_reach_of_terms_counts_the_last_pixel_along_both_axes(device, sigma):
+    """Where the border term of neighbours is small but not nothing."""
+    row = torch.zeros(1, 40, dtype=torch.int32)
+    row[0, [0, 2, 5, 30]] = torch.tensor([1, 2, 3, 70000], dtype=torch.int32)
+    near = torch.tensor([[1, 0, 2]])  # with nothing around that would be searched for anyway
+    for labels in (row, row.T, near, near.T, near[:, ::2]):
+        for where, cells in itertools.product(("background", "everywhere"), (None, labels > 1)):
+            expected = reference.border_weight_map(
+                labels, sigma=sigma, where=where, foreground=cells
+            )
+            result = border_weight_map(
+                labels.to(device),
+                sigma=sigma,
+                where=where,
+                foreground=None if cells is None else cells.to(device),
+            )
+            torch.testing.assert_close(result.cpu(), expected, rtol=ROUNDING, atol=1e-8)
+
+
+@pytest.mark.parametrize("spacing", [(0.3, 0.7), (1e-12, 3e-12), (1e12, 1e12)])
+def test_extreme_spacing(device, rng, spacing):
+    labels = random_cells(rng, (30, 50), 6)
+    expected = reference.two_nearest(labels, spacing=spacing)
+    for sizes in (spacing, np.array(spacing)):
+        results = two_nearest(labels.to(device), spacing=sizes)
+        for result, e in zip(results, expected, strict=True):
+            torch.testing.assert_close(result.cpu(), e, rtol=1.2e-7, atol=0)
+    options = {"spacing": spacing, "sigma": 5 * spacing[1]}
+    result = border_weight_map(labels.to(device), **options)
+    expected = reference.border_weight_map(labels, **options)
+    torch.testing.assert_close(result.cpu(), expected, rtol=ROUNDING, atol=1e-8)
 
 
 @pytest.mark.parametrize("ridge", RIDGES)
@@ -542,7 +578,7 @@ def test_real_label_maps(device, name):
     [
         (lambda m, x: m.two_nearest(x.float()), TypeError, "labels must be an integer tensor, got"),
         (lambda m, x: m.two_nearest(x[0]), ValueError, r"labels must be \(H, W\).*got \(3,\)"),
-        (lambda m, x: m.two_nearest(x, spacing=(1,)), ValueError, r"spacing must be 2 values > 0"),
+        (lambda m, x: m.two_nearest(x, spacing=(1,)), ValueError, r"spacing must be 2 values in"),
         (lambda m, x: m.two_nearest(x, spacing=(1, 0)), ValueError, r"got \(1, 0\)"),
         (lambda m, x: m.two_nearest(-x), ValueError, "^two_nearest: labels must be in .*got -1"),
         (lambda m, x: m.two_nearest(x.long() * 2**31), ValueError, "2147483647], got 2147483648"),

@@ -142,7 +142,8 @@ def test_ignore_label_outside_the_dtype_of_the_labels():
             "class_weight must be weights >= 0, of the background first, or",
         ),
         ({"class_weight": (1,)}, "class_weight must be weights >= 0, of the background first, or"),
-        ({"spacing": (1, 0)}, r"spacing must be sizes > 0, got \(1, 0\)"),
+        ({"spacing": (1, 0)}, r"spacing must be sizes in \[1e-12, 1e12\], got \(1, 0\)"),
+        ({"halo": (0, 1, 2)}, r"halo must be \(v in \[0, 1\], s > 0\), got \(0, 1, 2\)"),
         ({"halo": (2, 1)}, r"halo must be \(v in \[0, 1\], s > 0\), got \(2, 1\)"),
     ],
 )

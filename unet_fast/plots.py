@@ -126,7 +126,7 @@ def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, t
     for axes in (left, right):
         _draw_scale_bar(axes, width, height)
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=max(100, int(2 / side)))
+    figure.savefig(png, format="png", dpi=min(max(100, int(2 / side)), 400))
     replace_file(path, png.getvalue())
 
 

@@ -39,7 +39,7 @@ class BorderWeights:
     ignore_label: int | None = None
     """Label value of pixels that do not count, or None."""
     spacing: tuple[float, ...] | None = None
-    """Size of a pixel along each spatial axis, > 0; sigma and s then have its unit. None for 1."""
+    """Size of a pixel along each spatial axis, whose unit sigma and s then have; None for 1."""
 
     def __post_init__(self) -> None:
         """Checks the values; one wrong raises ValueError."""
@@ -55,10 +55,11 @@ class BorderWeights:
             holds = len(table) >= 2 and all(0 <= w < math.inf for w in table)
             rules.append(("class_weight", holds, _CLASS_RULE))
         if self.halo is not None:
-            v, s = self.halo
-            rules.append(("halo", 0 <= v <= 1 and 0 < s < math.inf, "be (v in [0, 1], s > 0)"))
+            holds = len(self.halo) == 2 and 0 <= self.halo[0] <= 1 and 0 < self.halo[1] < math.inf
+            rules.append(("halo", holds, "be (v in [0, 1], s > 0)"))
         if self.spacing is not None:
-            rules.append(("spacing", all(0 < s < math.inf for s in self.spacing), "be sizes > 0"))
+            holds = all(1e-12 <= s <= 1e12 for s in self.spacing)
+            rules.append(("spacing", holds, "be sizes in [1e-12, 1e12]"))
         for name, holds, rule in rules:
             if not holds:
                 raise ValueError(f"BorderWeights: {name} must {rule}, got {getattr(self, name)}")

@@ -854,7 +854,7 @@ std::tuple<Tensor, Tensor> two_nearest(const Tensor& labels_in,
   if (shape.pixels() == 0) return {first, second};
   const Labels labels("two_nearest", input, std::nullopt, std::nullopt);
   const Distances sink{first.mutable_data_ptr<float>(), second.mutable_data_ptr<float>(),
-                       longest_square(shape, spacing) <= 1 << 24};
+                       spacing.unit() && longest_square(shape, spacing) <= 1 << 24};
   const Bands bands(shape);
   sweep_columns(labels, 0, shape, bands);
   if (fits_int32(shape, spacing)) {

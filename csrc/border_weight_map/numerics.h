@@ -73,7 +73,7 @@ struct Met {
 
 /// The two nearest different objects so far. D: int32_t where all squared distances are integers
 /// below kFar / 2, else a floating-point type; int16_t where they are integers, those that matter
-/// are below kFar / 2, and labels fit.
+/// are below kFar, and labels fit.
 template <typename D>
 struct alignas(sizeof(D) == 4 ? 16 : 8) Nearest {  // 16 bytes are read at once on CUDA
   using Label = LabelOf<D>;
@@ -132,8 +132,11 @@ struct Reaches {
   /// Of the terms of a weight map. Two objects whose distances sum up to more than `border` need
   /// not be told from none.
   static Reaches of_terms(double border, double halo) {
+    // Rounded up: what lies just before the reach counts.
     const auto square = [](double distance) {
-      return static_cast<D>(std::min(distance * distance, static_cast<double>(kFar<D>)));
+      const double up =
+          std::is_integral_v<D> ? std::floor(distance * distance) + 1 : distance * distance;
+      return static_cast<D>(std::min(up, static_cast<double>(kFar<D>)));
     };
     const double most = std::max(border, halo);
     return {{square(halo), square(border), square(border / 2)},

@@ -24,8 +24,10 @@ struct Shape {
     depth = labels.size(1);
     height = labels.size(2);
     width = labels.size(3);
-    STD_TORCH_CHECK(depth < kNever && height < kNever && width < kNever,
-                    "sides of labels must be below 2^30");
+    for (const int64_t side : {depth, height, width}) {
+      STD_TORCH_CHECK(side < kNever, "labels must be shorter than 2^30 along each axis, got ",
+                      side);
+    }
   }
   int64_t volume() const { return depth * height * width; }
   int64_t pixels() const { return images * volume(); }

@@ -39,8 +39,8 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
     Args:
         labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
             (N, D, H, W).
-        spacing: Size of a pixel along each spatial axis, > 0, in the unit of the distances; None
-            for 1.
+        spacing: Size of a pixel along each spatial axis, 1e-12 to 1e12, in the unit of the
+            distances; None for 1.
 
     Returns:
         first, second: float32, of the shape and device of `labels`; infinite where there is no
@@ -49,8 +49,8 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
     Raises:
         TypeError: If `labels` is not an integer tensor.
         ValueError: If `labels` has another number of axes, more than 2^31 - 1 pixels on CUDA, or
-            (on the CPU) an id out of range; or if `spacing` has another length or a value that is
-            not > 0. An id out of range is a RuntimeError under `torch.compile`, and a device-side
+            (on the CPU) an id out of range; or if `spacing` has another length or a value out of
+            range. An id out of range is a RuntimeError under `torch.compile`, and a device-side
             assertion on CUDA.
         RuntimeError: If the build has no kernels for the device.
     """
@@ -177,8 +177,8 @@ def _volumes(labels: Tensor) -> Tensor:
 
 def _sizes(labels: Tensor, spacing: Sequence[float] | None) -> list[float]:
     """The size of a pixel along depth, height and width."""
-    axes = spatial_axes(labels)
-    return [1.0] * (3 - axes) + [float(size) for size in spacing or [1.0] * axes]
+    sizes = [1.0] * spatial_axes(labels) if spacing is None else [float(size) for size in spacing]
+    return [1.0] * (3 - len(sizes)) + sizes
 
 
 def _float(labels: Tensor) -> Tensor:

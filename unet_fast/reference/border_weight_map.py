@@ -29,8 +29,8 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
     Args:
         labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
             (N, D, H, W).
-        spacing: Size of a pixel along each spatial axis, > 0, in the unit of the distances; None
-            for 1.
+        spacing: Size of a pixel along each spatial axis, 1e-12 to 1e12, in the unit of the
+            distances; None for 1.
 
     Returns:
         first, second: float32, of the shape and device of `labels`; infinite where there is no
@@ -39,7 +39,7 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
     Raises:
         TypeError: If `labels` is not an integer tensor.
         ValueError: If `labels` has another number of axes or an id out of range, or `spacing`
-            another length or a value that is not > 0.
+            another length or a value out of range.
     """
     check_labels("two_nearest", labels)
     _check_ids("two_nearest", labels)
@@ -125,7 +125,7 @@ def border_weight_map(
         foreground: Which pixels are cells, bool, of the shape of `labels`; None for `labels` > 0.
             Give the carved labels here to weight the ridge as background.
         halo: None, or (v, s): adds (1 - v) exp(-d1^2 / (2 s^2)) on background (Falk et al. 2019).
-        spacing: Size of a pixel along each spatial axis, > 0; None for 1.
+        spacing: Size of a pixel along each spatial axis, 1e-12 to 1e12; None for 1.
 
     Returns:
         float32 weights of the shape and device of `labels`.
@@ -277,12 +277,14 @@ def _check_ids(op: str, labels: Tensor) -> None:
 
 
 def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> None:
-    """Raises ValueError unless there is a size > 0 for each spatial axis."""
+    """Raises ValueError unless there is a size, whose square float32 holds, for each axis."""
     if spacing is None:
         return
     axes = spatial_axes(labels)
-    if len(spacing) != axes or not all(0 < s < float("inf") for s in spacing):
-        raise ValueError(f"{op}: spacing must be {axes} values > 0, got {tuple(spacing)}")
+    if len(spacing) != axes or not all(1e-12 <= s <= 1e12 for s in spacing):
+        raise ValueError(
+            f"{op}: spacing must be {axes} values in [1e-12, 1e12], got {tuple(spacing)}"
+        )
 
 
 def check_ridge(op: str, name: str, ridge: str) -> None:
