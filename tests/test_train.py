@@ -328,11 +328,12 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     images = str(discs[0])
     labels = str(discs[1])
     before = (discs[1] / "0.png").read_bytes()
-    for folder in (images, labels):  # neither images nor labels are overwritten
-        check_fails(
-            capsys, ["predict", str(out), images, "--out", folder], "must not hold files of"
-        )
+    words = ["predict", str(out), images, "--out"]
+    check_fails(capsys, [*words, labels], "must not hold files of")
     assert (discs[1] / "0.png").read_bytes() == before
+    before = (discs[0] / "0.png").read_bytes()
+    check_fails(capsys, [*words, images, "--overwrite"], "must not be the folder of the input")
+    assert (discs[0] / "0.png").read_bytes() == before
     assert main(["predict", str(out), images, "--out", str(tmp_path / "new")]) == 0
     assert main(["predict", str(out), images, "--out", str(tmp_path / "new"), "--overwrite"]) == 0
     capsys.readouterr()
