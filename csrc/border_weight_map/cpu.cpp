@@ -565,7 +565,7 @@ UNET_FAST_SIMD void copy_where_needed(View<D> pixels, const uint8_t* target, int
                                       bool everywhere, View<D> found) {
   UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    const bool gets_term = (target[i] == 0) | (everywhere & (target[i] != kIgnored));
+    const bool gets_term = gets_border(target[i], everywhere);
     const D first = pixels.first[i], second = pixels.second[i];
     found.first[i] = gets_term ? first : 0;
     found.second[i] = gets_term ? second : 0;
@@ -585,7 +585,7 @@ UNET_FAST_SIMD void class_weights(const uint8_t* target, int64_t n, const float*
 UNET_FAST_SIMD void add_terms(const float* first, const float* second, const uint8_t* target,
                               int64_t n, bool everywhere, Terms terms, float* out) {
   for (int64_t i = 0; i < n; ++i) {
-    const bool gets_term = (target[i] == 0) | (everywhere & (target[i] != kIgnored));
+    const bool gets_term = gets_border(target[i], everywhere);
     const float term = terms.border(first[i] + second[i]);
     out[i] += gets_term ? term : 0.0f;
   }
@@ -600,6 +600,7 @@ UNET_FAST_SIMD void add_terms(const float* first, const float* second, const uin
 struct Weights {
   static constexpr bool kOfAllPixels = false;
   const Settings& settings;
+  Terms terms;
   const float* of_classes;  // of each image
   int64_t volume;           // pixels of an image
   bool adds;                // the terms of one more class
@@ -608,7 +609,7 @@ struct Weights {
 
   template <typename D>
   Reaches<D> reaches() const {
-    return settings.terms().reaches<D>();
+    return terms.reaches<D>();
   }
   template <typename D>
   void start(View<D> pixels, int64_t from, int64_t n, View<D> found) const {
@@ -624,8 +625,7 @@ struct Weights {
     std::vector<float> first(n), second(n);
     roots(found.first, n, true, first.data());
     roots(found.second, n, true, second.data());
-    add_terms(first.data(), second.data(), target + from, n, settings.everywhere, settings.terms(),
-              to);
+    add_terms(first.data(), second.data(), target + from, n, settings.everywhere, terms, to);
   }
 };
 
@@ -877,10 +877,9 @@ std::vector<float> weights_of_classes(const std::optional<Tensor>& given, const 
       present += counts[image * classes + c] > 0 ? 1 : 0;
     }
     for (int64_t c = 0; c < classes; ++c) {
-      const double n = static_cast<double>(counts[image * classes + c]);
-      const double balanced = n > 0 ? static_cast<double>(total) / (present * n) : 0;
       result[image * classes + c] =
-          given ? given->const_data_ptr<float>()[c] : static_cast<float>(balanced);
+          given ? given->const_data_ptr<float>()[c]
+                : balanced_weight(counts[image * classes + c], total, present);
     }
   }
   return result;
@@ -904,11 +903,13 @@ std::tuple<Tensor, Tensor> border_weights(
   find_target(labels, shape, in.foreground ? in.foreground->const_data_ptr<bool>() : nullptr,
               settings, target.mutable_data_ptr<uint8_t>(), counts);
   const std::vector<float> of_classes = weights_of_classes(in.class_weight, shape, classes, counts);
+  const Terms terms = settings.terms();
   // So short that squares of it, and of a few steps more, fit int16_t twice.
   const bool reach_is_short =
-      settings.spacing.unit() && settings.terms().reaches<float>().most < kMostSteps<int16_t> - 27;
+      settings.spacing.unit() && terms.reaches<float>().most < kMostSteps<int16_t> - 27;
   for (int32_t c = 1; c < classes; ++c) {
     const Weights sink{settings,
+                       terms,
                        of_classes.data(),
                        shape.volume(),
                        c > 1,

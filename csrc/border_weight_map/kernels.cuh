@@ -146,14 +146,13 @@ __global__ void set_class_weights(ClassWeights weights, const float* given, floa
 
 __global__ void balance(const unsigned long long* counts, float* out) {
   const unsigned long long* const of_image = counts + blockIdx.x * blockDim.x;
-  double total = 0, present = 0;
+  int64_t total = 0, present = 0;
   for (unsigned c = 0; c < blockDim.x; ++c) {
-    total += static_cast<double>(of_image[c]);
+    total += static_cast<int64_t>(of_image[c]);
     present += of_image[c] > 0 ? 1 : 0;
   }
-  const double n = static_cast<double>(of_image[threadIdx.x]);
   out[blockIdx.x * blockDim.x + threadIdx.x] =
-      n > 0 ? static_cast<float>(total / (present * n)) : 0.0f;
+      balanced_weight(static_cast<int64_t>(of_image[threadIdx.x]), total, present);
 }
 
 __global__ void clear(unsigned long long* counts, int64_t n) {
@@ -230,9 +229,7 @@ struct Weights {
   const uint8_t* target;
   float* out;
 
-  __device__ bool needed(int64_t i) const {
-    return everywhere ? target[i] != kIgnored : target[i] == 0;
-  }
+  __device__ bool needed(int64_t i) const { return gets_border(target[i], everywhere); }
   template <typename D>
   __device__ void write(int64_t i, const Nearest<D>& nearest) const {
     const int32_t c = target[i];

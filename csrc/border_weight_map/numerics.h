@@ -183,6 +183,19 @@ struct Terms {
   }
 };
 
+/// Whether a pixel of class `target` gets the border term.
+UNET_FAST_HOST_DEVICE inline bool gets_border(uint8_t target, bool everywhere) {
+  return (target == 0) | (everywhere & (target != kIgnored));
+}
+
+/// The balanced weight of a class with n of an image's `total` pixels, where `present` classes have
+/// any.
+UNET_FAST_HOST_DEVICE inline float balanced_weight(int64_t n, int64_t total, int64_t present) {
+  return n == 0 ? 0.0f
+                : static_cast<float>(static_cast<double>(total) /
+                                     (static_cast<double>(present) * static_cast<double>(n)));
+}
+
 /// Whether a pixel of object `here` is next to another object.
 UNET_FAST_HOST_DEVICE inline bool touches(int32_t here, int32_t neighbour) {
   return (here != 0) & (neighbour != 0) & (here != neighbour);
