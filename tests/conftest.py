@@ -18,13 +18,17 @@ settings.load_profile("unet_fast")
 REQUIRE_CUDA = os.environ.get("UNET_FAST_REQUIRE_CUDA") == "1"  # set where a skip would hide a bug
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request):
-    if request.param == "cuda" and not (torch.cuda.is_available() and unet_fast.HAS_CUDA):
+def usable_device(name):
+    if name == "cuda" and not (torch.cuda.is_available() and unet_fast.HAS_CUDA):
         if REQUIRE_CUDA:
             pytest.fail("UNET_FAST_REQUIRE_CUDA=1, but there is no GPU or no CUDA build")
         pytest.skip("needs a GPU and a CUDA build")
-    return torch.device(request.param)
+    return torch.device(name)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    return usable_device(request.param)
 
 
 @pytest.fixture(autouse=True)

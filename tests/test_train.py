@@ -88,7 +88,9 @@ def test_same_seed_same_network(discs, tmp_path):
 
 def test_tiles_lie_inside_the_image_and_keep_labels_in_place(discs, tmp_path):
     """Without deformation a tile is a cut-out; its labels belong to its centre."""
-    still = Augmentation(sigma=0, rotation=0, gray_slope=(1, 1), gray_offset=0)
+    still = Augmentation(
+        sigma=0, rotation=0, gray_slope=(1, 1), gray_black=(0, 0), gray_white=(1, 1)
+    )
     settings = config(discs, tmp_path / "run", depth=1, tile=24, augmentation=still)
     model = UNet(base_channels=1, depth=1)
     generator = torch.Generator().manual_seed(0)

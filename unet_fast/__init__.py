@@ -9,9 +9,9 @@ from . import metrics, reference
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
 from .ops.border_weight_map import border_weight_map, separate_touching, two_nearest
+from .ops.elastic_deform import elastic_deform
 from .ops.weighted_ce import WeightedCELoss, weighted_ce
 from .predict import predict
-from .reference import elastic_deform
 from .train import TrainConfig, train
 from .unet import UNet, load_model, save_model
 from .weights import BorderWeights, label_components

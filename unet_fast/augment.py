@@ -3,11 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from .reference import elastic_deform
+from .ops.elastic_deform import elastic_deform
+
+_CURVE_POINTS = 65
+"""Of a grey curve: its smoothed corners are then followed to a ten-thousandth."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,8 @@ class AugmentationParameters:
     """(n, 2, P, Q), in pixels."""
     affine: Tensor
     """(n, 2, 3), from output to input coordinates."""
-    gray_curve: Tensor
-    """(n, C, K) or (n, 1, K)."""
+    gray_curve: Tensor | None
+    """(n, C, K) or (n, 1, K); None where grey values stay."""
 
     def __len__(self) -> int:
         return len(self.affine)
@@ -32,10 +36,14 @@ class Augmentation:
     Raises ValueError if a value is out of range.
     """
 
-    grid: tuple[int, int] = (3, 3)
-    """Points of the displacement grid along rows and columns, each >= 1."""
     sigma: float = 10.0
-    """Standard deviation of the displacements at the grid points, >= 0, in pixels."""
+    """Standard deviation of the displacements of the grid, >= 0, in pixels."""
+    points: tuple[int, int] = (3, 3)
+    """Displacements of the grid along rows and columns, each >= 1; see `spacing`."""
+    grid: Literal["interpolating", "approximating", "keys"] = "interpolating"
+    """What the field is between the displacements; see :func:`elastic_deform`."""
+    spacing: float | None = None
+    """Distance of the knots of an approximating grid in pixels, instead of `points`; or None."""
     rotation: float = 180.0
     """Angles are uniform in +-rotation about the centre, in degrees."""
     scale: tuple[float, float] = (1.0, 1.0)
@@ -44,32 +52,58 @@ class Augmentation:
     """Shifts are uniform in +-shift along both axes, in pixels."""
     flip: bool = False
     """Mirror half of the samples."""
+    gray_black: tuple[float, float] = (-0.05, 0.05)
+    """New grey value of black, 0: uniform between the two."""
+    gray_white: tuple[float, float] = (0.95, 1.05)
+    """New grey value of white, 1: uniform between the two, as far as the slopes allow."""
     gray_slope: tuple[float, float] = (0.8, 1.2)
-    """Slopes of the random monotone grey curve are uniform between the two, >= 0."""
-    gray_offset: float = 0.05
-    """The curve at 0 is uniform in +-gray_offset, where 1 is the intensity range."""
-    gray_points: int = 5
-    """Control points of the curve, >= 2."""
+    """Least and greatest slope of the random monotone grey curve, >= 0."""
+    gray_points: Literal[2, 3, 5, 9] = 5
+    """Control points of the curve, which is smoothed between them."""
 
     def __post_init__(self) -> None:
         """Checks the values; one wrong raises ValueError."""
+        low, high = self.gray_slope
+        reach = self.gray_white[0] - self.gray_black[0], self.gray_white[1] - self.gray_black[1]
+        approximating = self.grid == "approximating"
         rules = (
-            ("grid", len(self.grid) == 2 and min(self.grid) >= 1, "be two counts >= 1"),
             ("sigma", 0 <= self.sigma < math.inf, "be >= 0"),
+            ("points", len(self.points) == 2 and min(self.points) >= 1, "be two counts >= 1"),
+            (
+                "grid",
+                self.grid in ("interpolating", "approximating", "keys"),
+                "be interpolating, approximating or keys",
+            ),
+            (
+                "spacing",
+                self.spacing is None or (approximating and 1 <= self.spacing < math.inf),
+                "be None, or >= 1 with an approximating grid",
+            ),
+            (
+                "points",
+                self.spacing is not None or not approximating or min(self.points) >= 4,
+                "be at least 4 along each axis for an approximating grid",
+            ),
             ("rotation", 0 <= self.rotation < math.inf, "be >= 0"),
             ("shift", 0 <= self.shift < math.inf, "be >= 0"),
-            ("gray_offset", 0 <= self.gray_offset < math.inf, "be >= 0"),
             (
                 "scale",
                 0 < self.scale[0] <= self.scale[1] < math.inf,
                 "be two ascending factors > 0",
             ),
+            ("gray_black", -math.inf < self.gray_black[0] <= self.gray_black[1], "be ascending"),
+            (
+                "gray_white",
+                self.gray_white[0] <= self.gray_white[1] < math.inf,
+                "be ascending",
+            ),
+            ("gray_slope", 0 <= low <= high < math.inf, "be ascending and >= 0"),
             (
                 "gray_slope",
-                0 <= self.gray_slope[0] <= self.gray_slope[1] < math.inf,
-                "be ascending and >= 0",
+                low <= reach[1] and high >= reach[0],
+                "allow a white for every black between them",
             ),
-            ("gray_points", self.gray_points >= 2, "be >= 2"),
+            ("gray_points", self.gray_points in (2, 3, 5, 9), "be 2, 3, 5 or 9"),
         )
         for name, holds, rule in rules:
             if not holds:
@@ -79,10 +113,19 @@ class Augmentation:
     def paper_2015(cls) -> "Augmentation":
         """The paper's: displacements of 10 px on a 3 x 3 grid, any rotation, grey values.
 
-        The paper gives no range for rotation and grey values; the grey curve's are those of the
-        authors' later code. Shifts come from the random position of a training tile.
+        The paper gives no range for rotation and grey values; they are those of the authors' later
+        code. Shifts come from the random position of a training tile.
         """
         return cls()
+
+    @classmethod
+    def falk_2019(cls) -> "Augmentation":
+        """Falk et al. 2019, as the 2D networks of their code: spline coefficients 150 px apart.
+
+        Their standard deviation of 10 px is that of the coefficients; displacements then have 4.8.
+        Rotation is about the centre of the tile, theirs about a point half a pixel off.
+        """
+        return cls(grid="approximating", spacing=150.0)
 
     def draw(
         self, n: int, shape: Sequence[int], *, generator: Generator | None = None
@@ -101,7 +144,10 @@ class Augmentation:
         def uniform(low: float, high: float, *size: int) -> Tensor:
             return low + (high - low) * torch.rand(n, *size, generator=generator)
 
-        displacement = self.sigma * torch.randn(n, 2, *self.grid, generator=generator)
+        points = self.points
+        if self.spacing is not None:
+            points = int(height // self.spacing) + 4, int(width // self.spacing) + 4
+        displacement = self.sigma * torch.randn(n, 2, *points, generator=generator)
         angle = torch.deg2rad(uniform(-self.rotation, self.rotation)).double()
         scale = uniform(*self.scale).double()
         shift = uniform(-self.shift, self.shift, 2).double()
@@ -115,11 +161,53 @@ class Augmentation:
         affine = torch.cat([linear, translation[:, :, None]], 2)
 
         curves = channels[0] if channels else 1
-        black = uniform(-self.gray_offset, self.gray_offset, curves, 1)
-        slopes = uniform(*self.gray_slope, curves, self.gray_points - 1)
-        rise = slopes.cumsum(2) / (self.gray_points - 1)
-        gray_curve = torch.cat([black, black + rise], 2)
+        gray_curve = self._draw_curves(n, curves, generator)
         return AugmentationParameters(displacement, affine, gray_curve)
+
+    def _draw_curves(self, n: int, curves: int, generator: Generator | None) -> Tensor | None:
+        """Random monotone grey curves, (n, curves, _CURVE_POINTS); None if they change nothing.
+
+        As the authors' code: between two points a third is put at random such that all slopes stay
+        within their limits, until there are enough. Straight lines between them, going on beyond,
+        are smoothed by a Gaussian of a quarter of their distance.
+        """
+        if (self.gray_black, self.gray_white, self.gray_slope) == ((0, 0), (1, 1), (1, 1)):
+            return None
+        low, high = self.gray_slope
+
+        def between(least: Tensor, most: Tensor) -> Tensor:
+            share = torch.rand(n, curves, least.shape[2], generator=generator, dtype=torch.float64)
+            return least + (most - least) * share
+
+        def limit(value: float) -> Tensor:
+            return torch.full((n, curves, 1), value, dtype=torch.float64)
+
+        black = between(limit(self.gray_black[0]), limit(self.gray_black[1]))
+        white = between(
+            (black + low).clamp(min=self.gray_white[0]),
+            (black + high).clamp(max=self.gray_white[1]),
+        )
+        points = torch.cat([black, white], 2)
+        while points.shape[2] < self.gray_points:
+            left, right = points[:, :, :-1], points[:, :, 1:]
+            half = 0.5 / left.shape[2]
+            middle = between(
+                torch.maximum(left + low * half, right - high * half),
+                torch.minimum(left + high * half, right - low * half),
+            )
+            pairs = torch.stack([left, middle], 3).flatten(2)
+            points = torch.cat([pairs, right[:, :, -1:]], 2)
+
+        # A Gaussian turns a corner max(x - k, 0) into s (z Phi(z) + phi(z)), z = (x - k) / s.
+        intervals = points.shape[2] - 1
+        slopes = points.diff(dim=2) * intervals
+        x = torch.linspace(0, 1, _CURVE_POINTS, dtype=torch.float64)
+        s = 0.25 / intervals
+        knots = torch.arange(1, intervals, dtype=torch.float64)[:, None] / intervals
+        z = (x - knots) / s
+        corners = s * (z * torch.special.ndtr(z) + torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
+        curve: Tensor = points[:, :, :1] + slopes[:, :, :1] * x + slopes.diff(dim=2) @ corners
+        return curve
 
     def apply(
         self,
@@ -134,7 +222,7 @@ class Augmentation:
         """Deforms images and labels by drawn parameters, in one pass.
 
         Args:
-            image: (N, C, H, W), floating point, grey values about [0, 1].
+            image: (N, C, H, W), floating point, grey values about [0, 1], or uint8 or uint16.
             labels: (N, H, W), integer, or None.
             parameters: From :meth:`draw`, for N samples of `output_shape`.
             output_shape: See :func:`elastic_deform`; so are `label_shape` and `offset`.
@@ -144,13 +232,15 @@ class Augmentation:
         Returns:
             (image, labels); labels None if none were given.
         """
-        device = image.device
+        device, curve = image.device, parameters.gray_curve
         result = elastic_deform(
             image,
             parameters.displacement.to(device),
             labels=labels,
             affine=parameters.affine.to(device),
-            gray_curve=parameters.gray_curve.to(device),
+            gray_curve=None if curve is None else curve.to(device),
+            grid=self.grid,
+            grid_spacing=self.spacing,
             output_shape=output_shape,
             label_shape=label_shape,
             offset=None if offset is None else offset.to(device),

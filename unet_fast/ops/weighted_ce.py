@@ -1,13 +1,12 @@
 """Fused per-pixel weighted softmax cross-entropy."""
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .._library import bad_value, require_kernels
+from ._call import below_autograd, refuse_forward_mode
 
 _REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "weighted_mean": 3}
 _NONE, _WEIGHTED_MEAN = _REDUCTIONS["none"], _REDUCTIONS["weighted_mean"]
@@ -68,7 +67,7 @@ def weighted_ce(
     try:
         if logits.requires_grad or (weight is not None and weight.requires_grad):
             return _Loss.apply(*inputs)[0]  # type: ignore[no-any-return]
-        _refuse_forward_mode(logits, weight)
+        refuse_forward_mode("weighted_ce", logits, weight)
         return _call(_LOSS, *inputs)[0]  # type: ignore[no-any-return]
     except RuntimeError as error:
         raise bad_value("weighted_ce", error, "target") or error from None
@@ -93,15 +92,6 @@ class WeightedCELoss(torch.nn.Module):
     def extra_repr(self) -> str:
         """The settings."""
         return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}"
-
-
-def _refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """Without this the derivative would come out as 0."""
-    for x in tensors:
-        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-            raise NotImplementedError(
-                "weighted_ce: forward-mode differentiation is not available; use reverse mode"
-            )
 
 
 def _reduction_message(reduction: object) -> str:
@@ -248,16 +238,12 @@ torch.library.register_autograd(
     "unet_fast::weighted_ce_backward", _double_backward, setup_context=_setup_backward
 )
 
-# The derivatives registered above are called through layers of Python, also where nothing is
-# differentiated: 10 of the 15 microseconds of a small call. Eager calls go past them.
-_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext)
-
 
 def _call(op: Any, *inputs: Any) -> Any:
     """Calls an operator whose derivative matters only where grad mode is on."""
     if torch.is_grad_enabled():
         return op(*inputs)
-    with _below_autograd():
+    with below_autograd():
         return op(*inputs)
 
 

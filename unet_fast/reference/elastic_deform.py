@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BOUNDARIES = ("mirror", "constant", "nearest", "wrap")
+BOUNDARIES = ("mirror", "constant", "nearest", "wrap")
+GRIDS = ("interpolating", "approximating", "keys")
+EXTENTS = ("output", "input")
+ORDERS = (0, 1, 3)
+FARTHEST = 2.0**30
+"""Positions beyond are taken like those that are not finite; in pixels."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_KEYS = -0.75  # the slope parameter of torch's bicubic interpolation
 
 
 def elastic_deform(
@@ -15,7 +22,10 @@ def elastic_deform(
     labels: Tensor | None = None,
     affine: Tensor | None = None,
     gray_curve: Tensor | None = None,
-    order: int = 1,
+    order: int | Sequence[int] = 1,
+    grid: str = "interpolating",
+    grid_extent: str = "output",
+    grid_spacing: float | Sequence[float] | None = None,
     boundary: str = "mirror",
     cval: float = 0.0,
     output_shape: Sequence[int] | None = None,
@@ -26,21 +36,35 @@ def elastic_deform(
 
     Output pixel x is read at the input position
 
-    .. math:: A x + o + u(x)
+    .. math:: A x + u(x) + o,\quad \text{or}\quad A (x + u(x)) + o
 
-    where u is the cubic B-spline through the displacements, whose grid spans the output: its corner
-    values lie on the centres of the corner pixels. Pixel centres have integer coordinates.
+    the second for the approximating grid, u between the displacements of the grid. Pixel centres
+    have integer coordinates. A position that is not finite, or farther than 2^30 pixels, gives NaN
+    (integer images and labels: 0).
 
     Args:
-        image: (N, C, H, W), float16, bfloat16, float32 or float64.
-        displacement: (N, 2, P, Q), in pixels along rows and columns; None for 0. An axis of length
-            1 has one displacement.
+        image: (N, C, H, W), float16, bfloat16, float32, float64, uint8 or uint16.
+        displacement: (N, 2, P, Q), floating point, in pixels along rows and columns; None for 0.
         labels: (N, H, W), integer, read at the nearest pixel of the same positions.
-        affine: A, (N, 2, 3): from output (row, column, 1) to input (row, column); None for
-            identity.
-        gray_curve: (N, C, K) or (N, 1, K), K >= 2: new grey values at K evenly spaced old ones from
-            0 to 1, linear between them and beyond; applied after interpolation. None for no change.
-        order: 0, the nearest pixel, or 1, linear interpolation, of the image.
+        affine: A, (N, 2, 3), floating point: from output (row, column, 1) to input (row, column);
+            None for identity.
+        gray_curve: (N, C, K) or (N, 1, K), K >= 2, floating point: new grey values at K evenly
+            spaced old ones from 0 to 1, linear between them and beyond; applied after
+            interpolation. Of integer images 1 stands for the greatest value of the type. None for
+            no change. Gain a and offset b: (b, a + b); gamma: K values of x^gamma.
+        order: Interpolation of the image: 0, the nearest pixel; 1, linear; 3, cubic B-spline
+            through the pixels. Of all channels, or a sequence with one for each.
+        grid: What u is between the displacements. ``"interpolating"``: the cubic B-spline through
+            them, mirrored at the ends (as the package elasticdeform). ``"approximating"``: cubic
+            B-splines with the displacements as coefficients, so that u varies less than they do (as
+            the authors' code); P, Q >= 4, displacement 1 belongs to pixel 0. ``"keys"``: cubic
+            convolution (as torch's bicubic upsampling with align_corners).
+        grid_extent: What the grid spans. ``"output"``: the output. ``"input"``: the input, of which
+            the output is a window at o, so that u(x + o) stands for u(x) (as elasticdeform's crop).
+            Beyond the grid, u is that of its border.
+        grid_spacing: Distance of the knots of an approximating grid, in pixels, or one for each
+            axis; None for (n - 1) / (P - 3), n pixels being spanned. The corner displacements of
+            the other grids lie on the corner pixels.
         boundary: What lies outside the input: ``"mirror"`` without repeating the edge (period
             2 n - 2), ``"constant"`` (`cval` for every position outside [0, n - 1]), ``"nearest"``
             or ``"wrap"`` (period n - 1).
@@ -48,97 +72,152 @@ def elastic_deform(
         output_shape: Spatial shape of the output; None for that of the image.
         label_shape: Spatial shape of the label output, which is centred in the output; None for
             `output_shape`. The difference must be even.
-        offset: o, (N, 2): input position of output pixel (0, 0), in pixels; None for 0.
+        offset: o, (N, 2), floating point: input position of output pixel (0, 0), in pixels; None
+            for 0.
 
     Returns:
-        The image, (N, C, \*output_shape), or (image, labels) if labels are given; dtypes as given.
+        The image, (N, C, \*output_shape), or (image, labels) if labels are given; dtypes as given,
+        integers rounded and clamped.
 
     Raises:
-        TypeError: If `image` is not floating point or `labels` not integer.
+        TypeError: If a dtype is none of the above.
         ValueError: If a shape or value breaks a rule above.
 
     Source: the augmentation of O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section
-    3.1, on the grid convention of the package elasticdeform.
+    3.1; docs/elastic_deform.md compares the grids.
     """
-    _check(image, displacement, labels, affine, gray_curve, order, boundary, offset)
-    out_shape = tuple(image.shape[2:] if output_shape is None else output_shape)
-    inner = tuple(out_shape if label_shape is None else label_shape)
-    _check_shapes(out_shape, inner)
-    positions = _positions(out_shape, image, displacement, affine, offset)
-    deformed = image.new_empty(*image.shape[:2], *out_shape, dtype=torch.float64)
-    for x, p, y in zip(image, positions, deformed, strict=True):
-        y.copy_(_sample(x, p, order, boundary, cval))
+    check_dtypes(image, displacement, labels, affine, gray_curve, offset)
+    check_shapes(image, displacement, labels, affine, gray_curve, offset)
+    orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
+    shape, inner = check_windows(image, output_shape, label_shape)
+    spanned = shape if grid_extent == "output" else tuple(image.shape[2:])
+    scales = check_grid(displacement, grid, grid_spacing, spanned)
+
+    positions = _positions(image, displacement, affine, offset, shape, grid, grid_extent, scales)
+    deformed = torch.stack(
+        [
+            torch.stack([_sample(c, p, o, boundary, cval) for c, o in zip(x, orders, strict=True)])
+            if orders
+            else p.new_empty(0, *shape)
+            for x, p in zip(image, positions, strict=True)
+        ]
+        or [positions.new_empty(image.shape[1], *shape)]
+    )[: len(image)]
     if gray_curve is not None:
-        deformed = _apply_curve(deformed, gray_curve)
-    deformed = deformed.to(image.dtype)
+        deformed = _apply_curve(deformed, gray_curve, gray_range(image.dtype))
+    deformed = _as_type(deformed, image.dtype)
     if labels is None:
         return deformed
 
-    for axis, (outer_size, inner_size) in enumerate(zip(out_shape, inner, strict=True)):
+    for axis, (outer_size, inner_size) in enumerate(zip(shape, inner, strict=True)):
         positions = positions.narrow(2 + axis, (outer_size - inner_size) // 2, inner_size)
     moved = labels.new_empty(len(labels), *inner)
     for ids, p, y in zip(labels, positions, moved, strict=True):
-        y.copy_(_sample(ids[None], p, 0, boundary, 0)[0])
+        index, inside = _nearest(p.detach(), ids.shape, boundary)
+        # As bytes: torch indexes no tensors of uint16, uint32 or uint64.
+        taken = ids.contiguous().view(torch.uint8).view(*ids.shape, -1)[index]
+        y.copy_(torch.where(inside[..., None], taken, 0).view(y.dtype).view(inner))
     return deformed, moved
 
 
 def _positions(
-    shape: tuple[int, ...],
     image: Tensor,
     displacement: Tensor | None,
     affine: Tensor | None,
     offset: Tensor | None,
+    shape: tuple[int, ...],
+    grid: str,
+    grid_extent: str,
+    scales: Sequence[float],
 ) -> Tensor:
     """Input position of every output pixel, (N, 2, *shape), float64."""
     n, device = image.shape[0], image.device
+    o = torch.zeros(n, 2, device=device) if offset is None else offset
+    o = o.double()[:, :, None]
     axes = [torch.arange(size, dtype=torch.float64, device=device) for size in shape]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (2, H, W)
-    if affine is None:
-        positions = grid.expand(n, *grid.shape)
-    else:
-        a = affine.double()
-        positions = torch.einsum("nij,jhw->nihw", a[:, :, :2], grid) + a[:, :, 2, None, None]
-    if offset is not None:
-        positions = positions + offset.double()[:, :, None, None]
+    x = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(n, 2, *shape)
+    u = torch.zeros_like(x)
     if displacement is not None:
-        rows = _interpolation_matrix(shape[0], displacement.shape[2]).to(device)
-        columns = _interpolation_matrix(shape[1], displacement.shape[3]).to(device)
-        positions = positions + rows @ displacement.double() @ columns.T
-    return positions
+        start = o if grid_extent == "input" else torch.zeros_like(o)
+        matrices = [
+            _grid_matrix(axis + start[:, i], displacement.shape[2 + i], scales[i], grid)
+            for i, axis in enumerate(axes)
+        ]
+        u = torch.einsum("nhp,nipq,nwq->nihw", matrices[0], displacement.double(), matrices[1])
+    if grid == "approximating":
+        x, u = x + u, 0 * u
+    if affine is not None:
+        a = affine.double()
+        x = torch.einsum("nij,njhw->nihw", a[:, :, :2], x) + a[:, :, 2, None, None]
+    return x + u + o[..., None]
 
 
-def _interpolation_matrix(n: int, knots: int) -> Tensor:
-    """The matrix (n, knots) that interpolates knot values at n evenly spaced points by a spline."""
-    at_points = torch.arange(n, dtype=torch.float64) * ((knots - 1) / max(n - 1, 1))
-    at_knots = torch.arange(knots, dtype=torch.float64)
-    # Coefficients c of the spline through the values d solve B(knots) c = d.
-    solve = torch.linalg.inv(_spline_matrix(at_knots, knots))
-    matrix: Tensor = _spline_matrix(at_points, knots) @ solve
-    return matrix
+def _grid_matrix(q: Tensor, points: int, scale: float, grid: str) -> Tensor:
+    """Weights of the displacements along one axis at pixels q, (N, n, points)."""
+    cells = points - 3 if grid == "approximating" else max(points - 1, 1)
+    g = (q * scale).clamp(0, cells)
+    if grid == "approximating":  # displacement 1 at g = 0
+        return _cubic_matrix(g, _bspline(g - _cell(g, cells)), range(points))
+    if grid == "keys":
+        clamped = [min(max(k, 0), points - 1) for k in range(-1, cells + 2)]
+        return _cubic_matrix(g, _keys(g - _cell(g, cells)), clamped)
+    to_coefficients: Tensor = torch.linalg.inv(_spline_matrix(_knots(g, points), points))
+    return _spline_matrix(g, points) @ to_coefficients
 
 
-def _spline_matrix(g: Tensor, knots: int) -> Tensor:
-    """Cubic B-splines around each knot at coordinates g, (len(g), knots), mirrored at the ends."""
-    first = g.floor()
-    t = g - first
-    weights = [
+def _spline_matrix(g: Tensor, points: int) -> Tensor:
+    """Cubic B-splines around each point, mirrored at the ends, at coordinates g."""
+    cells = max(points - 1, 1)
+    mirrored = [_mirror(k, points) for k in range(-1, cells + 2)]
+    return _cubic_matrix(g, _bspline(g - _cell(g, cells)), mirrored)
+
+
+def _cubic_matrix(g: Tensor, weights: list[Tensor], taps: Sequence[int]) -> Tensor:
+    """(*g.shape, points): in cell e, weight k is that of the point taps[e + k]."""
+    units = torch.eye(max(taps) + 1, dtype=torch.float64, device=g.device)[list(taps)]
+    first = _cell(g, len(taps) - 3).long()
+    return torch.stack([w[..., None] * units[first + k] for k, w in enumerate(weights)]).sum(0)
+
+
+def _cell(g: Tensor, cells: int) -> Tensor:
+    return g.floor().clamp(0, cells - 1)
+
+
+def _knots(like: Tensor, points: int) -> Tensor:
+    return torch.arange(points, dtype=torch.float64, device=like.device)
+
+
+def _bspline(t: Tensor) -> list[Tensor]:
+    return [
         (1 - t) ** 3 / 6,
         (3 * t**3 - 6 * t**2 + 4) / 6,
         (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
         t**3 / 6,
     ]
-    matrix = torch.zeros(len(g), knots, dtype=torch.float64)
-    for k, weight in enumerate(weights):
-        index = _fold(first + (k - 1), knots, "mirror").long()
-        matrix.scatter_add_(1, index[:, None], weight[:, None])
-    return matrix
+
+
+def _keys(t: Tensor) -> list[Tensor]:
+    def near(d: Tensor) -> Tensor:
+        return (_KEYS + 2) * d**3 - (_KEYS + 3) * d**2 + 1
+
+    def far(d: Tensor) -> Tensor:
+        return _KEYS * d**3 - 5 * _KEYS * d**2 + 8 * _KEYS * d - 4 * _KEYS
+
+    return [far(1 + t), near(t), near(1 - t), far(2 - t)]
+
+
+def _mirror(k: int, n: int) -> int:
+    if n == 1:
+        return 0
+    k %= 2 * (n - 1)
+    return min(k, 2 * (n - 1) - k)
 
 
 def _fold(position: Tensor, n: int, boundary: str) -> Tensor:
     """The position inside [0, n - 1] that stands for one outside."""
     last = n - 1
     if last == 0:
-        return torch.zeros_like(position)
+        return 0 * position
     if boundary == "mirror":
         position = position.remainder(2 * last)
         return torch.minimum(position, 2 * last - position)
@@ -147,68 +226,124 @@ def _fold(position: Tensor, n: int, boundary: str) -> Tensor:
     return position.clamp(0, last)
 
 
-def _sample(image: Tensor, positions: Tensor, order: int, boundary: str, cval: float) -> Tensor:
-    """Reads an image (C, H, W) at positions (2, h, w)."""
-    height, width = image.shape[1:]
-    row = _fold(positions[0], height, boundary)
-    column = _fold(positions[1], width, boundary)
-    if order == 0:
-        result = image[:, (row + 0.5).floor().long(), (column + 0.5).floor().long()]
-    else:
-        top, left = row.floor().long(), column.floor().long()
-        bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
-        y, x = row - top, column - left
-        image = image.double()
-        upper = (1 - x) * image[:, top, left] + x * image[:, top, right]
-        lower = (1 - x) * image[:, bottom, left] + x * image[:, bottom, right]
-        result = (1 - y) * upper + y * lower
+def _inside(positions: Tensor, shape: Sequence[int], boundary: str) -> tuple[Tensor, Tensor]:
+    """(which positions can be used, which are read: the others take the constant)."""
+    usable = (positions.abs() < FARTHEST).all(0)
+    read = usable
     if boundary == "constant":
-        inside = (positions[0] >= 0) & (positions[0] <= height - 1)
-        inside &= (positions[1] >= 0) & (positions[1] <= width - 1)
-        result = torch.where(inside, result, cval)
-    return result
+        for position, n in zip(positions, shape, strict=True):
+            read = read & (position >= 0) & (position <= n - 1)
+    return usable, read
 
 
-def _apply_curve(image: Tensor, curve: Tensor) -> Tensor:
+def _nearest(
+    positions: Tensor, shape: Sequence[int], boundary: str
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The indices of the nearest pixels, and which of them are read."""
+    _, read = _inside(positions, shape, boundary)
+    folded = [
+        _fold(torch.where(read, p, 0), n, boundary) for p, n in zip(positions, shape, strict=True)
+    ]
+    return tuple((p + 0.5).floor().long() for p in folded), read
+
+
+def _sample(image: Tensor, positions: Tensor, order: int, boundary: str, cval: float) -> Tensor:
+    """Reads an image (H, W) at positions (2, h, w); float64."""
+    usable, read = _inside(positions.detach(), image.shape, boundary)
+    image = image.double()
+    if order == 0:
+        result = image[_nearest(positions, image.shape, boundary)[0]]
+    else:
+        folded = [
+            _fold(torch.where(read, p, 0), n, boundary)
+            for p, n in zip(positions, image.shape, strict=True)
+        ]
+        if order == 3:
+            # The coefficients of the spline through the pixels.
+            rows, columns = (_spline_matrix(_knots(image, n), n) for n in image.shape)
+            image = torch.linalg.solve(columns, torch.linalg.solve(rows, image).T).T
+        result = torch.zeros_like(folded[0])
+        y_taps, x_taps = (_taps(p, n, order) for p, n in zip(folded, image.shape, strict=True))
+        for row, y in y_taps:
+            for column, x in x_taps:
+                result = result + y * x * image[row, column]
+    result = torch.where(read, result, cval)
+    return torch.where(usable, result, torch.nan)
+
+
+def _taps(position: Tensor, n: int, order: int) -> list[tuple[Tensor, Tensor]]:
+    """The pixels read along an axis and their weights."""
+    first = position.detach().floor().clamp(0, max(n - 2, 0))
+    t = position - first
+    weights = [1 - t, t] if order == 1 else _bspline(t)
+    indices = [first + k - order // 2 for k in range(len(weights))]
+    return [(_fold(i, n, "mirror").long(), w) for i, w in zip(indices, weights, strict=True)]
+
+
+def gray_range(dtype: torch.dtype) -> float:
+    """The grey value that 1 stands for."""
+    return 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max)
+
+
+def _apply_curve(image: Tensor, curve: Tensor, unit: float) -> Tensor:
     """Maps grey values through the piecewise linear curve of each sample and channel."""
     n, channels = image.shape[:2]
     intervals = curve.shape[2] - 1
     table = curve.double().expand(n, channels, -1)
-    x = image.double().flatten(2) * intervals
-    index = x.floor().clamp(0, intervals - 1).long()
+    x = image.flatten(2) * (intervals / unit)
+    index = x.detach().nan_to_num().floor().clamp(0, intervals - 1).long()
     low, high = table.gather(2, index), table.gather(2, index + 1)
-    return (low + (x - index) * (high - low)).view_as(image)
+    return (low + (x - index) * (high - low)).view_as(image) * unit
 
 
-def _check_shapes(output: tuple[int, ...], label: tuple[int, ...]) -> None:
-    for name, shape in (("output_shape", output), ("label_shape", label)):
-        if len(shape) != 2 or min(shape) < 1:
-            raise ValueError(f"elastic_deform: {name} must be two sizes >= 1, got {shape}")
-    if any(o < i or (o - i) % 2 for o, i in zip(output, label, strict=True)):
-        raise ValueError(
-            "elastic_deform: label_shape must be smaller than output_shape by an even number, got "
-            f"{label} in {output}"
-        )
+def _as_type(image: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype.is_floating_point:
+        return image.to(dtype)
+    rounded = (image.nan_to_num(0) + 0.5).floor().clamp(0, gray_range(dtype))
+    return rounded.to(torch.int64).to(dtype)
 
 
-def _check(
+def check_dtypes(
     image: Tensor,
     displacement: Tensor | None,
     labels: Tensor | None,
     affine: Tensor | None,
     gray_curve: Tensor | None,
-    order: int,
-    boundary: str,
     offset: Tensor | None,
 ) -> None:
-    if not image.dtype.is_floating_point:
-        raise TypeError(f"elastic_deform: image must be floating point, got {image.dtype}")
+    """Raises TypeError, for the reference and the operator."""
+    if image.dtype not in (*_FLOATS, torch.uint8, torch.uint16):
+        raise TypeError(
+            "elastic_deform: image must be float16, bfloat16, float32, float64, uint8 or uint16, "
+            f"got {image.dtype}"
+        )
+    if labels is not None and (
+        labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool
+    ):
+        raise TypeError(f"elastic_deform: labels must be integer, got {labels.dtype}")
+    for name, tensor in (
+        ("displacement", displacement),
+        ("affine", affine),
+        ("gray_curve", gray_curve),
+        ("offset", offset),
+    ):
+        if tensor is not None and tensor.dtype not in _FLOATS:
+            raise TypeError(f"elastic_deform: {name} must be floating point, got {tensor.dtype}")
+
+
+def check_shapes(
+    image: Tensor,
+    displacement: Tensor | None,
+    labels: Tensor | None,
+    affine: Tensor | None,
+    gray_curve: Tensor | None,
+    offset: Tensor | None,
+) -> None:
+    """Raises ValueError if a tensor does not fit the image."""
     if image.dim() != 4 or 0 in image.shape[2:]:
         raise ValueError(
             f"elastic_deform: image must be (N, C, H, W) with H, W >= 1, got {tuple(image.shape)}"
         )
-    if labels is not None and (labels.dtype.is_floating_point or labels.dtype == torch.bool):
-        raise TypeError(f"elastic_deform: labels must be integer, got {labels.dtype}")
     n, channels, height, width = image.shape
     # Shapes to choose from; None: any length >= 1.
     expected: list[tuple[str, Tensor | None, list[tuple[int | None, ...]]]] = [
@@ -229,13 +364,92 @@ def _check(
         ):
             wanted = " or ".join(str(shape).replace("None", "any") for shape in shapes)
             raise ValueError(f"elastic_deform: {name} must have shape {wanted}, got {got}")
+        if tensor.device != image.device:
+            raise ValueError(
+                f"elastic_deform: {name} must be on {image.device}, got {tensor.device}"
+            )
     if gray_curve is not None and gray_curve.shape[2] < 2:
         raise ValueError(
             f"elastic_deform: gray_curve must have at least 2 points, got {gray_curve.shape[2]}"
         )
-    if order not in (0, 1):
-        raise ValueError(f"elastic_deform: order must be 0 or 1, got {order}")
-    if boundary not in _BOUNDARIES:
+
+
+def check_choices(
+    channels: int, order: int | Sequence[int], grid: str, grid_extent: str, boundary: str
+) -> tuple[int, ...]:
+    """The order of every channel. Raises ValueError if a choice is none."""
+    orders = (order,) * channels if isinstance(order, int) else tuple(order)
+    if len(orders) != channels or any(o not in ORDERS for o in orders):
         raise ValueError(
-            f"elastic_deform: boundary must be one of {', '.join(_BOUNDARIES)}, got {boundary!r}"
+            f"elastic_deform: order must be 0, 1 or 3, or one of them for each of {channels} "
+            f"channels, got {order}"
         )
+    for name, choices, got in (
+        ("grid", GRIDS, grid),
+        ("grid_extent", EXTENTS, grid_extent),
+        ("boundary", BOUNDARIES, boundary),
+    ):
+        if got not in choices:
+            raise ValueError(
+                f"elastic_deform: {name} must be one of {', '.join(choices)}, got {got!r}"
+            )
+    return orders
+
+
+def check_windows(
+    image: Tensor, output_shape: Sequence[int] | None, label_shape: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Spatial shapes of the output and of its labels. Raises ValueError if there are none such."""
+    output = tuple(image.shape[2:] if output_shape is None else output_shape)
+    label = output if label_shape is None else tuple(label_shape)
+    for name, shape in (("output_shape", output), ("label_shape", label)):
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"elastic_deform: {name} must be two sizes >= 1, got {shape}")
+    if any(o < i or (o - i) % 2 for o, i in zip(output, label, strict=True)):
+        raise ValueError(
+            "elastic_deform: label_shape must be smaller than output_shape by an even number, got "
+            f"{label} in {output}"
+        )
+    return output, label
+
+
+def check_grid(
+    displacement: Tensor | None,
+    grid: str,
+    grid_spacing: float | Sequence[float] | None,
+    spanned: Sequence[int],
+) -> tuple[float, ...]:
+    """Grid cells per pixel along each axis. Raises ValueError if the grid cannot span so much."""
+    axes = len(spanned)
+    if grid_spacing is not None:
+        if grid != "approximating":
+            raise ValueError(
+                f"elastic_deform: grid_spacing must be None with grid {grid!r}, got {grid_spacing}"
+            )
+        given = (
+            (grid_spacing,) * axes if isinstance(grid_spacing, int | float) else tuple(grid_spacing)
+        )
+        if len(given) != axes or not all(1e-6 <= s <= FARTHEST for s in given):
+            raise ValueError(
+                f"elastic_deform: grid_spacing must be a distance >= 1e-6 or {axes} of them, "
+                f"got {grid_spacing}"
+            )
+    if displacement is None:
+        return (0.0,) * axes
+    points = tuple(displacement.shape[2:])
+    if grid != "approximating":
+        return tuple((p - 1) / max(n - 1, 1) for p, n in zip(points, spanned, strict=True))
+    if min(points) < 4:
+        raise ValueError(
+            "elastic_deform: displacement must have at least 4 points along each axis for an "
+            f"approximating grid, got {points}"
+        )
+    if grid_spacing is None:
+        return tuple((p - 3) / max(n - 1, 1) for p, n in zip(points, spanned, strict=True))
+    for p, n, s in zip(points, spanned, given, strict=True):
+        if (n - 1) / s > p - 3:
+            raise ValueError(
+                f"elastic_deform: displacement must have at least {int(-(-(n - 1) // s)) + 3} "
+                f"points to span {n} pixels at grid_spacing {s}, got {p}"
+            )
+    return tuple(1 / s for s in given)

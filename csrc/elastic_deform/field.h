@@ -1,0 +1,172 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "elastic_deform/operands.h"
+
+// The field of displacements on the CPU: its coefficients, and polynomials along output rows.
+namespace unet_fast::elastic_deform {
+
+/// Output columns in which the field is one polynomial.
+struct Piece {
+  int64_t begin, end;
+  int64_t cell;
+  double t, scale;  // in the cell, at column middle(), and its change from column to column
+
+  int64_t middle() const { return begin + (end - begin) / 2; }
+};
+
+/// Coefficients along one output row, of both components.
+struct FieldRow {
+  explicit FieldRow(const Operands& in) : along{} {
+    for (auto& component : along) component.resize(in.columns.size());
+  }
+  /// The field over a piece, as a polynomial of the distance to its middle in pixels.
+  Cubic<double> cubic(int32_t grid, int axis, const Piece& piece) const {
+    const double* const c = along[axis].data() + piece.cell;
+    return elastic_deform::cubic(grid, c[0], c[1], c[2], c[3]).of(piece.t, piece.scale);
+  }
+  std::vector<double> along[2];
+};
+
+/// Motions and fields of all images.
+class Field {
+ public:
+  /// Pieces end at the grid's cells, and at multiples of `longest`.
+  Field(const Operands& in, const Settings& settings, int64_t output_columns, int64_t longest)
+      : in_(in), grid_(settings.grid) {
+    const Tensor* const d = in.displacement ? &*in.displacement : nullptr;
+    const auto of = [](const std::optional<Tensor>& x, int64_t image, int64_t size) {
+      return x ? x->const_data_ptr<double>() + image * size : nullptr;
+    };
+    const int64_t points = in.points.rows * in.points.columns;
+    for (int64_t n = 0; n < in.images; ++n) {
+      motions_.push_back(
+          Motion::of(of(in.affine, n, 6), of(in.offset, n, 2), settings.spans_input));
+      coefficients_.push_back(expand(d ? of(*d, n, 2 * points) : nullptr, motions_.back()));
+      if (n == 0 || motions_[n].shift[1] != motions_[0].shift[1]) {
+        pieces_.push_back(cut(motions_[n].shift[1], output_columns, longest));
+      } else {
+        pieces_.push_back(pieces_[0]);
+      }
+    }
+  }
+
+  const Motion& motion(int64_t image) const { return motions_[image]; }
+  const std::vector<Piece>& pieces(int64_t image) const { return pieces_[image]; }
+
+  /// The coefficients along an output row.
+  void row(int64_t image, int64_t row, FieldRow& line) const {
+    const int64_t columns = in_.columns.size();
+    const double g = in_.rows.coordinate(static_cast<double>(row) + motions_[image].shift[0]);
+    const int64_t cell = in_.rows.cell(g);
+    for (int axis = 0; axis < 2; ++axis) {
+      const double* c = coefficients_[image].data() + axis * in_.coefficients() + cell * columns;
+      for (int64_t k = 0; k < columns; ++k) {
+        line.along[axis][k] = cubic(grid_, c[k], c[columns + k], c[2 * columns + k],
+                                    c[3 * columns + k])(g - static_cast<double>(cell));
+      }
+    }
+  }
+
+  /// The derivatives in the displacements (N, 2, P, Q), from those in the coefficients along output
+  /// rows (N, output_rows, 2, columns).
+  void gradient(const std::vector<double>& along, int64_t output_rows, double* result) const {
+    const int64_t rows = in_.rows.size(), columns = in_.columns.size();
+    for (int64_t n = 0; n < in_.images; ++n) {
+      std::vector<double> coefficients(2 * rows * columns);
+      for (int64_t y = 0; y < output_rows; ++y) {
+        const double g = in_.rows.coordinate(static_cast<double>(y) + motions_[n].shift[0]);
+        const int64_t cell = in_.rows.cell(g);
+        const double* const line = along.data() + (n * output_rows + y) * 2 * columns;
+        for (int axis = 0; axis < 2; ++axis) {
+          for (int i = 0; i < 4; ++i) {
+            const double weight = cubic_weight(grid_, i, g - static_cast<double>(cell));
+            double* const to = coefficients.data() + (axis * rows + cell + i) * columns;
+            for (int64_t x = 0; x < columns; ++x) to[x] += weight * line[axis * columns + x];
+          }
+        }
+      }
+      collect(coefficients.data(), motions_[n],
+              result + n * 2 * in_.points.rows * in_.points.columns);
+    }
+  }
+
+ private:
+  /// The transpose of `expand`.
+  void collect(const double* coefficients, const Motion& motion, double* result) const {
+    const auto [rows, columns] = in_.points;
+    std::fill_n(result, 2 * rows * columns, 0.0);
+    for (int64_t y = 0; y < in_.rows.size(); ++y) {
+      for (int64_t x = 0; x < in_.columns.size(); ++x) {
+        const int64_t to = source_point(grid_, y, rows) * columns + source_point(grid_, x, columns);
+        const int64_t from = y * in_.columns.size() + x;
+        for (int axis = 0; axis < 2; ++axis) {
+          result[axis * rows * columns + to] += motion.moved_transposed(
+              grid_, axis, coefficients[from], coefficients[in_.coefficients() + from]);
+        }
+      }
+    }
+    for (int axis = 0; axis < 2 && grid_ == kInterpolating; ++axis) {
+      double* const d = result + axis * rows * columns;
+      for (int64_t x = 0; x < columns; ++x) prefilter_transposed(d + x, rows, columns);
+      for (int64_t y = 0; y < rows; ++y) prefilter_transposed(d + y * columns, columns, 1);
+    }
+  }
+
+  std::vector<double> expand(const double* displacement, const Motion& motion) const {
+    std::vector<double> result(2 * in_.coefficients());
+    if (displacement == nullptr) return result;
+    const auto [rows, columns] = in_.points;
+    std::vector<double> knots(displacement, displacement + 2 * rows * columns);
+    for (int axis = 0; axis < 2 && grid_ == kInterpolating; ++axis) {
+      double* const d = knots.data() + axis * rows * columns;
+      for (int64_t y = 0; y < rows; ++y) prefilter(d + y * columns, columns, 1);
+      for (int64_t x = 0; x < columns; ++x) prefilter(d + x, rows, columns);
+    }
+    for (int axis = 0; axis < 2; ++axis) {
+      for (int64_t y = 0; y < in_.rows.size(); ++y) {
+        for (int64_t x = 0; x < in_.columns.size(); ++x) {
+          const int64_t from =
+              source_point(grid_, y, rows) * columns + source_point(grid_, x, columns);
+          result[(axis * in_.rows.size() + y) * in_.columns.size() + x] =
+              motion.moved(grid_, axis, knots[from], knots[rows * columns + from]);
+        }
+      }
+    }
+    return result;
+  }
+
+  std::vector<Piece> cut(double shift, int64_t columns, int64_t longest) const {
+    std::vector<Piece> pieces;
+    int64_t before = -1;
+    for (int64_t x = 0; x < columns; ++x) {
+      const int64_t run = in_.columns.run(static_cast<double>(x) + shift);
+      if (x % longest != 0 && run == before) {
+        ++pieces.back().end;
+        continue;
+      }
+      before = run;
+      pieces.push_back({x, x + 1, 0, 0, 0});
+    }
+    for (Piece& piece : pieces) {
+      const double at = static_cast<double>(piece.middle()) + shift;
+      const double g = in_.columns.coordinate(at);
+      piece.cell = in_.columns.cell(g);
+      piece.t = g - static_cast<double>(piece.cell);
+      // Beyond the grid the field is constant.
+      piece.scale = g == at * in_.columns.scale ? in_.columns.scale : 0.0;
+    }
+    return pieces;
+  }
+
+  const Operands& in_;
+  int32_t grid_;
+  std::vector<Motion> motions_;
+  std::vector<std::vector<double>> coefficients_;
+  std::vector<std::vector<Piece>> pieces_;
+};
+
+}  // namespace unet_fast::elastic_deform

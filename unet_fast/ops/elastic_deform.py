@@ -1,0 +1,180 @@
+"""Elastic and affine deformation of images and labels in one pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import require_kernels
+from ..reference.elastic_deform import (
+    BOUNDARIES,
+    GRIDS,
+    check_choices,
+    check_dtypes,
+    check_grid,
+    check_shapes,
+    check_windows,
+)
+from ._call import call_kernel
+
+_OP = "elastic_deform"
+_DEFORM = torch.ops.unet_fast.elastic_deform.default
+_GRADIENT = torch.ops.unet_fast.elastic_deform_backward.default
+
+
+def elastic_deform(
+    image: Tensor,
+    displacement: Tensor | None = None,
+    *,
+    labels: Tensor | None = None,
+    affine: Tensor | None = None,
+    gray_curve: Tensor | None = None,
+    order: int | Sequence[int] = 1,
+    grid: str = "interpolating",
+    grid_extent: str = "output",
+    grid_spacing: float | Sequence[float] | None = None,
+    boundary: str = "mirror",
+    cval: float = 0.0,
+    output_shape: Sequence[int] | None = None,
+    label_shape: Sequence[int] | None = None,
+    offset: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Deforms images, and their labels alike, in one pass.
+
+    Arguments, result and errors as in :func:`unet_fast.reference.elastic_deform`. Channels-last
+    images are read in place, and give channels-last results. No field of displacements is made;
+    only order 3 needs memory beyond the result, a float32 (of float64 images float64) copy of the
+    channels. Positions of float64 images are computed in float64, others in float32 relative to a
+    pixel nearby: at scale 1 they err less than 5e-5 pixels, whatever the size of the image.
+
+    Differentiable once in `image` and `displacement`, by fixed sums that repeat bit for bit.
+
+    Raises:
+        TypeError: As the reference.
+        ValueError: As the reference, or if sides exceed 2^29 or rows 2^28 elements.
+        RuntimeError: If the build has no kernels for the device, or under `torch.func.grad`.
+        NotImplementedError: If another argument requires a gradient, in second derivatives and in
+            forward-mode differentiation.
+    """
+    check_dtypes(image, displacement, labels, affine, gray_curve, offset)
+    check_shapes(image, displacement, labels, affine, gray_curve, offset)
+    orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
+    shape, inner = check_windows(image, output_shape, label_shape)
+    spans_input = grid_extent == "input"
+    scales = check_grid(
+        displacement, grid, grid_spacing, tuple(image.shape[2:]) if spans_input else shape
+    )
+    require_kernels(_OP, image)
+    for name, tensor in (("affine", affine), ("offset", offset), ("gray_curve", gray_curve)):
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{_OP}: {name} must not require a gradient; image and displacement may"
+            )
+    if gray_curve is not None:
+        accumulator = torch.float64 if image.dtype == torch.float64 else torch.float32
+        gray_curve = gray_curve.to(accumulator).contiguous()
+    deformed, moved = call_kernel(
+        _OP,
+        _DEFORM,
+        (image, displacement),
+        image,
+        _float64(displacement),
+        _float64(affine),
+        _float64(offset),
+        labels,
+        gray_curve,
+        orders,
+        GRIDS.index(grid),
+        spans_input,
+        scales,
+        BOUNDARIES.index(boundary),
+        cval,
+        shape,
+        inner,
+    )
+    return deformed if labels is None else (deformed, moved)
+
+
+def _float64(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.double()
+
+
+@torch.library.register_fake("unet_fast::elastic_deform")
+def _(
+    image: Tensor,
+    displacement: Tensor | None,
+    affine: Tensor | None,
+    offset: Tensor | None,
+    labels: Tensor | None,
+    gray_curve: Tensor | None,
+    orders: list[int],
+    grid: int,
+    spans_input: bool,
+    scales: list[float],
+    boundary: int,
+    cval: float,
+    output_shape: list[int],
+    label_shape: list[int],
+) -> tuple[Tensor, Tensor]:
+    deformed = _new_image(image, output_shape)
+    if labels is None:
+        return deformed, image.new_empty(0, dtype=torch.uint8)
+    return deformed, labels.new_empty(len(labels), *label_shape)
+
+
+@torch.library.register_fake("unet_fast::elastic_deform_backward")
+def _(
+    grad: Tensor,
+    image: Tensor,
+    displacement: Tensor | None,
+    affine: Tensor | None,
+    offset: Tensor | None,
+    gray_curve: Tensor | None,
+    orders: list[int],
+    grid: int,
+    spans_input: bool,
+    scales: list[float],
+    boundary: int,
+    cval: float,
+    of_image: bool,
+    of_displacement: bool,
+) -> tuple[Tensor, Tensor]:
+    image_gradient = (
+        _new_image(image, image.shape[2:]) if of_image else image.new_empty(0, dtype=torch.float32)
+    )
+    shape = displacement.shape if of_displacement and displacement is not None else (0,)
+    return image_gradient, image.new_empty(shape, dtype=torch.float64)
+
+
+def _new_image(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Of another spatial shape; the channels of a pixel lie side by side as in `image`."""
+    n, channels = image.shape[:2]
+    result = image.new_empty(n, channels, *shape)
+    last = channels > 1 and image.stride(1) == 1 and image.stride(3) == channels
+    return result.contiguous(memory_format=torch.channels_last) if last else result
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    image, displacement, affine, offset, _labels, gray_curve, *ctx.settings = inputs
+    ctx.save_for_backward(image, displacement, affine, offset, gray_curve)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    of_image, of_displacement = ctx.needs_input_grad[:2]
+    by_image = by_displacement = None
+    if grad is not None:
+        by_image, by_displacement = _GRADIENT(
+            grad, *ctx.saved_tensors, *ctx.settings[:-2], of_image, of_displacement
+        )
+    none = (None,) * 12
+    return by_image if of_image else None, by_displacement if of_displacement else None, *none
+
+
+def _no_second_derivatives(ctx: Any, *grads: Any) -> Any:
+    raise NotImplementedError(f"{_OP}: second derivatives are not available")
+
+
+torch.library.register_autograd("unet_fast::elastic_deform", _backward, setup_context=_setup)
+torch.library.register_autograd("unet_fast::elastic_deform_backward", _no_second_derivatives)
