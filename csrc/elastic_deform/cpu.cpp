@@ -212,6 +212,19 @@ UNET_FAST_SIMD void transpose(const A* from, int64_t rows, int64_t columns, int6
   }
 }
 
+// Asks for the lines of memory that a block reads, all at once: gathers alone wait for one after
+// the other.
+template <typename T, typename A>
+void prefetch(const Plane<T>& plane, const Block<A>& block) {
+  constexpr int64_t step = 64 / sizeof(T) < kBlock ? 64 / sizeof(T) : kBlock;
+  for (int64_t k = 0; k < block.size; k += step) {
+    const T* const at =
+        plane.data + block.row_of[k] * plane.row + block.column_of[k] * plane.column;
+    __builtin_prefetch(at);
+    __builtin_prefetch(at + plane.row_step);
+  }
+}
+
 // Calls `fn.operator()<order>()`.
 template <typename Fn>
 void dispatch_order(int64_t order, Fn&& fn) {
@@ -340,6 +353,7 @@ struct Deformation {
   void values(const T* image, const Strides& strides, const Coefficients<A>& smooth,
               int64_t plane_index, int64_t order, const Block<A>& block, A* out) const {
     const auto interpolated = [&](const auto& plane, auto&& sampler) {
+      prefetch(plane, block);
       for_parts(plane, block, block.rows, block.columns, 0, block.size,
                 [&](Extent rows, Extent columns, int64_t begin, int64_t end) {
                   sampler(plane, rows, columns, Sites<A>(block), begin, end, out);
@@ -463,8 +477,13 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
   const Strides from = Strides::of(image), to = Strides::of(out);
   const T* const data = image.const_data_ptr<T>();
   T* const result = out.mutable_data_ptr<T>();
+  const Strides ids = labels ? Strides::of(*labels) : Strides{};
   deformation.run([&](int64_t n, std::span<const Piece>, Block<A>& block) {
     deformation.find(block);
+    const auto label_plane =
+        Plane<Id>::of(labels ? static_cast<const Id*>(labels->data_ptr()) + n * ids.image : nullptr,
+                      ids.row, ids.column, in.input);
+    if (labels) prefetch(label_plane, block);
     for (int64_t c = 0; c < in.channels; ++c) {
       T* const destination =
           result + n * to.image + c * to.channel + block.row * to.row + block.begin * to.column;
@@ -485,11 +504,8 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
       }
     }
     if (labels) {
-      const Strides ids = Strides::of(*labels);
-      const auto plane = Plane<Id>::of(static_cast<const Id*>(labels->data_ptr()) + n * ids.image,
-                                       ids.row, ids.column, in.input);
       Id* const moved = static_cast<Id*>(labels_out.data_ptr()) + n * window.rows * window.columns;
-      take_labels(plane, block, deformation.output, window, moved);
+      take_labels(label_plane, block, deformation.output, window, moved);
     }
   });
 }

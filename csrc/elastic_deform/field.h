@@ -37,15 +37,10 @@ class Field {
   /// Pieces end at the grid's cells, and at multiples of `longest`.
   Field(const Operands& in, const Settings& settings, int64_t output_columns, int64_t longest)
       : in_(in), grid_(settings.grid) {
-    const Tensor* const d = in.displacement ? &*in.displacement : nullptr;
-    const auto of = [](const std::optional<Tensor>& x, int64_t image, int64_t size) {
-      return x ? x->const_data_ptr<double>() + image * size : nullptr;
-    };
-    const int64_t points = in.points.rows * in.points.columns;
+    const Values affine = in.values(in.affine), offset = in.values(in.offset);
     for (int64_t n = 0; n < in.images; ++n) {
-      motions_.push_back(
-          Motion::of(of(in.affine, n, 6), of(in.offset, n, 2), settings.spans_input));
-      coefficients_.push_back(expand(d ? of(*d, n, 2 * points) : nullptr, motions_.back()));
+      motions_.push_back(Motion::of(affine, offset, settings.spans_input, n));
+      coefficients_.push_back(expand(n));
       if (n == 0 || motions_[n].shift[1] != motions_[0].shift[1]) {
         pieces_.push_back(cut(motions_[n].shift[1], output_columns, longest));
       } else {
@@ -116,11 +111,13 @@ class Field {
     }
   }
 
-  std::vector<double> expand(const double* displacement, const Motion& motion) const {
+  std::vector<double> expand(int64_t image) const {
     std::vector<double> result(2 * in_.coefficients());
-    if (displacement == nullptr) return result;
+    if (!in_.displacement) return result;
     const auto [rows, columns] = in_.points;
-    std::vector<double> knots(displacement, displacement + 2 * rows * columns);
+    const Values displacement = in_.values(in_.displacement);
+    std::vector<double> knots(2 * rows * columns);
+    for (size_t i = 0; i < knots.size(); ++i) knots[i] = displacement[image * knots.size() + i];
     for (int axis = 0; axis < 2 && grid_ == kInterpolating; ++axis) {
       double* const d = knots.data() + axis * rows * columns;
       for (int64_t y = 0; y < rows; ++y) prefilter(d + y * columns, columns, 1);
@@ -132,7 +129,7 @@ class Field {
           const int64_t from =
               source_point(grid_, y, rows) * columns + source_point(grid_, x, columns);
           result[(axis * in_.rows.size() + y) * in_.columns.size() + x] =
-              motion.moved(grid_, axis, knots[from], knots[rows * columns + from]);
+              motions_[image].moved(grid_, axis, knots[from], knots[rows * columns + from]);
         }
       }
     }

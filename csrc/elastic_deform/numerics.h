@@ -148,25 +148,37 @@ UNET_FAST_HOST_DEVICE inline void prefilter_transposed(A* x, int64_t n, int64_t 
   *last /= 2;
 }
 
+/// Values of float32 or float64, read as float64.
+struct Values {
+  const void* data;  // or null
+  bool single;
+
+  UNET_FAST_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
+  UNET_FAST_HOST_DEVICE double operator[](int64_t i) const {
+    return single ? static_cast<const float*>(data)[i] : static_cast<const double*>(data)[i];
+  }
+};
+
 /// Where output pixel x is read: linear x + translation + field(x + shift); in pixels.
 struct Motion {
   double linear[2][2];
   double translation[2];
   double shift[2];
 
-  /// `affine` (2, 3), or null for identity; `offset` (2), or null for 0. `spans_input`: the field
-  /// is that of input pixels.
-  UNET_FAST_HOST_DEVICE static Motion of(const double* affine, const double* offset,
-                                         bool spans_input) {
+  /// Of an image. `affine` (N, 2, 3), or null for identity; `offset` (N, 2), or null for 0.
+  /// `spans_input`: the field is that of input pixels.
+  UNET_FAST_HOST_DEVICE static Motion of(const Values& affine, const Values& offset,
+                                         bool spans_input, int64_t image) {
     Motion m{{{1, 0}, {0, 1}}, {0, 0}, {0, 0}};
     for (int i = 0; i < 2; ++i) {
-      if (affine != nullptr) {
-        m.linear[i][0] = affine[3 * i];
-        m.linear[i][1] = affine[3 * i + 1];
-        m.translation[i] = affine[3 * i + 2];
+      if (affine) {
+        const int64_t line = 6 * image + 3 * i;
+        m.linear[i][0] = affine[line];
+        m.linear[i][1] = affine[line + 1];
+        m.translation[i] = affine[line + 2];
       }
-      if (offset != nullptr) m.translation[i] += offset[i];
-      if (offset != nullptr && spans_input) m.shift[i] = offset[i];
+      if (offset) m.translation[i] += offset[2 * image + i];
+      if (offset && spans_input) m.shift[i] = offset[2 * image + i];
     }
     return m;
   }

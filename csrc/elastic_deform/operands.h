@@ -109,6 +109,9 @@ struct Operands {
     columns = axis(settings.grid, points.columns, settings.scales[1]);
   }
 
+  Values values(const std::optional<Tensor>& x) const {
+    return {x ? x->data_ptr() : nullptr, x && x->scalar_type() == ScalarType::Float};
+  }
   /// Coefficients of one component of the field of one image.
   int64_t coefficients() const { return rows.size() * columns.size(); }
 
@@ -120,9 +123,10 @@ struct Operands {
  private:
   std::optional<Tensor> parameter(const std::optional<Tensor>& x, int64_t axes) const {
     if (!x) return std::nullopt;
-    STD_TORCH_CHECK(x->dim() == axes && x->size(0) == images && x->size(1) == 2 &&
-                        x->scalar_type() == ScalarType::Double,
-                    "elastic_deform takes parameters in float64, two rows an image");
+    STD_TORCH_CHECK(
+        x->dim() == axes && x->size(0) == images && x->size(1) == 2 &&
+            (x->scalar_type() == ScalarType::Float || x->scalar_type() == ScalarType::Double),
+        "elastic_deform takes parameters in float32 or float64, two rows an image");
     return as_contiguous(*x);
   }
   GridAxis axis(int32_t grid, int64_t size, double scale) const {

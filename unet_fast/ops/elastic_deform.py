@@ -1,7 +1,9 @@
 """Elastic and affine deformation of images and labels in one pass."""
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,13 +59,16 @@ def elastic_deform(
         NotImplementedError: If another argument requires a gradient, in second derivatives and in
             forward-mode differentiation.
     """
-    check_dtypes(image, displacement, labels, affine, gray_curve, offset)
-    check_shapes(image, displacement, labels, affine, gray_curve, offset)
-    orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
-    shape, inner = check_windows(image, output_shape, label_shape)
-    spans_input = grid_extent == "input"
-    scales = check_grid(
-        displacement, grid, grid_spacing, tuple(image.shape[2:]) if spans_input else shape
+    check = _check.__wrapped__ if torch.compiler.is_compiling() else _check
+    settings, shape, inner = check(
+        *map(_facts, (image, displacement, labels, affine, gray_curve, offset)),
+        order if isinstance(order, int) else tuple(order),
+        grid,
+        grid_extent,
+        grid_spacing if isinstance(grid_spacing, NoneType | int | float) else tuple(grid_spacing),
+        boundary,
+        None if output_shape is None else tuple(output_shape),
+        None if label_shape is None else tuple(label_shape),
     )
     require_kernels(_OP, image)
     for name, tensor in (("affine", affine), ("offset", offset), ("gray_curve", gray_curve)):
@@ -79,16 +84,12 @@ def elastic_deform(
         _DEFORM,
         (image, displacement),
         image,
-        _float64(displacement),
-        _float64(affine),
-        _float64(offset),
+        _parameter(displacement),
+        _parameter(affine),
+        _parameter(offset),
         labels,
         gray_curve,
-        orders,
-        GRIDS.index(grid),
-        spans_input,
-        scales,
-        BOUNDARIES.index(boundary),
+        *settings,
         cval,
         shape,
         inner,
@@ -96,8 +97,49 @@ def elastic_deform(
     return deformed if labels is None else (deformed, moved)
 
 
-def _float64(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.double()
+class _Facts(NamedTuple):
+    """What the checks ask of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _facts(x: Tensor | None) -> _Facts | None:
+    return None if x is None else _Facts(x.shape, x.dtype, x.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _check(
+    image: _Facts,
+    displacement: _Facts | None,
+    labels: _Facts | None,
+    affine: _Facts | None,
+    gray_curve: _Facts | None,
+    offset: _Facts | None,
+    order: int | tuple[int, ...],
+    grid: str,
+    grid_extent: str,
+    grid_spacing: float | tuple[float, ...] | None,
+    boundary: str,
+    output_shape: tuple[int, ...] | None,
+    label_shape: tuple[int, ...] | None,
+) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[int, ...]]:
+    """The settings of the kernels and the windows; kept, for calls with tensors of the same kind."""
+    check_dtypes(image, displacement, labels, affine, gray_curve, offset)
+    check_shapes(image, displacement, labels, affine, gray_curve, offset)
+    orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
+    shape, inner = check_windows(image, output_shape, label_shape)
+    spans_input = grid_extent == "input"
+    spanned = tuple(image.shape[2:]) if spans_input else shape
+    scales = check_grid(displacement, grid, grid_spacing, spanned)
+    settings = orders, GRIDS.index(grid), spans_input, scales, BOUNDARIES.index(boundary)
+    return settings, shape, inner
+
+
+def _parameter(x: Tensor | None) -> Tensor | None:
+    """float32 and float64 are read as they are."""
+    return x if x is None or x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @torch.library.register_fake("unet_fast::elastic_deform")
@@ -168,6 +210,8 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
         by_image, by_displacement = _GRADIENT(
             grad, *ctx.saved_tensors, *ctx.settings[:-2], of_image, of_displacement
         )
+    if of_displacement and by_displacement is not None:
+        by_displacement = by_displacement.to(ctx.saved_tensors[1].dtype)
     none = (None,) * 12
     return by_image if of_image else None, by_displacement if of_displacement else None, *none
 

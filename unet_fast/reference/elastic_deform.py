@@ -1,6 +1,7 @@
 """Reference of the elastic deformation."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -303,13 +304,24 @@ def _as_type(image: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded.to(torch.int64).to(dtype)
 
 
+class Facts(Protocol):
+    """What the checks ask of a tensor."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
 def check_dtypes(
-    image: Tensor,
-    displacement: Tensor | None,
-    labels: Tensor | None,
-    affine: Tensor | None,
-    gray_curve: Tensor | None,
-    offset: Tensor | None,
+    image: Facts,
+    displacement: Facts | None,
+    labels: Facts | None,
+    affine: Facts | None,
+    gray_curve: Facts | None,
+    offset: Facts | None,
 ) -> None:
     """Raises TypeError, for the reference and the operator."""
     if image.dtype not in (*_FLOATS, torch.uint8, torch.uint16):
@@ -332,38 +344,34 @@ def check_dtypes(
 
 
 def check_shapes(
-    image: Tensor,
-    displacement: Tensor | None,
-    labels: Tensor | None,
-    affine: Tensor | None,
-    gray_curve: Tensor | None,
-    offset: Tensor | None,
+    image: Facts,
+    displacement: Facts | None,
+    labels: Facts | None,
+    affine: Facts | None,
+    gray_curve: Facts | None,
+    offset: Facts | None,
 ) -> None:
     """Raises ValueError if a tensor does not fit the image."""
-    if image.dim() != 4 or 0 in image.shape[2:]:
+    if len(image.shape) != 4 or 0 in image.shape[2:]:
         raise ValueError(
             f"elastic_deform: image must be (N, C, H, W) with H, W >= 1, got {tuple(image.shape)}"
         )
     n, channels, height, width = image.shape
-    # Shapes to choose from; None: any length >= 1.
-    expected: list[tuple[str, Tensor | None, list[tuple[int | None, ...]]]] = [
-        ("displacement", displacement, [(n, 2, None, None)]),
-        ("labels", labels, [(n, height, width)]),
-        ("affine", affine, [(n, 2, 3)]),
-        ("offset", offset, [(n, 2)]),
-        ("gray_curve", gray_curve, [(n, channels, None), (n, 1, None)]),
-    ]
-    for name, tensor, shapes in expected:
+    for name, tensor, rule in (
+        ("displacement", displacement, (n, 2, "any", "any")),
+        ("labels", labels, (n, height, width)),
+        ("affine", affine, (n, 2, 3)),
+        ("offset", offset, (n, 2)),
+        ("gray_curve", gray_curve, (n, f"{channels} or 1", "any")),
+    ):
         if tensor is None:
             continue
-        got = tuple(tensor.shape)
-        if not any(
-            len(got) == len(shape)
-            and all(g == s or (s is None and g >= 1) for g, s in zip(got, shape, strict=True))
-            for shape in shapes
-        ):
-            wanted = " or ".join(str(shape).replace("None", "any") for shape in shapes)
-            raise ValueError(f"elastic_deform: {name} must have shape {wanted}, got {got}")
+        fits = len(tensor.shape) == len(rule) and tensor.shape[0] == n
+        if not fits or (tensor.shape != rule and not _fits(tensor.shape, rule, channels)):
+            wanted = f"({', '.join(map(str, rule))})"
+            raise ValueError(
+                f"elastic_deform: {name} must have shape {wanted}, got {tuple(tensor.shape)}"
+            )
         if tensor.device != image.device:
             raise ValueError(
                 f"elastic_deform: {name} must be on {image.device}, got {tensor.device}"
@@ -372,6 +380,16 @@ def check_shapes(
         raise ValueError(
             f"elastic_deform: gray_curve must have at least 2 points, got {gray_curve.shape[2]}"
         )
+
+
+def _fits(shape: Sequence[int], rule: Sequence[int | str], channels: int) -> bool:
+    """Whether a shape is one of those that the rule describes."""
+    return all(
+        size == side
+        or (side == "any" and size >= 1)
+        or (isinstance(side, str) and side != "any" and size in (1, channels))
+        for size, side in zip(shape, rule, strict=True)
+    )
 
 
 def check_choices(
@@ -397,7 +415,7 @@ def check_choices(
 
 
 def check_windows(
-    image: Tensor, output_shape: Sequence[int] | None, label_shape: Sequence[int] | None
+    image: Facts, output_shape: Sequence[int] | None, label_shape: Sequence[int] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Spatial shapes of the output and of its labels. Raises ValueError if there are none such."""
     output = tuple(image.shape[2:] if output_shape is None else output_shape)
@@ -414,7 +432,7 @@ def check_windows(
 
 
 def check_grid(
-    displacement: Tensor | None,
+    displacement: Facts | None,
     grid: str,
     grid_spacing: float | Sequence[float] | None,
     spanned: Sequence[int],
