@@ -1,8 +1,8 @@
-"""Times elastic_deform against SciPy, elasticdeform, OpenCV, albumentations and torch's grid_sample.
+"""Times elastic_deform against SciPy, elasticdeform, OpenCV, albumentations and torch itself.
 
-`pytest benchmarks` shows all with pytest-benchmark. `python benchmarks/bench_elastic_deform.py` runs
-ours and each rival in turn (A B A B), prints a table of medians and medians of the ratios, and with
-`--csv FILE` keeps it. The packages elasticdeform, opencv-python-headless and albumentations, on CUDA
+`pytest benchmarks` shows all with pytest-benchmark. `python benchmarks/bench_elastic_deform.py`
+runs ours and each rival in turn (A B A B), prints medians and medians of the ratios, and with
+`--csv FILE` keeps them. The packages elasticdeform, opencv-python-headless, albumentations, on CUDA
 kornia and monai, are rivals where they are installed.
 
 Image 512 x 512, linear; labels of the same size, nearest; displacements on a 3 x 3 grid.

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <optional>
@@ -32,6 +33,11 @@ enum State : uint8_t { kRead, kOutside, kLost };
 // The least and the greatest pixel of a block along an axis.
 struct Extent {
   int32_t low, high;
+
+  void add(Extent other) {
+    low = std::min(low, other.low);
+    high = std::max(high, other.high);
+  }
 };
 
 // A run of pixels of one output row: first their positions, then the sites to read.
@@ -69,19 +75,16 @@ struct Plane {
   }
 };
 
+// Sites of n pixels whose positions along an axis are a polynomial, from pixel `from` of it on.
 template <typename A>
-UNET_FAST_SIMD void evaluate(Cubic<A> polynomial, int32_t from, int64_t n, A* out) {
-  for (int64_t k = 0; k < n; ++k)
-    out[k] = polynomial(static_cast<A>(from + static_cast<int32_t>(k)));
-}
-
-template <typename A>
-UNET_FAST_SIMD Extent locate(A* position, int32_t anchor, int64_t n, int32_t* pixel) {
+UNET_FAST_SIMD Extent locate(Cubic<A> position, int32_t anchor, int32_t from, int32_t n,
+                             int32_t* pixel, A* t) {
   Extent extent{INT32_MAX, INT32_MIN};
-  for (int64_t k = 0; k < n; ++k) {
-    const Site<A> s = site(position[k], anchor);
+  UNET_FAST_INDEPENDENT
+  for (int32_t k = 0; k < n; ++k) {
+    const Site<A> s = site(position(static_cast<A>(from + k)), anchor);
     pixel[k] = s.pixel;
-    position[k] = s.t;
+    t[k] = s.t;
     extent.low = std::min(extent.low, s.pixel);
     extent.high = std::max(extent.high, s.pixel);
   }
@@ -91,6 +94,7 @@ UNET_FAST_SIMD Extent locate(A* position, int32_t anchor, int64_t n, int32_t* pi
 template <typename A>
 UNET_FAST_SIMD Extent reflect_all(int32_t last, int64_t n, int32_t* pixel, A* t) {
   Extent extent{INT32_MAX, INT32_MIN};
+  UNET_FAST_INDEPENDENT
   for (int64_t k = 0; k < n; ++k) {
     const Site<A> s = reflect(Site<A>{pixel[k], t[k]}, last);
     pixel[k] = s.pixel;
@@ -279,8 +283,15 @@ struct Deformation {
   template <typename Work>
   void run(Work&& work) const {
     const int64_t rows_of_task = std::max<int64_t>(1, kPixelsOfTask / output.columns);
-    torch::stable::parallel_for(0, in.images * output.rows, rows_of_task,
-                                [&](int64_t begin, int64_t end) { walk(begin, end, work); });
+    const int64_t rows = in.images * output.rows;
+    const int64_t tasks = (rows + rows_of_task - 1) / rows_of_task;
+    // Threads take tasks one by one: one that wakes late leaves more to the others.
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
+      for (int64_t task = next++; task < tasks; task = next++) {
+        walk(task * rows_of_task, std::min((task + 1) * rows_of_task, rows), work);
+      }
+    });
   }
 
   // The same for the output rows [begin, end) of all images, in order.
@@ -312,6 +323,7 @@ struct Deformation {
     const double row = static_cast<double>(block.row);
     const int32_t anchors[2] = {anchor_of(motion.at(0, row, middle)),
                                 anchor_of(motion.at(1, row, middle))};
+    Extent extents[2] = {{INT32_MAX, INT32_MIN}, {INT32_MAX, INT32_MIN}};
     for (; p < pieces.size() && pieces[p].begin < end; ++p) {
       const Piece& piece = pieces[p];
       for (int axis = 0; axis < 2; ++axis) {
@@ -320,13 +332,15 @@ struct Deformation {
         c.at[1] += motion.linear[axis][1];
         const Cubic<A> rounded{{static_cast<A>(c.at[0]), static_cast<A>(c.at[1]),
                                 static_cast<A>(c.at[2]), static_cast<A>(c.at[3])}};
-        A* const to = (axis == 0 ? block.y : block.x) + (piece.begin - block.begin);
-        evaluate(rounded, static_cast<int32_t>(piece.begin - piece.middle()),
-                 piece.end - piece.begin, to);
+        const int64_t at = piece.begin - block.begin;
+        extents[axis].add(
+            locate(rounded, anchors[axis], static_cast<int32_t>(piece.begin - piece.middle()),
+                   piece.end - piece.begin, (axis == 0 ? block.row_of : block.column_of) + at,
+                   (axis == 0 ? block.y : block.x) + at));
       }
     }
-    block.rows = locate(block.y, anchors[0], block.size, block.row_of);
-    block.columns = locate(block.x, anchors[1], block.size, block.column_of);
+    block.rows = extents[0];
+    block.columns = extents[1];
     return p;
   }
 

@@ -52,8 +52,9 @@ UNET_FAST_HOST_DEVICE Cubic<A> cubic(int32_t grid, A c0, A c1, A c2, A c3) {
     return {{c1, a * (c0 - c2), -2 * a * c0 - (a + 3) * c1 + (2 * a + 3) * c2 + a * c3,
              a * (c0 - c3) + (a + 2) * (c1 - c2)}};
   }
-  return {{(c0 + 4 * c1 + c2) / 6, (c2 - c0) / 2, (c0 - 2 * c1 + c2) / 2,
-           (c3 - c0 + 3 * (c1 - c2)) / 6}};
+  constexpr A half = A(0.5), sixth = A(1) / 6;
+  return {{(c0 + 4 * c1 + c2) * sixth, (c2 - c0) * half, (c0 - 2 * c1 + c2) * half,
+           (c3 - c0 + 3 * (c1 - c2)) * sixth}};
 }
 
 /// The weight of coefficient k of those four.
@@ -218,12 +219,10 @@ UNET_FAST_HOST_DEVICE inline int32_t anchor_of(double position) {
 /// The site of a position counted from pixel `anchor`.
 template <typename A>
 UNET_FAST_HOST_DEVICE inline Site<A> site(A local, int32_t anchor) {
-  constexpr A limit = static_cast<A>(kFarthest - 128);  // what is added below fits
-  A x = local > -limit ? local : -limit;                // also of NaN
-  x = x < limit ? x : limit;
-  const A whole = std::floor(x);
-  const int32_t pixel = static_cast<int32_t>(whole) + anchor;
-  return {x == local ? pixel : kNowhere, x - whole};
+  constexpr A limit = static_cast<A>(kFarthest - 128);  // the sum below fits
+  const A whole = std::floor(local);
+  const bool found = std::abs(local) < limit;  // not of NaN
+  return {found ? static_cast<int32_t>(whole) + anchor : kNowhere, local - whole};
 }
 
 /// Mirrored at the ends once; right for positions in [-last, 2 last).

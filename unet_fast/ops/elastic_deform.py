@@ -61,7 +61,14 @@ def elastic_deform(
     """
     check = _check.__wrapped__ if torch.compiler.is_compiling() else _check
     settings, shape, inner = check(
-        *map(_facts, (image, displacement, labels, affine, gray_curve, offset)),
+        (
+            _kind(image),
+            _kind(displacement),
+            _kind(labels),
+            _kind(affine),
+            _kind(gray_curve),
+            _kind(offset),
+        ),
         order if isinstance(order, int) else tuple(order),
         grid,
         grid_extent,
@@ -97,6 +104,13 @@ def elastic_deform(
     return deformed if labels is None else (deformed, moved)
 
 
+_Kind = tuple[torch.Size, torch.dtype, torch.device] | None
+
+
+def _kind(x: Tensor | None) -> _Kind:
+    return None if x is None else (x.shape, x.dtype, x.device)
+
+
 class _Facts(NamedTuple):
     """What the checks ask of a tensor."""
 
@@ -105,18 +119,9 @@ class _Facts(NamedTuple):
     device: torch.device
 
 
-def _facts(x: Tensor | None) -> _Facts | None:
-    return None if x is None else _Facts(x.shape, x.dtype, x.device)
-
-
 @functools.lru_cache(maxsize=256)
 def _check(
-    image: _Facts,
-    displacement: _Facts | None,
-    labels: _Facts | None,
-    affine: _Facts | None,
-    gray_curve: _Facts | None,
-    offset: _Facts | None,
+    kinds: tuple[_Kind, ...],
     order: int | tuple[int, ...],
     grid: str,
     grid_extent: str,
@@ -126,13 +131,15 @@ def _check(
     label_shape: tuple[int, ...] | None,
 ) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[int, ...]]:
     """The settings of the kernels and the windows; kept, for calls with tensors of the same kind."""
-    check_dtypes(image, displacement, labels, affine, gray_curve, offset)
-    check_shapes(image, displacement, labels, affine, gray_curve, offset)
+    image, *others = [None if kind is None else _Facts(*kind) for kind in kinds]
+    assert image is not None
+    check_dtypes(image, *others)
+    check_shapes(image, *others)
     orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
     shape, inner = check_windows(image, output_shape, label_shape)
     spans_input = grid_extent == "input"
     spanned = tuple(image.shape[2:]) if spans_input else shape
-    scales = check_grid(displacement, grid, grid_spacing, spanned)
+    scales = check_grid(others[0], grid, grid_spacing, spanned)
     settings = orders, GRIDS.index(grid), spans_input, scales, BOUNDARIES.index(boundary)
     return settings, shape, inner
 
