@@ -52,6 +52,28 @@ def border_weights(device, shape):
         torch.testing.assert_close(ours.cpu(), expected)
 
 
+def elastic_deform(device, shape, order, grid):
+    image = torch.rand(2, 2, *shape)
+    labels = torch.randint(0, 99, (2, *shape), dtype=torch.int16)
+    displacement = torch.randn(2, 2, 4, 5) * 5
+    options = {
+        "affine": torch.eye(2, 3)[None] + 0.1 * torch.randn(2, 2, 3),
+        "gray_curve": torch.rand(2, 1, 5),
+        "labels": labels,
+        "order": (order, 1),
+        "grid": grid,
+    }
+    results = []
+    for function, where in ((unet_fast.elastic_deform, device), (reference.elastic_deform, "cpu")):
+        moved = {k: v.to(where) if torch.is_tensor(v) else v for k, v in options.items()}
+        x, d = (y.to(where, torch.float64).requires_grad_() for y in (image, displacement))
+        out, ids = function(x, d, **moved)
+        out.square().sum().backward()
+        results.append([y.detach().cpu() for y in (out, ids, x.grad, d.grad)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
@@ -65,6 +87,10 @@ def main():
     # Around a block of threads and a segment of a column; a volume.
     for shape in ((1, 1, 1), (2, 65, 5), (1, 5, 257), (1, 4, 9, 8)):
         border_weights(device, shape)
+    # Around a tile.
+    for shape in ((1, 1), (33, 5), (5, 65)):
+        for order, grid in ((0, "keys"), (1, "interpolating"), (3, "approximating")):
+            elastic_deform(device, shape, order, grid)
     print("all results right")
 
 

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unet_fast
 from unet_fast import elastic_deform, reference
+from unet_fast.reference.elastic_deform import check_grid
 
 OPS = torch.ops.unet_fast
 SHAPE = (23, 31)
@@ -577,6 +578,82 @@ def test_backward_repeats_bit_for_bit(device):
         grads.append((x.grad, d.grad))
     for other in grads[1:]:
         assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
+
+
+def native(image, options):
+    """The arguments of random_case as the kernels take them, NumPy arrays."""
+    options = dict(options)
+    names = ("displacement", "affine", "offset")
+    parameters = [None if (x := options.pop(n)) is None else x.double().numpy() for n in names]
+    labels, curve = options.pop("labels"), options.pop("gray_curve")
+    shape = options["output_shape"]
+    spans_input = options["grid_extent"] == "input"
+    spanned = tuple(image.shape[2:]) if spans_input else shape
+    displacement = None if parameters[0] is None else torch.from_numpy(parameters[0])
+    scales = check_grid(displacement, options["grid"], None, spanned)
+    if curve is not None:
+        curve = curve.to(torch.float64 if image.dtype == torch.float64 else torch.float32).numpy()
+    settings = (
+        options["order"],
+        GRIDS.index(options["grid"]),
+        spans_input,
+        scales,
+        ("mirror", "constant", "nearest", "wrap").index(options["boundary"]),
+        options["cval"],
+    )
+    return (*parameters, labels.numpy(), curve, settings, shape, options["label_shape"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.uint8], ids=str)
+def test_cuda_kernels_on_host(host_kernels, rng, dtype):
+    for _ in range(40 if dtype == torch.float64 else 10):
+        image, options = random_case(rng, dtype)
+        *parameters, labels, curve, settings, shape, window = native(image, options)
+        moved, ids = host_kernels.elastic_deform(
+            image.numpy(), *parameters, labels, curve, *settings, shape, window
+        )
+        expected, expected_ids = elastic_deform(image, **options)
+        error = np.abs(moved.astype(float) - expected.double().numpy())
+        assert np.isnan(error).sum() == 0
+        if dtype == torch.float64:
+            assert error.max() < 1e-10
+            assert np.array_equal(ids, expected_ids.numpy())
+            continue
+        scale = 1.0 if options["affine"] is None else options["affine"].abs().max().item()
+        allowed = 1.0 if dtype == torch.uint8 else 32 * POSITION * max(1, scale)
+        assert (error > allowed).mean() <= 2e-3
+        assert (ids != expected_ids.numpy()).mean() <= 2e-3
+
+
+def test_cuda_derivatives_on_host(host_kernels, rng):
+    for _ in range(40):
+        image, options = random_case(rng, torch.float64)
+        grad = torch.randn(*image.shape[:2], *options["output_shape"], dtype=torch.float64)
+        *parameters, _, curve, settings, _, _ = native(image, options)
+        ours = host_kernels.elastic_deform_backward(
+            grad.numpy(), image.numpy(), *parameters, curve, *settings
+        )
+        x, d = image.clone().requires_grad_(), options.pop("displacement")
+        inputs = (x,) if d is None else (x, d.requires_grad_())
+        out, _ = elastic_deform(x, d, **options)
+        expected = torch.autograd.grad(out, inputs, grad)
+        for a, b in zip(ours, expected, strict=False):
+            scale = 1 + b.abs().max().item()
+            np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=1e-9 * scale)
+
+
+def test_cuda_gradient_of_what_is_not_finite_on_host(host_kernels):
+    """One infinite derivative spoils the image's gradient, as a scaled loss expects it to."""
+    settings = ((1,), 0, False, (0.0, 0.0), 0, 0.0)
+    image = np.random.default_rng(0).random((1, 1, 5, 6)).astype(np.float32)
+    for value, lost in ((np.inf, True), (np.nan, True), (0.0, False), (3e38, False)):
+        grad = np.full_like(image, value)
+        back, _ = host_kernels.elastic_deform_backward(
+            grad, image, None, None, None, None, *settings
+        )
+        assert np.isnan(back).all() == lost
+        if not lost:
+            np.testing.assert_allclose(back, grad, rtol=1e-6)
 
 
 def native_arguments(device):

@@ -56,14 +56,6 @@ struct Labels {
   }
 };
 
-__device__ inline int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-
-inline dim3 blocks_of(int64_t threads) {
-  return dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads));
-}
-
 // ---- The ridge between touching objects, and what pixels are trained to be
 
 // Whether a pixel of class `c` is part of the ridge.
@@ -153,11 +145,6 @@ __global__ void balance(const unsigned long long* counts, float* out) {
   }
   out[blockIdx.x * blockDim.x + threadIdx.x] =
       balanced_weight(static_cast<int64_t>(of_image[threadIdx.x]), total, present);
-}
-
-__global__ void clear(unsigned long long* counts, int64_t n) {
-  const int64_t i = thread_index();
-  if (i < n) counts[i] = 0;
 }
 
 // ---- Distances
@@ -313,7 +300,7 @@ void launch_map(const Labels& labels, const bool* foreground, const MapSettings&
   const unsigned classes = static_cast<unsigned>(settings.classes);
   const int64_t n = labels.images * settings.classes;
   if (settings.counts != nullptr) {
-    launch(&clear, blocks_of(n), kThreads, stream, settings.counts, n);
+    launch(&clear<unsigned long long>, blocks_of(n), kThreads, stream, settings.counts, n);
   }
   const int64_t blocks = (labels.volume() + kThreads - 1) / kThreads;
   launch(&find_target, static_cast<unsigned>(labels.images * blocks), kThreads, stream, labels,

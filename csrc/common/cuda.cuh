@@ -37,6 +37,22 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t s
 }
 #endif
 
+/// The index of a thread in a launch of blocks_of(n): those from n on have nothing to do.
+__device__ inline int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+/// Blocks of kThreads for so many threads.
+inline dim3 blocks_of(int64_t threads) {
+  return dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads));
+}
+
+template <typename T>
+__global__ void clear(T* values, int64_t n) {
+  const int64_t i = thread_index();
+  if (i < n) values[i] = 0;
+}
+
 /// The sum of `value` over the block, in a fixed order; every thread calls it, thread 0 gets it.
 /// `shared` holds one value per warp.
 template <typename T>

@@ -409,7 +409,7 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
                          sides};
   if (none) return result;
   A* const memory = result.memory.template mutable_data_ptr<A>();
-  const Strides strides = Strides::of(image);
+  const Strides strides = strides_of(image);
   const T* const data = image.const_data_ptr<T>();
   const auto smooth = [&](int64_t plane) { return orders[plane % in.channels] == 3; };
   const auto planes = in.images * in.channels;
@@ -486,12 +486,12 @@ template <typename T, typename Id>
 void deform(const Tensor& image, const std::optional<Tensor>& labels, const Operands& in,
             const Settings& settings, Sides window, Tensor& out, Tensor& labels_out) {
   using A = Accumulator<T>;
-  const Deformation<T> deformation(in, settings, Sides::of(out));
+  const Deformation<T> deformation(in, settings, sides_of(out));
   const Coefficients<A> smooth = coefficients<T>(image, in, settings);
-  const Strides from = Strides::of(image), to = Strides::of(out);
+  const Strides from = strides_of(image), to = strides_of(out);
   const T* const data = image.const_data_ptr<T>();
   T* const result = out.mutable_data_ptr<T>();
-  const Strides ids = labels ? Strides::of(*labels) : Strides{};
+  const Strides ids = labels ? strides_of(*labels) : Strides{};
   deformation.run([&](int64_t n, std::span<const Piece>, Block<A>& block) {
     deformation.find(block);
     const auto label_plane =
@@ -533,8 +533,8 @@ std::tuple<Tensor, Tensor> forward(
     const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape) {
   const Settings settings(orders, grid, spans_input, scales, boundary, cval);
   const Operands in(image, displacement, affine, offset, gray_curve, settings);
-  const Sides window = Sides::of(label_shape);
-  Tensor out = new_image(image, Sides::of(output_shape));
+  const Sides window = sides_of(label_shape);
+  Tensor out = new_image(image, sides_of(output_shape));
   Tensor moved = new_labels(image, labels, window);
   if (in.images * window.rows * window.columns == 0) return {out, moved};
   dispatch_image(image.scalar_type(), [&]<typename T>() {
@@ -569,7 +569,7 @@ void upstream(const Deformation<T>& deformation, const Tensor& grad, const Tenso
               const Block<Accumulator<T>>& block, Accumulator<T>* out) {
   using A = Accumulator<T>;
   const Operands& in = deformation.in;
-  const Strides from = Strides::of(grad), strides = Strides::of(image);
+  const Strides from = strides_of(grad), strides = strides_of(image);
   const T* const g = grad.const_data_ptr<T>() + n * from.image + c * from.channel +
                      block.row * from.row + block.begin * from.column;
   if (in.gray_curve) {
@@ -638,7 +638,7 @@ void image_gradient(const Deformation<T>& deformation, const Tensor& grad, const
                        });
     }
   });
-  const Strides to = Strides::of(result);
+  const Strides to = strides_of(result);
   T* const out = result.mutable_data_ptr<T>();
   torch::stable::parallel_for(0, in.images * in.channels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -689,7 +689,7 @@ void displacement_gradient(const Deformation<T>& deformation, const Tensor& grad
   using A = Accumulator<T>;
   const Operands& in = deformation.in;
   const int32_t grid = deformation.settings.grid;
-  const Strides strides = Strides::of(image);
+  const Strides strides = strides_of(image);
   const int64_t columns = in.columns.size();
   // The derivatives in the coefficients along each output row, (N, rows, 2, columns): no two
   // threads write to one, and the order of the sums is fixed.
@@ -736,21 +736,18 @@ std::tuple<Tensor, Tensor> backward(
     bool of_image, bool of_displacement) {
   const Settings settings(orders, grid, spans_input, scales, boundary, cval);
   const Operands in(image, displacement, affine, offset, gray_curve, settings);
-  Tensor image_result =
-      of_image ? new_image(image, in.input) : new_tensor(image, {0}, aoti_torch_dtype_float32());
-  Tensor displacement_result =
-      new_tensor(image, of_displacement ? sizes(*displacement) : std::vector<int64_t>{0},
-                 aoti_torch_dtype_float64());
-  if (in.images == 0) return {image_result, displacement_result};
+  auto results = new_gradients(image, displacement, of_image, of_displacement);
+  if (in.images == 0) return results;
   dispatch_floating(image.scalar_type(), "elastic_deform_backward", [&]<typename T>() {
-    const Deformation<T> deformation(in, settings, Sides::of(grad));
+    const Deformation<T> deformation(in, settings, sides_of(grad));
     const auto smooth = coefficients<T>(image, in, settings);
-    if (of_image) image_gradient(deformation, grad, image, smooth, image_result);
+    auto& [by_image, by_displacement] = results;
+    if (of_image) image_gradient(deformation, grad, image, smooth, by_image);
     if (of_displacement) {
-      displacement_gradient(deformation, grad, image, smooth, displacement_result);
+      displacement_gradient(deformation, grad, image, smooth, by_displacement);
     }
   });
-  return {image_result, displacement_result};
+  return results;
 }
 
 }  // namespace

@@ -26,6 +26,18 @@ constexpr double kNoNumber = std::numeric_limits<double>::quiet_NaN();
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+/// Height and width.
+struct Sides {
+  int64_t rows, columns;
+
+  UNET_FAST_HOST_DEVICE int64_t pixels() const { return rows * columns; }
+};
+
+/// Strides of an image or, with one channel, of labels; in elements.
+struct Strides {
+  int64_t image, channel, row, column;
+};
+
 // --- The field ---------------------------------------------------------------------------------
 
 /// A polynomial of the third degree.

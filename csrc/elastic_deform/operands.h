@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -45,16 +46,12 @@ void dispatch_width(const Tensor& labels, Fn&& fn) {
   }
 }
 
-/// Height and width.
-struct Sides {
-  int64_t rows, columns;
-
-  static Sides of(const Tensor& x) { return {x.size(x.dim() - 2), x.size(x.dim() - 1)}; }
-  static Sides of(const std::vector<int64_t>& shape) {
-    STD_TORCH_CHECK(shape.size() == 2, "elastic_deform takes two spatial axes");
-    return {shape[0], shape[1]};
-  }
-};
+/// Height and width of a tensor, or of a shape.
+inline Sides sides_of(const Tensor& x) { return {x.size(x.dim() - 2), x.size(x.dim() - 1)}; }
+inline Sides sides_of(const std::vector<int64_t>& shape) {
+  STD_TORCH_CHECK(shape.size() == 2, "elastic_deform takes two spatial axes");
+  return {shape[0], shape[1]};
+}
 
 /// The settings of a call, as the schema has them.
 struct Settings {
@@ -82,7 +79,7 @@ struct Operands {
            const std::optional<Tensor>& gray_curve, const Settings& settings)
       : images(image.size(0)),
         channels(image.size(1)),
-        input(Sides::of(image)),
+        input(sides_of(image)),
         displacement(parameter(displacement, 4)),
         affine(parameter(affine, 3)),
         offset(parameter(offset, 2)),
@@ -162,17 +159,23 @@ inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& label
   return new_tensor(*labels, {image.size(0), window.rows, window.columns}, dtype);
 }
 
-/// Strides of an image or, with one channel, of labels; in elements.
-struct Strides {
-  int64_t image, channel, row, column;
+/// For the derivatives in image and displacement; empty where not asked for.
+inline std::tuple<Tensor, Tensor> new_gradients(const Tensor& image,
+                                                const std::optional<Tensor>& displacement,
+                                                bool of_image, bool of_displacement) {
+  return {of_image ? new_image(image, sides_of(image))
+                   : new_tensor(image, {0}, aoti_torch_dtype_float32()),
+          new_tensor(image, of_displacement ? sizes(*displacement) : std::vector<int64_t>{0},
+                     aoti_torch_dtype_float64())};
+}
 
-  static Strides of(const Tensor& x) {
-    const Strides s = x.dim() == 3 ? Strides{x.stride(0), 0, x.stride(1), x.stride(2)}
-                                   : Strides{x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-    STD_TORCH_CHECK(s.row < kFarthest / 4 && s.column < kFarthest / 4,
-                    "image and labels must have rows of less than 2^28 elements, got ", s.row);
-    return s;
-  }
-};
+/// Strides of an image or of labels.
+inline Strides strides_of(const Tensor& x) {
+  const Strides s = x.dim() == 3 ? Strides{x.stride(0), 0, x.stride(1), x.stride(2)}
+                                 : Strides{x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+  STD_TORCH_CHECK(s.row < kFarthest / 4 && s.column < kFarthest / 4,
+                  "image and labels must have rows of less than 2^28 elements, got ", s.row);
+  return s;
+}
 
 }  // namespace unet_fast::elastic_deform

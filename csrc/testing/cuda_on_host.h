@@ -73,6 +73,15 @@ T atomicAdd(T* to, T value) {
   return std::atomic_ref<T>(*to).fetch_add(value);
 }
 
+template <typename T>
+T atomicMax(T* to, T value) {
+  const std::atomic_ref<T> at(*to);
+  T old = at.load();
+  while (old < value && !at.compare_exchange_weak(old, value)) {
+  }
+  return old;
+}
+
 namespace cuda_on_host {
 
 struct Stream {};

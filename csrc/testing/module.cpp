@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "testing/border_weight_map_case.h"
+#include "testing/elastic_deform_case.h"
 #include "testing/weighted_ce_case.h"
 
 // The CUDA kernels run on the host, NumPy in and NumPy out. Built by the tests, never installed.
 namespace py = pybind11;
 namespace border_weight_map = unet_fast::border_weight_map;
+namespace elastic_deform = unet_fast::elastic_deform;
 namespace weighted_ce = unet_fast::weighted_ce;
 
 namespace {
@@ -178,6 +180,123 @@ void bind_labels(py::module_& m) {
         py::arg("halo"), py::arg("halo_sigma"), py::arg("spacing"), py::arg("exact"));
 }
 
+template <typename T>
+elastic_deform::Strides strides_of(const Array<T>& x) {
+  const auto stride = [&](int axis) {
+    return static_cast<int64_t>(x.strides(axis)) / static_cast<int64_t>(sizeof(T));
+  };
+  if (x.ndim() == 3) return {stride(0), 0, stride(1), stride(2)};
+  return {stride(0), stride(1), stride(2), stride(3)};
+}
+
+using Parameter = std::optional<Contiguous<double>>;
+template <typename T>
+using Curves = std::optional<Contiguous<elastic_deform::Accumulator<T>>>;
+
+// The settings as the schema has them.
+struct DeformSettings {
+  std::vector<int64_t> orders;
+  int32_t grid;
+  bool spans_input;
+  std::array<double, 2> scales;
+  int32_t boundary;
+  double cval;
+};
+
+// The movement and image that stand for the operands.
+template <typename T>
+struct Deformation {
+  Deformation(const Array<T>& image, const Parameter& displacement, const Parameter& affine,
+              const Parameter& offset, const Curves<T>& curves, const DeformSettings& settings,
+              elastic_deform::Sides output)
+      : movement(image.shape(0), {image.shape(2), image.shape(3)}, output,
+                 displacement
+                     ? elastic_deform::Sides{displacement->shape(2), displacement->shape(3)}
+                     : elastic_deform::Sides{1, 1},
+                 settings.grid, settings.spans_input, settings.scales[0], settings.scales[1],
+                 settings.boundary, displacement ? displacement->data() : nullptr,
+                 affine ? affine->data() : nullptr, offset ? offset->data() : nullptr),
+        image(image.data(), strides_of(image), movement.movement, image.shape(1), settings.orders,
+              curves ? curves->data() : nullptr, curves ? curves->shape(1) : 0,
+              curves ? curves->shape(2) : 0, settings.cval) {}
+
+  elastic_deform::HostMovement movement;
+  elastic_deform::HostImage<T> image;
+};
+
+template <typename T>
+py::tuple deform(const Array<T>& image, const Parameter& displacement, const Parameter& affine,
+                 const Parameter& offset, const std::optional<py::array>& labels,
+                 const Curves<T>& curves, const std::vector<int64_t>& orders, int32_t grid,
+                 bool spans_input, const std::array<double, 2>& scales, int32_t boundary,
+                 double cval, const std::array<int64_t, 2>& shape,
+                 const std::array<int64_t, 2>& window) {
+  Contiguous<T> out({image.shape(0), image.shape(1), shape[0], shape[1]});
+  py::object moved = py::none();
+  elastic_deform::LabelWindow taken{};
+  if (labels) {
+    py::array result(labels->dtype(),
+                     std::vector<py::ssize_t>{image.shape(0), window[0], window[1]});
+    const int64_t bytes = labels->itemsize();
+    taken = {
+        labels->data(),
+        bytes,
+        {labels->strides(0) / bytes, 0, labels->strides(1) / bytes, labels->strides(2) / bytes},
+        {window[0], window[1]},
+        result.mutable_data()};
+    moved = result;
+  }
+  const elastic_deform::Strides to = strides_of(Array<T>(out));
+  T* const data = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    const Deformation<T> in(image, displacement, affine, offset, curves,
+                            {orders, grid, spans_input, scales, boundary, cval},
+                            {shape[0], shape[1]});
+    launch_deform(in.movement.movement, in.image.image, to, data, taken, cuda_on_host::Stream{});
+  }
+  return py::make_tuple(out, moved);
+}
+
+template <typename T>
+py::tuple deform_backward(const Array<T>& grad, const Array<T>& image,
+                          const Parameter& displacement, const Parameter& affine,
+                          const Parameter& offset, const Curves<T>& curves,
+                          const std::vector<int64_t>& orders, int32_t grid, bool spans_input,
+                          const std::array<double, 2>& scales, int32_t boundary, double cval) {
+  Contiguous<T> by_image = like<T>(image);
+  Contiguous<double> by_displacement(
+      displacement ? std::vector<py::ssize_t>(displacement->shape(), displacement->shape() + 4)
+                   : std::vector<py::ssize_t>{0});
+  const elastic_deform::Strides to = strides_of(Array<T>(by_image));
+  T* const data = by_image.mutable_data();
+  double* const moved = by_displacement.mutable_data();
+  {
+    py::gil_scoped_release release;
+    const Deformation<T> in(image, displacement, affine, offset, curves,
+                            {orders, grid, spans_input, scales, boundary, cval},
+                            {grad.shape(2), grad.shape(3)});
+    const elastic_deform::Source<T> upstream{grad.data(), strides_of(grad)};
+    host_image_gradient(in.movement.movement, in.image.image, upstream, to, data);
+    if (displacement) {
+      host_displacement_gradient(in.movement.movement, in.image.image, upstream, moved);
+    }
+  }
+  return py::make_tuple(by_image, by_displacement);
+}
+
+template <typename T>
+void bind_deform(py::module_& m) {
+  m.def("elastic_deform", &deform<T>, py::arg("image").noconvert(), py::arg("displacement"),
+        py::arg("affine"), py::arg("offset"), py::arg("labels"), py::arg("gray_curve"),
+        py::arg("orders"), py::arg("grid"), py::arg("spans_input"), py::arg("scales"),
+        py::arg("boundary"), py::arg("cval"), py::arg("output_shape"), py::arg("label_shape"));
+  m.def("elastic_deform_backward", &deform_backward<T>, py::arg("grad").noconvert(),
+        py::arg("image").noconvert(), py::arg("displacement"), py::arg("affine"), py::arg("offset"),
+        py::arg("gray_curve"), py::arg("orders"), py::arg("grid"), py::arg("spans_input"),
+        py::arg("scales"), py::arg("boundary"), py::arg("cval"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda_on_host, m) {
@@ -192,4 +311,7 @@ PYBIND11_MODULE(_cuda_on_host, m) {
   bind_labels<uint16_t>(m);
   bind_labels<int32_t>(m);
   bind_labels<int64_t>(m);
+  bind_deform<float>(m);
+  bind_deform<double>(m);
+  bind_deform<uint8_t>(m);
 }

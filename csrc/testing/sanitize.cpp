@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "testing/border_weight_map_case.h"
+#include "testing/elastic_deform_case.h"
 #include "testing/weighted_ce_case.h"
 
 // Runs the launchers on sizes that straddle their tiles. Built with -fsanitize by the tests: the
 // sanitizer finds races and bad reads; the results are checked against plain loops. Exit code 1 if
 // off.
 namespace border_weight_map = unet_fast::border_weight_map;
+namespace elastic_deform = unet_fast::elastic_deform;
 namespace weighted_ce = unet_fast::weighted_ce;
 
 namespace {
@@ -140,6 +142,74 @@ bool check_border_weights(int64_t depth, int64_t height, int64_t width, bool bal
   return worst < 1e-5;
 }
 
+// Two ramps moved by a constant field, mirrored at the border; returns whether values, labels and
+// derivatives are right.
+bool check_elastic_deform(elastic_deform::Sides input, elastic_deform::Sides output, int order) {
+  constexpr int64_t kImages = 2;
+  constexpr double kDown = 2, kRight = -1, kSlope = 3;
+  std::vector<float> ramp(kImages * input.pixels());
+  std::vector<int16_t> ids(ramp.size());
+  for (size_t i = 0; i < ramp.size(); ++i) {
+    const int64_t p = static_cast<int64_t>(i) % input.pixels();
+    ramp[i] = static_cast<float>(kSlope * (p / input.columns) + p % input.columns);
+    ids[i] = static_cast<int16_t>(p);
+  }
+  std::vector<double> displacement(kImages * 2 * 9, kDown);
+  for (size_t i = 0; i < displacement.size(); ++i) {
+    if (i / 9 % 2 == 1) displacement[i] = kRight;
+  }
+  const auto scale = [](int64_t n) { return n > 1 ? 2.0 / (n - 1) : 0.0; };
+  const elastic_deform::HostMovement movement(
+      kImages, input, output, {3, 3}, elastic_deform::kInterpolating, false, scale(output.rows),
+      scale(output.columns), elastic_deform::kMirror, displacement.data(), nullptr, nullptr);
+  const elastic_deform::Movement& m = movement.movement;
+  const elastic_deform::Strides strides{input.pixels(), input.pixels(), input.columns, 1};
+  const elastic_deform::HostImage<float> image(ramp.data(), strides, m, 1, {order}, nullptr, 0, 0,
+                                               0);
+  std::vector<float> out(kImages * output.pixels(), NAN), back(ramp.size(), NAN);
+  std::vector<int16_t> moved(out.size());
+  const elastic_deform::Strides to{output.pixels(), output.pixels(), output.columns, 1};
+  launch_deform(m, image.image, to, out.data(),
+                {ids.data(), sizeof(int16_t), strides, output, moved.data()},
+                cuda_on_host::Stream{});
+  const std::vector<float> ones(out.size(), 1.0f);
+  host_image_gradient(m, image.image, {ones.data(), to}, strides, back.data());
+  std::vector<double> by_displacement(displacement.size(), NAN);
+  host_displacement_gradient(m, image.image, {ones.data(), to}, by_displacement.data());
+
+  const auto mirrored = [](int64_t i, int64_t n) {
+    if (n == 1) return int64_t{0};
+    i = ((i % (2 * n - 2)) + 2 * n - 2) % (2 * n - 2);
+    return i < n ? i : 2 * n - 2 - i;
+  };
+  double worst = 0, slopes = 0;
+  for (int64_t i = 0; i < kImages * output.pixels(); ++i) {
+    const int64_t p = i % output.pixels();
+    const int64_t row = p / output.columns + static_cast<int64_t>(kDown);
+    const int64_t column = p % output.columns + static_cast<int64_t>(kRight);
+    const int64_t r = mirrored(row, input.rows), c = mirrored(column, input.columns);
+    worst = std::max(worst, std::abs(out[i] - (kSlope * r + c)));
+    worst = moved[i] == r * input.columns + c ? worst : INFINITY;
+    // Sites lie between a pixel and the next, or by rounding the one before: inside both have the
+    // same slope.
+    if (row > 0 && row < input.rows - 1) slopes += kSlope;
+  }
+  double sum = 0, gradient = 0;
+  for (const float g : back) sum += g;
+  for (size_t i = 0; i < by_displacement.size(); ++i) {
+    if (i / 9 % 2 == 0) gradient += by_displacement[i];
+  }
+  const double total = static_cast<double>(out.size());
+  worst = std::max(worst, std::abs(sum / total - 1));
+  // At the border the slope has either sign.
+  const double border = kSlope * kImages * static_cast<double>(output.columns) * 6;
+  if (order == 1 && input.rows > 1) {
+    worst = std::abs(gradient - slopes) <= border ? worst : INFINITY;
+  }
+  if (!(worst < 1e-3)) std::printf("elastic_deform: error %g\n", worst);
+  return worst < 1e-3;
+}
+
 }  // namespace
 
 int main() {
@@ -148,6 +218,10 @@ int main() {
   right &= check_border_weights<int32_t>(1, border_weight_map::kSegment + 1, 5, true);
   right &= check_border_weights<float>(1, 5, unet_fast::kThreads / 5 + 2, false);
   right &= check_border_weights<int32_t>(3, 6, 7, false);
+  constexpr int64_t kTile = elastic_deform::kTile;
+  right &= check_elastic_deform({1, 1}, {1, 1}, 0);
+  right &= check_elastic_deform({kTile + 2, 7}, {kTile + 1, 3}, 1);
+  right &= check_elastic_deform({5, kTile + 3}, {3, kTile + 1}, 3);
   constexpr int64_t kBlock = weighted_ce::kBlockPixels;
   for (int64_t pixels : {int64_t{1}, int64_t{257}, kBlock + 1, kBlock + weighted_ce::kPack}) {
     right &= check_weighted_ce(pixels, 2, false);

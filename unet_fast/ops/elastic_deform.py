@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from .._library import require_kernels
 from ..reference.elastic_deform import (
     BOUNDARIES,
     GRIDS,
+    Facts,
     check_choices,
     check_dtypes,
     check_grid,
@@ -111,14 +112,6 @@ def _kind(x: Tensor | None) -> _Kind:
     return None if x is None else (x.shape, x.dtype, x.device)
 
 
-class _Facts(NamedTuple):
-    """What the checks ask of a tensor."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-
 @functools.lru_cache(maxsize=256)
 def _check(
     kinds: tuple[_Kind, ...],
@@ -130,13 +123,13 @@ def _check(
     output_shape: tuple[int, ...] | None,
     label_shape: tuple[int, ...] | None,
 ) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[int, ...]]:
-    """The settings of the kernels and the windows; kept, for calls with tensors of the same kind."""
-    image, *others = [None if kind is None else _Facts(*kind) for kind in kinds]
+    """Settings of the kernels, and windows; kept for calls with tensors of the same kind."""
+    image, *others = [None if kind is None else Facts(*kind) for kind in kinds]
     assert image is not None
     check_dtypes(image, *others)
     check_shapes(image, *others)
     orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
-    shape, inner = check_windows(image, output_shape, label_shape)
+    shape, inner = check_windows(image.shape[2:], output_shape, label_shape)
     spans_input = grid_extent == "input"
     spanned = tuple(image.shape[2:]) if spans_input else shape
     scales = check_grid(others[0], grid, grid_spacing, spanned)

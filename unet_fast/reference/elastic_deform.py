@@ -1,7 +1,7 @@
 """Reference of the elastic deformation."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,12 +87,13 @@ def elastic_deform(
     Source: the augmentation of O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section
     3.1; docs/elastic_deform.md compares the grids.
     """
-    check_dtypes(image, displacement, labels, affine, gray_curve, offset)
-    check_shapes(image, displacement, labels, affine, gray_curve, offset)
+    kinds = [facts(x) for x in (displacement, labels, affine, gray_curve, offset)]
+    check_dtypes(Facts(image.shape, image.dtype, image.device), *kinds)
+    check_shapes(Facts(image.shape, image.dtype, image.device), *kinds)
     orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
-    shape, inner = check_windows(image, output_shape, label_shape)
+    shape, inner = check_windows(image.shape[2:], output_shape, label_shape)
     spanned = shape if grid_extent == "output" else tuple(image.shape[2:])
-    scales = check_grid(displacement, grid, grid_spacing, spanned)
+    scales = check_grid(kinds[0], grid, grid_spacing, spanned)
 
     positions = _positions(image, displacement, affine, offset, shape, grid, grid_extent, scales)
     deformed = torch.stack(
@@ -304,15 +305,17 @@ def _as_type(image: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded.to(torch.int64).to(dtype)
 
 
-class Facts(Protocol):
+class Facts(NamedTuple):
     """What the checks ask of a tensor."""
 
-    @property
-    def shape(self) -> torch.Size: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def device(self) -> torch.device: ...
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def facts(x: Tensor | None) -> Facts | None:
+    """Those of a tensor."""
+    return None if x is None else Facts(x.shape, x.dtype, x.device)
 
 
 def check_dtypes(
@@ -415,10 +418,12 @@ def check_choices(
 
 
 def check_windows(
-    image: Facts, output_shape: Sequence[int] | None, label_shape: Sequence[int] | None
+    input_shape: Sequence[int],
+    output_shape: Sequence[int] | None,
+    label_shape: Sequence[int] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Spatial shapes of the output and of its labels. Raises ValueError if there are none such."""
-    output = tuple(image.shape[2:] if output_shape is None else output_shape)
+    output = tuple(input_shape if output_shape is None else output_shape)
     label = output if label_shape is None else tuple(label_shape)
     for name, shape in (("output_shape", output), ("label_shape", label)):
         if len(shape) != 2 or min(shape) < 1:

@@ -1,0 +1,153 @@
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/stream.h"
+#include "elastic_deform/kernels.cuh"
+#include "elastic_deform/operands.h"
+
+namespace unet_fast::elastic_deform {
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+// The movement, and the memory it needs on the device.
+struct Prepared {
+  Prepared(const Tensor& image, const Operands& in, const Settings& settings, Sides output)
+      : memory(new_tensor(image,
+                          {in.images * (static_cast<int64_t>(sizeof(Motion) / sizeof(double)) +
+                                        2 * in.coefficients() + 2 * in.points.pixels())},
+                          aoti_torch_dtype_float64())) {
+    double* const start = memory.mutable_data_ptr<double>();
+    double* const coefficients = start + in.images * (sizeof(Motion) / sizeof(double));
+    movement = {in.images,
+                in.input,
+                output,
+                in.points,
+                in.rows,
+                in.columns,
+                settings.grid,
+                settings.boundary,
+                settings.spans_input,
+                in.values(in.displacement),
+                in.values(in.affine),
+                in.values(in.offset),
+                reinterpret_cast<Motion*>(start),
+                coefficients,
+                coefficients + in.images * 2 * in.coefficients()};
+  }
+
+  Tensor memory;
+  Movement movement;
+};
+
+// The image with its spline coefficients, where a channel asks for them.
+template <typename T>
+struct Channels {
+  using A = Accumulator<T>;
+
+  Channels(const Tensor& tensor, const Operands& in, const Settings& settings)
+      : image{{tensor.const_data_ptr<T>(), strides_of(tensor)},
+              {nullptr, smooth_strides(in.input, in.channels)},
+              in.channels,
+              {},
+              in.gray_curve ? in.gray_curve->const_data_ptr<A>() : nullptr,
+              in.gray_curve ? in.gray_curve->size(1) : 0,
+              in.gray_curve ? in.gray_curve->size(2) : 0,
+              static_cast<A>(settings.cval)},
+        memory(tensor) {
+    STD_TORCH_CHECK(in.channels <= kMostChannels, "image must have at most ", kMostChannels,
+                    " channels on CUDA, got ", in.channels);
+    for (int64_t c = 0; c < in.channels; ++c) image.orders.set(c, settings.orders[c]);
+    if (!image.any_smooth()) return;
+    const Strides& s = image.smooth.strides;
+    memory = new_tensor(
+        tensor, {in.images * s.image},
+        std::is_same_v<A, double> ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+    smooth = memory.template mutable_data_ptr<A>() + s.row + s.column;
+    image.smooth.data = smooth;
+  }
+
+  Image<T, A> image;
+  Tensor memory;
+  A* smooth = nullptr;
+};
+
+std::tuple<Tensor, Tensor> forward(
+    const Tensor& image, const std::optional<Tensor>& displacement,
+    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
+    const std::optional<Tensor>& labels, const std::optional<Tensor>& gray_curve,
+    const std::vector<int64_t>& orders, int64_t grid, bool spans_input,
+    const std::vector<double>& scales, int64_t boundary, double cval,
+    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape) {
+  const DeviceGuard guard(image.get_device_index());
+  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
+  const Operands in(image, displacement, affine, offset, gray_curve, settings);
+  const Sides window = sides_of(label_shape);
+  Tensor out = new_image(image, sides_of(output_shape));
+  Tensor moved = new_labels(image, labels, window);
+  if (in.images == 0) return {out, moved};
+  const Prepared prepared(image, in, settings, sides_of(out));
+  LabelWindow taken{};
+  if (labels) {
+    taken = {labels->data_ptr(), static_cast<int64_t>(labels->element_size()), strides_of(*labels),
+             window, moved.data_ptr()};
+  }
+  const cudaStream_t stream = current_stream(image);
+  dispatch_image(image.scalar_type(), [&]<typename T>() {
+    const Channels<T> channels(image, in, settings);
+    launch_prepare(prepared.movement, channels.image, channels.smooth, stream);
+    launch_deform(prepared.movement, channels.image, strides_of(out), out.mutable_data_ptr<T>(),
+                  taken, stream);
+  });
+  return {out, moved};
+}
+
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad, const Tensor& image, const std::optional<Tensor>& displacement,
+    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
+    const std::optional<Tensor>& gray_curve, const std::vector<int64_t>& orders, int64_t grid,
+    bool spans_input, const std::vector<double>& scales, int64_t boundary, double cval,
+    bool of_image, bool of_displacement) {
+  const DeviceGuard guard(image.get_device_index());
+  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
+  const Operands in(image, displacement, affine, offset, gray_curve, settings);
+  auto results = new_gradients(image, displacement, of_image, of_displacement);
+  if (in.images == 0) return results;
+  const Prepared prepared(image, in, settings, sides_of(grad));
+  const Movement& m = prepared.movement;
+  const cudaStream_t stream = current_stream(image);
+  dispatch_floating(image.scalar_type(), "elastic_deform_backward", [&]<typename T>() {
+    auto& [by_image, by_displacement] = results;
+    const Channels<T> channels(image, in, settings);
+    const Source<T> upstream{grad.const_data_ptr<T>(), strides_of(grad)};
+    launch_prepare(m, channels.image, channels.smooth, stream);
+    if (of_image && by_image.numel() > 0) {
+      const Tensor sums = new_tensor(image, {by_image.numel() + 1}, aoti_torch_dtype_int64());
+      launch_image_gradient(m, channels.image, upstream,
+                            static_cast<unsigned long long*>(sums.data_ptr()), strides_of(by_image),
+                            by_image.mutable_data_ptr<T>(), stream);
+    }
+    if (of_displacement) {
+      const Tensor scratch =
+          new_tensor(image, {displacement_scratch(m)}, aoti_torch_dtype_float64());
+      launch_displacement_gradient(m, channels.image, upstream, scratch.mutable_data_ptr<double>(),
+                                   by_displacement.mutable_data_ptr<double>(), stream);
+    }
+  });
+  return results;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(unet_fast, CUDA, m) {
+  m.impl("elastic_deform", TORCH_BOX(&forward));
+  m.impl("elastic_deform_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace unet_fast::elastic_deform

@@ -1,0 +1,693 @@
+#pragma once
+
+#include "common/cuda.cuh"
+#include "elastic_deform/numerics.h"
+
+namespace unet_fast::elastic_deform {
+
+// Output pixels of a block: 32 columns, which a warp takes side by side, and as many rows; a thread
+// goes down kMarch rows of one column, along which the field stays one polynomial for long.
+constexpr int kTile = 32;
+constexpr int kMarch = 4;
+constexpr int kMostChannels = 256;
+
+// How to move. All pointers are to memory of the device.
+struct Movement {
+  int64_t images;
+  Sides input, output, points;
+  GridAxis rows, columns;
+  int32_t grid, boundary;
+  bool spans_input;
+  Values displacement, affine, offset;
+  Motion* motions;       // one for each image, and
+  double* coefficients;  // 2 x rows.size() x columns.size(): made by launch_prepare
+  double* knots;         // room for the displacements
+
+  __host__ __device__ int64_t component() const { return rows.size() * columns.size(); }
+};
+
+// A plane to interpolate in. For order 3 the spline coefficients, with a border of one pixel.
+template <typename T>
+struct Source {
+  const T* data;
+  Strides strides;
+};
+
+// The order of each channel, 0, 1 or 3, in two bits.
+struct Orders {
+  uint64_t bits[kMostChannels / 32];
+
+  void set(int64_t channel, int64_t order) {
+    bits[channel / 32] |= static_cast<uint64_t>(order) << (2 * (channel % 32));
+  }
+  __host__ __device__ int at(int64_t channel) const {
+    return static_cast<int>(bits[channel / 32] >> (2 * (channel % 32)) & 3);
+  }
+};
+
+// The image, and what happens to its values.
+template <typename T, typename A>
+struct Image {
+  Source<T> pixels;
+  Source<A> smooth;  // of channels of order 3
+  int64_t channels;
+  Orders orders;
+  const A* curves;  // (N, channels or 1, points), or null
+  int64_t curve_channels, curve_points;
+  A cval;
+
+  __device__ Curve<A> curve(int64_t image, int64_t channel) const {
+    const int64_t of = image * curve_channels + (curve_channels > 1 ? channel : 0);
+    return {curves + of * curve_points, static_cast<int32_t>(curve_points - 1),
+            static_cast<A>(kUnit<T>)};
+  }
+  bool any_smooth() const {
+    for (int64_t c = 0; c < channels; ++c) {
+      if (orders.at(c) == 3) return true;
+    }
+    return false;
+  }
+};
+
+// Labels of the centre of the output, of any integer type.
+struct LabelWindow {
+  const void* data;  // or null
+  int64_t bytes;     // of a label
+  Strides strides;
+  Sides window;
+  void* out;  // (N, window)
+};
+
+// --- Preparation -------------------------------------------------------------------------------
+
+// One block for each image: motion, knots, coefficients.
+__global__ void prepare(Movement m) {
+  const int64_t n = blockIdx.x;
+  const int64_t points = m.points.pixels();
+  double* const knots = m.knots + n * 2 * points;
+  const Motion motion = Motion::of(m.affine, m.offset, m.spans_input, n);
+  if (threadIdx.x == 0) m.motions[n] = motion;
+  double* const coefficients = m.coefficients + n * 2 * m.component();
+  if (!m.displacement) {  // the same for all threads
+    for (int64_t i = threadIdx.x; i < 2 * m.component(); i += blockDim.x) coefficients[i] = 0;
+    return;
+  }
+  for (int64_t i = threadIdx.x; i < 2 * points; i += blockDim.x) {
+    knots[i] = m.displacement[n * 2 * points + i];
+  }
+  __syncthreads();
+  if (m.grid == kInterpolating) {
+    for (int64_t i = threadIdx.x; i < 2 * m.points.rows; i += blockDim.x) {
+      prefilter(knots + i * m.points.columns, m.points.columns, 1);
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < 2 * m.points.columns; i += blockDim.x) {
+      prefilter(knots + i / m.points.columns * points + i % m.points.columns, m.points.rows,
+                m.points.columns);
+    }
+    __syncthreads();
+  }
+  for (int64_t i = threadIdx.x; i < 2 * m.component(); i += blockDim.x) {
+    const int64_t at = i % m.component();
+    const int64_t from =
+        source_point(m.grid, at / m.columns.size(), m.points.rows) * m.points.columns +
+        source_point(m.grid, at % m.columns.size(), m.points.columns);
+    coefficients[i] = motion.moved(m.grid, static_cast<int>(i / m.component()), knots[from],
+                                   knots[points + from]);
+  }
+}
+
+// The image in A with a border of one pixel, filtered along columns; of channels of order 3.
+template <typename T, typename A>
+__global__ void filter_columns(Image<T, A> image, int64_t images, Sides sides, A* out) {
+  const int64_t unit = thread_index();
+  const int64_t plane = unit / sides.columns, x = unit % sides.columns;
+  if (plane >= images * image.channels) return;
+  const int64_t n = plane / image.channels, c = plane % image.channels;
+  if (image.orders.at(c) != 3) return;
+  const Strides& from = image.pixels.strides;
+  const T* const source = image.pixels.data + n * from.image + c * from.channel + x * from.column;
+  const Strides& to = image.smooth.strides;
+  A* const line = out + n * to.image + c * to.channel + x;
+  for (int64_t y = 0; y < sides.rows; ++y) {
+    line[y * to.row] = static_cast<A>(source[y * from.row]);
+  }
+  prefilter(line, sides.rows, to.row);
+}
+
+// Then along rows; and the mirrored columns beside them.
+template <typename T, typename A>
+__global__ void filter_rows(Image<T, A> image, int64_t images, Sides sides, A* out) {
+  const int64_t unit = thread_index();
+  const int64_t plane = unit / sides.rows, y = unit % sides.rows;
+  if (plane >= images * image.channels || image.orders.at(plane % image.channels) != 3) return;
+  const Strides& to = image.smooth.strides;
+  A* const line = out + plane * to.channel + y * to.row;
+  prefilter(line, sides.columns, 1);
+  line[-1] = line[sides.columns > 1 ? 1 : 0];
+  line[sides.columns] = line[sides.columns > 1 ? sides.columns - 2 : 0];
+}
+
+// The mirrored rows above and below.
+template <typename T, typename A>
+__global__ void border_rows(Image<T, A> image, int64_t images, Sides sides, A* out) {
+  const int64_t unit = thread_index();
+  const int64_t width = sides.columns + 2;
+  const int64_t plane = unit / width, x = unit % width - 1;
+  if (plane >= images * image.channels || image.orders.at(plane % image.channels) != 3) return;
+  const Strides& to = image.smooth.strides;
+  A* const top = out + plane * to.channel + x;
+  top[-to.row] = top[sides.rows > 1 ? to.row : 0];
+  top[sides.rows * to.row] = top[(sides.rows > 1 ? sides.rows - 2 : 0) * to.row];
+}
+
+// --- Positions ---------------------------------------------------------------------------------
+
+// Where a pixel lies on the grid along one axis.
+template <typename A>
+struct Place {
+  int64_t cell;
+  A t;
+};
+
+template <typename A>
+__device__ Place<A> place(const GridAxis& axis, double pixel) {
+  const double g = axis.coordinate(pixel);
+  const int64_t cell = axis.cell(g);
+  return {cell, static_cast<A>(g - static_cast<double>(cell))};
+}
+
+// What the threads of a block share.
+template <typename A>
+struct Tile {
+  int64_t image, row, column;  // the first pixel
+  int32_t anchor[2];
+  A base[2], down[2], right[2];  // the affine part, counted from the anchor
+  Place<A> rows[kTile], columns[kTile];
+};
+
+// Every thread calls it, before it looks at its own pixels.
+template <typename A>
+__device__ void set_up(const Movement& m, Tile<A>& tile) {
+  const int64_t across = (m.output.columns + kTile - 1) / kTile;
+  const int64_t down = (m.output.rows + kTile - 1) / kTile;
+  const int64_t block = blockIdx.x;
+  const int64_t image = block / (across * down);
+  const int64_t row = block / across % down * kTile, column = block % across * kTile;
+  const Motion& motion = m.motions[image];
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  if (thread < kTile) {
+    tile.columns[thread] =
+        place<A>(m.columns, static_cast<double>(column + thread) + motion.shift[1]);
+  } else if (thread < 2 * kTile) {
+    const int i = thread - kTile;
+    tile.rows[i] = place<A>(m.rows, static_cast<double>(row + i) + motion.shift[0]);
+  } else if (thread < 2 * kTile + 2) {
+    const int axis = thread - 2 * kTile;
+    const double first = motion.at(axis, static_cast<double>(row), static_cast<double>(column));
+    tile.anchor[axis] = anchor_of(first);
+    tile.base[axis] = static_cast<A>(first - tile.anchor[axis]);
+    tile.down[axis] = static_cast<A>(motion.linear[axis][0]);
+    tile.right[axis] = static_cast<A>(motion.linear[axis][1]);
+  } else if (thread == 2 * kTile + 2) {
+    tile.image = image;
+    tile.row = row;
+    tile.column = column;
+  }
+  __syncthreads();
+}
+
+enum State { kRead, kOutside, kLost };
+
+// A pixel on its way: first the sites of its position, then those to read.
+template <typename A>
+struct Pixel {
+  int64_t row, column;  // in the output
+  Site<A> y, x;
+  State state;
+
+  __device__ void fold_into(Sides input, int32_t boundary) {
+    const int32_t last_row = static_cast<int32_t>(input.rows - 1);
+    const int32_t last_column = static_cast<int32_t>(input.columns - 1);
+    state = kRead;
+    if (!usable(y.pixel) || !usable(x.pixel)) {
+      state = kLost;
+    } else if (boundary == kConstant && !(inside(y, last_row) && inside(x, last_column))) {
+      state = kOutside;
+    }
+    y = state == kRead ? fold(y, last_row, boundary) : Site<A>{0, 0};
+    x = state == kRead ? fold(x, last_column, boundary) : Site<A>{0, 0};
+  }
+};
+
+// Calls `work(image, pixel)` for the output pixels of this thread; the sites are not folded.
+template <typename A, typename Work>
+__device__ void march(const Movement& m, const Tile<A>& tile, Work&& work) {
+  const int64_t column = tile.column + threadIdx.x;
+  if (column >= m.output.columns) return;
+  const Place<A> across = tile.columns[threadIdx.x];
+  const double* const coefficients = m.coefficients + tile.image * 2 * m.component();
+  Cubic<A> field[2];
+  int64_t cell = -1;
+  for (int k = 0; k < kMarch; ++k) {
+    const int local = static_cast<int>(threadIdx.y) * kMarch + k;
+    const int64_t row = tile.row + local;
+    if (row >= m.output.rows) return;
+    const Place<A> down = tile.rows[local];
+    if (down.cell != cell) {
+      cell = down.cell;
+      for (int axis = 0; axis < 2; ++axis) {
+        const double* const c =
+            coefficients + axis * m.component() + cell * m.columns.size() + across.cell;
+        A along[4];
+        for (int i = 0; i < 4; ++i) {
+          const double* const four = c + i * m.columns.size();
+          along[i] = cubic(m.grid, static_cast<A>(four[0]), static_cast<A>(four[1]),
+                           static_cast<A>(four[2]), static_cast<A>(four[3]))(across.t);
+        }
+        field[axis] = cubic(m.grid, along[0], along[1], along[2], along[3]);
+      }
+    }
+    const auto position = [&](int axis) {
+      const A affine = tile.base[axis] + tile.down[axis] * static_cast<A>(local) +
+                       tile.right[axis] * static_cast<A>(threadIdx.x);
+      return site(affine + field[axis](down.t), tile.anchor[axis]);
+    };
+    work(tile.image, Pixel<A>{row, column, position(0), position(1), kRead});
+  }
+}
+
+// --- Values ------------------------------------------------------------------------------------
+
+// Calls `fn.operator()<order>()`.
+template <typename Fn>
+__device__ void with_order(int order, Fn&& fn) {
+  if (order == 3) {
+    fn.template operator()<3>();
+  } else if (order == 1) {
+    fn.template operator()<1>();
+  } else {
+    fn.template operator()<0>();
+  }
+}
+
+// The values around a pixel of a plane, for `interpolate`.
+template <int order, typename A, typename T>
+struct Around {
+  const T* from;
+  int64_t down, right;
+
+  __device__ Around(const T* plane, const Strides& strides, Sides sides, const Pixel<A>& p)
+      : down(sides.rows > 1 ? strides.row : 0), right(sides.columns > 1 ? strides.column : 0) {
+    const int32_t row = order == 0 ? nearest(p.y) : p.y.pixel;
+    const int32_t column = order == 0 ? nearest(p.x) : p.x.pixel;
+    from = plane + row * strides.row + column * strides.column - kBefore<order> * (down + right);
+  }
+  __device__ A operator()(int i, int j) const { return static_cast<A>(from[i * down + j * right]); }
+};
+
+// Calls `fn.operator()<order>(around)` for a channel.
+template <typename T, typename A, typename Fn>
+__device__ void with_channel(const Image<T, A>& image, int64_t n, int64_t c, Sides sides,
+                             const Pixel<A>& p, Fn&& fn) {
+  with_order(image.orders.at(c), [&]<int order>() {
+    if constexpr (order == 3) {
+      const Strides& s = image.smooth.strides;
+      const A* const plane = image.smooth.data + n * s.image + c * s.channel;
+      fn.template operator()<order>(Around<order, A, A>(plane, s, sides, p));
+    } else {
+      const Strides& s = image.pixels.strides;
+      const T* const plane = image.pixels.data + n * s.image + c * s.channel;
+      fn.template operator()<order>(Around<order, A, T>(plane, s, sides, p));
+    }
+  });
+}
+
+// The value of a channel at a pixel, before the grey curve.
+template <typename T, typename A>
+__device__ A value_of(const Image<T, A>& image, int64_t n, int64_t c, Sides sides,
+                      const Pixel<A>& p) {
+  if (p.state == kLost) return static_cast<A>(kNoNumber);
+  if (p.state == kOutside) return image.cval;
+  A value = 0;
+  with_channel(image, n, c, sides, p, [&]<int order>(const auto& around) {
+    A y[kTaps<order>], x[kTaps<order>];
+    tap_weights<order>(p.y.t, y);
+    tap_weights<order>(p.x.t, x);
+    value = interpolate<order>(y, x, around);
+  });
+  return value;
+}
+
+template <typename Id, typename A>
+__device__ void take_label(const LabelWindow& labels, int64_t n, int64_t at, const Pixel<A>& p,
+                           Sides sides) {
+  const Id* const from = static_cast<const Id*>(labels.data) + n * labels.strides.image;
+  static_cast<Id*>(labels.out)[at] =
+      p.state == kRead ? Around<0, A, Id>(from, labels.strides, sides, p).from[0] : Id(0);
+}
+
+template <typename A>
+__device__ void take_label(const LabelWindow& labels, int64_t n, const Pixel<A>& p, Sides input,
+                           Sides output) {
+  const int64_t row = p.row - (output.rows - labels.window.rows) / 2;
+  const int64_t column = p.column - (output.columns - labels.window.columns) / 2;
+  if (row < 0 || row >= labels.window.rows || column < 0 || column >= labels.window.columns) return;
+  const int64_t at = (n * labels.window.rows + row) * labels.window.columns + column;
+  switch (labels.bytes) {
+    case 1:
+      return take_label<int8_t>(labels, n, at, p, input);
+    case 2:
+      return take_label<int16_t>(labels, n, at, p, input);
+    case 4:
+      return take_label<int32_t>(labels, n, at, p, input);
+    default:
+      return take_label<int64_t>(labels, n, at, p, input);
+  }
+}
+
+// Bytes a pixel: sizeof(T) for each channel and the label, read (from neighbouring pixels, so
+// mostly once) and written.
+template <typename T, typename A>
+__global__ void deform(Movement m, Image<T, A> image, Strides to, T* out, LabelWindow labels) {
+  __shared__ Tile<A> tile;
+  set_up(m, tile);
+  march(m, tile, [&](int64_t n, Pixel<A> p) {
+    p.fold_into(m.input, m.boundary);
+    for (int64_t c = 0; c < image.channels; ++c) {
+      A value = value_of(image, n, c, m.input, p);
+      if (image.curves != nullptr) value = image.curve(n, c)(value);
+      out[n * to.image + c * to.channel + p.row * to.row + p.column * to.column] = stored<T>(value);
+    }
+    if (labels.data != nullptr) take_label(labels, n, p, m.input, m.output);
+  });
+}
+
+// --- Derivatives -------------------------------------------------------------------------------
+
+// The derivative of the loss in the value that a pixel read from a channel.
+template <typename T, typename A>
+__device__ A upstream(const Image<T, A>& image, const Source<T>& grad, int64_t n, int64_t c,
+                      Sides sides, const Pixel<A>& p) {
+  if (p.state != kRead) return 0;
+  const Strides& s = grad.strides;
+  A result =
+      static_cast<A>(grad.data[n * s.image + c * s.channel + p.row * s.row + p.column * s.column]);
+  if (image.curves != nullptr) {
+    result *= image.curve(n, c).slope(value_of(image, n, c, sides, p));
+  }
+  return result;
+}
+
+// Sums of the image's gradient are integers in units of the greatest derivative: integers add up to
+// the same in any order, so results repeat bit for bit although threads add when they come.
+struct Unit {
+  double scale;  // units in 1
+  bool finite;
+
+  // `largest`: the bits of the greatest derivative; a pixel gets at most `terms` of them.
+  __device__ static Unit of(unsigned long long largest, int64_t terms) {
+    double value;
+    static_assert(sizeof(value) == sizeof(largest));
+    memcpy(&value, &largest, sizeof(value));
+    int exponent = 0, headroom = 0;
+    frexp(value, &exponent);  // value < 2^exponent
+    while ((int64_t{1} << headroom) < terms) ++headroom;
+    const int bits = 61 - headroom - exponent;
+    return {ldexp(1.0, bits < 1000 ? bits : 1000), value < INFINITY};
+  }
+};
+
+template <typename T, typename A>
+__global__ void find_largest(Movement m, Image<T, A> image, Source<T> grad,
+                             unsigned long long* largest) {
+  __shared__ Tile<A> tile;
+  set_up(m, tile);
+  unsigned long long most = 0;
+  march(m, tile, [&](int64_t n, Pixel<A> p) {
+    p.fold_into(m.input, m.boundary);
+    for (int64_t c = 0; c < image.channels; ++c) {
+      const double value = fabs(static_cast<double>(upstream(image, grad, n, c, m.input, p)));
+      unsigned long long bits;
+      memcpy(&bits, &value, sizeof(bits));  // ordered like the values; NaN is the greatest
+      most = bits > most ? bits : most;
+    }
+  });
+  if (most > 0) atomicMax(largest, most);
+}
+
+template <typename T, typename A>
+__global__ void scatter(Movement m, Image<T, A> image, Source<T> grad,
+                        const unsigned long long* largest, unsigned long long* sums) {
+  __shared__ Tile<A> tile;
+  set_up(m, tile);
+  const Unit unit = Unit::of(*largest, m.output.pixels());
+  if (!unit.finite) return;
+  const int32_t last_row = static_cast<int32_t>(m.input.rows - 1);
+  const int32_t last_column = static_cast<int32_t>(m.input.columns - 1);
+  march(m, tile, [&](int64_t n, Pixel<A> p) {
+    p.fold_into(m.input, m.boundary);
+    for (int64_t c = 0; c < image.channels; ++c) {
+      const double g = static_cast<double>(upstream(image, grad, n, c, m.input, p)) * unit.scale;
+      unsigned long long* const plane = sums + (n * image.channels + c) * m.input.pixels();
+      with_order(image.orders.at(c), [&]<int order>() {
+        A y[kTaps<order>], x[kTaps<order>];
+        tap_weights<order>(p.y.t, y);
+        tap_weights<order>(p.x.t, x);
+        for (int i = 0; i < kTaps<order>; ++i) {
+          const int64_t row = tap<order>(p.y, i, last_row) * m.input.columns;
+          for (int j = 0; j < kTaps<order>; ++j) {
+            // Negative numbers wrap around, and so do their sums.
+            const int64_t units = llrint(static_cast<double>(y[i] * x[j]) * g);
+            atomicAdd(plane + row + tap<order>(p.x, j, last_column),
+                      static_cast<unsigned long long>(units));
+          }
+        }
+      });
+    }
+  });
+}
+
+// In place: from units to doubles.
+__global__ void to_doubles(const unsigned long long* largest, int64_t terms, int64_t n,
+                           unsigned long long* sums) {
+  const int64_t i = thread_index();
+  if (i >= n) return;
+  const Unit unit = Unit::of(*largest, terms);
+  const double value =
+      unit.finite ? static_cast<double>(static_cast<int64_t>(sums[i])) / unit.scale : kNoNumber;
+  memcpy(&sums[i], &value, sizeof(value));
+}
+
+// The transposed prefilter along columns (`along_rows`: rows) of the channels of order 3.
+template <typename T, typename A>
+__global__ void filter_transposed(Image<T, A> image, int64_t images, Sides sides, bool along_rows,
+                                  double* sums) {
+  const int64_t unit = thread_index();
+  const int64_t lines = along_rows ? sides.rows : sides.columns;
+  const int64_t plane = unit / lines, line = unit % lines;
+  if (plane >= images * image.channels || image.orders.at(plane % image.channels) != 3) return;
+  double* const data = sums + plane * sides.pixels();
+  if (along_rows) {
+    prefilter_transposed(data + line * sides.columns, sides.columns, 1);
+  } else {
+    prefilter_transposed(data + line, sides.rows, sides.columns);
+  }
+}
+
+template <typename T>
+__global__ void store_gradient(const double* sums, int64_t images, int64_t channels, Sides sides,
+                               Strides to, T* out) {
+  const int64_t i = thread_index();
+  if (i >= images * channels * sides.pixels()) return;
+  const int64_t plane = i / sides.pixels(), pixel = i % sides.pixels();
+  out[plane / channels * to.image + plane % channels * to.channel + pixel / sides.columns * to.row +
+      pixel % sides.columns * to.column] = static_cast<T>(sums[i]);
+}
+
+// The derivatives in the position of each output pixel, (N, 2, output).
+template <typename T, typename A>
+__global__ void position_gradient(Movement m, Image<T, A> image, Source<T> grad, double* out) {
+  __shared__ Tile<A> tile;
+  set_up(m, tile);
+  march(m, tile, [&](int64_t n, Pixel<A> p) {
+    const int32_t last_row = static_cast<int32_t>(m.input.rows - 1);
+    const int32_t last_column = static_cast<int32_t>(m.input.columns - 1);
+    const A along_y = fold_slope(p.y, last_row, m.boundary);
+    const A along_x = fold_slope(p.x, last_column, m.boundary);
+    p.fold_into(m.input, m.boundary);
+    double dy = 0, dx = 0;
+    for (int64_t c = 0; c < image.channels && p.state == kRead; ++c) {
+      const A g = upstream(image, grad, n, c, m.input, p);
+      with_channel(image, n, c, m.input, p, [&]<int order>(const auto& around) {
+        if constexpr (order > 0) {
+          A y[kTaps<order>], x[kTaps<order>], slope_y[kTaps<order>], slope_x[kTaps<order>];
+          tap_weights<order>(p.y.t, y);
+          tap_weights<order>(p.x.t, x);
+          tap_slopes<order>(p.y.t, slope_y);
+          tap_slopes<order>(p.x.t, slope_x);
+          dy += static_cast<double>(g * along_y * interpolate<order>(slope_y, x, around));
+          dx += static_cast<double>(g * along_x * interpolate<order>(y, slope_x, around));
+        }
+      });
+    }
+    double* const to = out + n * 2 * m.output.pixels() + p.row * m.output.columns + p.column;
+    to[0] = dy;
+    to[m.output.pixels()] = dx;
+  });
+}
+
+// A block for each row of an image's component: the derivatives in the coefficients along it,
+// (N, 2, output.rows, columns.size()), in a fixed order.
+__global__ void along_rows(Movement m, const double* positions, double* out) {
+  __shared__ double shared[kThreads / kWarp];
+  const int64_t line = blockIdx.x;
+  const double shift = m.motions[line / (2 * m.output.rows)].shift[1];
+  const double* const from = positions + line * m.output.columns;
+  for (int64_t q = 0; q < m.columns.size(); ++q) {
+    double sum = 0;
+    for (int64_t x = threadIdx.x; x < m.output.columns; x += blockDim.x) {
+      const Place<double> at = place<double>(m.columns, static_cast<double>(x) + shift);
+      const int64_t k = q - at.cell;
+      if (k >= 0 && k < 4) sum += from[x] * cubic_weight(m.grid, static_cast<int>(k), at.t);
+    }
+    sum = block_sum(sum, shared);
+    if (threadIdx.x == 0) out[line * m.columns.size() + q] = sum;
+  }
+}
+
+// Those in the coefficients, (N, 2, rows.size(), columns.size()); a thread for each.
+__global__ void along_columns(Movement m, const double* along, double* out) {
+  const int64_t i = thread_index();
+  if (i >= m.images * 2 * m.component()) return;
+  const int64_t component = i / m.component(), p = i % m.component() / m.columns.size();
+  const int64_t q = i % m.columns.size();
+  const double shift = m.motions[component / 2].shift[0];
+  double sum = 0;
+  for (int64_t y = 0; y < m.output.rows; ++y) {
+    const Place<double> at = place<double>(m.rows, static_cast<double>(y) + shift);
+    const int64_t k = p - at.cell;
+    if (k >= 0 && k < 4) {
+      sum += along[(component * m.output.rows + y) * m.columns.size() + q] *
+             cubic_weight(m.grid, static_cast<int>(k), at.t);
+    }
+  }
+  out[i] = sum;
+}
+
+// One block for each image: the transpose of `prepare`.
+__global__ void collect(Movement m, const double* coefficients, double* out) {
+  const int64_t n = blockIdx.x, points = m.points.pixels();
+  const double* const from = coefficients + n * 2 * m.component();
+  double* const to = out + n * 2 * points;
+  const Motion motion = m.motions[n];
+  for (int64_t i = threadIdx.x; i < 2 * points; i += blockDim.x) {
+    const int64_t row = i % points / m.points.columns, column = i % m.points.columns;
+    double sum = 0;
+    for (int64_t y = 0; y < m.rows.size(); ++y) {
+      if (source_point(m.grid, y, m.points.rows) != row) continue;
+      for (int64_t x = 0; x < m.columns.size(); ++x) {
+        if (source_point(m.grid, x, m.points.columns) != column) continue;
+        const int64_t at = y * m.columns.size() + x;
+        sum += motion.moved_transposed(m.grid, static_cast<int>(i / points), from[at],
+                                       from[m.component() + at]);
+      }
+    }
+    to[i] = sum;
+  }
+  __syncthreads();
+  if (m.grid != kInterpolating) return;  // the same for all threads
+  for (int64_t i = threadIdx.x; i < 2 * m.points.columns; i += blockDim.x) {
+    prefilter_transposed(to + i / m.points.columns * points + i % m.points.columns, m.points.rows,
+                         m.points.columns);
+  }
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < 2 * m.points.rows; i += blockDim.x) {
+    prefilter_transposed(to + i * m.points.columns, m.points.columns, 1);
+  }
+}
+
+// --- Launchers ---------------------------------------------------------------------------------
+
+inline dim3 tiles(const Movement& m) {
+  const int64_t across = (m.output.columns + kTile - 1) / kTile;
+  const int64_t down = (m.output.rows + kTile - 1) / kTile;
+  return dim3(static_cast<unsigned>(m.images * across * down));
+}
+inline const dim3 kTileThreads(kTile, kTile / kMarch);
+
+/// Of an image's `smooth`: (N, C, rows + 2, columns + 2), counted from the first pixel inside the
+/// border.
+inline Strides smooth_strides(Sides sides, int64_t channels) {
+  const int64_t pitch = sides.columns + 2, plane = (sides.rows + 2) * pitch;
+  return {channels * plane, plane, pitch, 1};
+}
+
+/// Makes motions and coefficients and, into `smooth`, what image.smooth points to.
+template <typename T, typename A, typename Stream>
+void launch_prepare(const Movement& m, const Image<T, A>& image, A* smooth, Stream stream) {
+  launch(&prepare, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m);
+  if (!image.any_smooth()) return;
+  const int64_t planes = m.images * image.channels;
+  launch(&filter_columns<T, A>, blocks_of(planes * m.input.columns), dim3(kThreads), stream, image,
+         m.images, m.input, smooth);
+  launch(&filter_rows<T, A>, blocks_of(planes * m.input.rows), dim3(kThreads), stream, image,
+         m.images, m.input, smooth);
+  launch(&border_rows<T, A>, blocks_of(planes * (m.input.columns + 2)), dim3(kThreads), stream,
+         image, m.images, m.input, smooth);
+}
+
+/// After launch_prepare.
+template <typename T, typename A, typename Stream>
+void launch_deform(const Movement& m, const Image<T, A>& image, const Strides& to, T* out,
+                   const LabelWindow& labels, Stream stream) {
+  launch(&deform<T, A>, tiles(m), kTileThreads, stream, m, image, to, out, labels);
+}
+
+/// The derivative in the image. `sums` has room for one more number than the image has pixels.
+template <typename T, typename A, typename Stream>
+void launch_image_gradient(const Movement& m, const Image<T, A>& image, const Source<T>& grad,
+                           unsigned long long* sums, const Strides& to, T* out, Stream stream) {
+  const int64_t pixels = m.images * image.channels * m.input.pixels();
+  unsigned long long* const largest = sums + pixels;
+  launch(&clear<unsigned long long>, blocks_of(pixels + 1), dim3(kThreads), stream, sums,
+         pixels + 1);
+  launch(&find_largest<T, A>, tiles(m), kTileThreads, stream, m, image, grad, largest);
+  const auto* const found = static_cast<const unsigned long long*>(largest);
+  launch(&scatter<T, A>, tiles(m), kTileThreads, stream, m, image, grad, found, sums);
+  launch(&to_doubles, blocks_of(pixels), dim3(kThreads), stream, found, m.output.pixels(), pixels,
+         sums);
+  double* const values = reinterpret_cast<double*>(sums);
+  const int64_t planes = m.images * image.channels;
+  for (int along_rows = 0; along_rows < 2 && image.any_smooth(); ++along_rows) {
+    const int64_t lines = planes * (along_rows ? m.input.rows : m.input.columns);
+    launch(&filter_transposed<T, A>, blocks_of(lines), dim3(kThreads), stream, image, m.images,
+           m.input, along_rows != 0, values);
+  }
+  launch(&store_gradient<T>, blocks_of(pixels), dim3(kThreads), stream,
+         static_cast<const double*>(values), m.images, image.channels, m.input, to, out);
+}
+
+/// Doubles that launch_displacement_gradient needs room for.
+inline int64_t displacement_scratch(const Movement& m) {
+  return 2 * m.images * (m.output.pixels() + m.output.rows * m.columns.size() + m.component());
+}
+
+/// The derivative in the displacement, (N, 2, points).
+template <typename T, typename A, typename Stream>
+void launch_displacement_gradient(const Movement& m, const Image<T, A>& image,
+                                  const Source<T>& grad, double* scratch, double* out,
+                                  Stream stream) {
+  double* const positions = scratch;
+  double* const along = positions + 2 * m.images * m.output.pixels();
+  double* const coefficients = along + 2 * m.images * m.output.rows * m.columns.size();
+  launch(&position_gradient<T, A>, tiles(m), kTileThreads, stream, m, image, grad, positions);
+  launch(&along_rows, dim3(static_cast<unsigned>(2 * m.images * m.output.rows)), dim3(kThreads),
+         stream, m, static_cast<const double*>(positions), along);
+  launch(&along_columns, blocks_of(2 * m.images * m.component()), dim3(kThreads), stream, m,
+         static_cast<const double*>(along), coefficients);
+  launch(&collect, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m,
+         static_cast<const double*>(coefficients), out);
+}
+
+}  // namespace unet_fast::elastic_deform
