@@ -1,9 +1,13 @@
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from unet_fast import Augmentation, elastic_deform
+from unet_fast.cli import main
+from unet_fast.imageio import read_image, write_labels
 
 
 def generator(seed=0):
@@ -137,3 +141,79 @@ def test_rotation_is_about_the_centre():
 def test_rejects(options, message):
     with pytest.raises(ValueError, match="^Augmentation: " + message):
         Augmentation(**options)
+
+
+def test_grid_moves_with_the_image():
+    """Where a line was, a line is: both are read at the same positions."""
+    aug = Augmentation(sigma=3)
+    image = torch.rand(3, 2, 65, 80)
+    labels = torch.randint(0, 9, (3, 65, 80))
+    p = aug.draw(3, (2, 65, 80), generator=generator())
+    moved, ids, lines = aug.with_grid(image, labels, p)
+    assert torch.equal(moved, aug.apply(image, labels, p)[0])
+    assert torch.equal(ids, aug.apply(image, labels, p)[1])
+    still = Augmentation(**STILL)
+    straight = still.with_grid(image, labels, still.draw(3, (65, 80)))[2]
+    assert torch.equal(straight[:, ::8], torch.ones(3, 9, 80))
+    assert straight.mean() < 0.3
+    torch.testing.assert_close(lines, aug.apply(straight[:, None], None, quiet(p))[0][:, 0])
+
+
+def quiet(parameters):
+    return dataclasses.replace(parameters, gray_curve=None)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    cells = np.zeros((40, 60), dtype=np.uint8)
+    cells[10:20, 10:30], cells[25:35, 20:50] = 1, 2
+    for name, size in (("a", (40, 60)), ("b", (33, 20))):
+        write_labels(tmp_path / "labels" / f"{name}.png", cells[: size[0], : size[1]])
+        write_labels(tmp_path / "images" / f"{name}.png", 90 * cells[: size[0], : size[1]])
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", ["paper-2015", "falk-2019"])
+def test_command(folders, capsys, preset):
+    out = folders / "out"
+    words = ["augment", str(folders / "images"), str(folders / "labels"), "--out", str(out)]
+    words += ["--preset", preset]
+    assert main([*words, "--samples", "2"]) == 0
+    assert f"2 contact sheets: {out}" in capsys.readouterr().out
+    assert {f.name for f in out.iterdir()} == {"a.png", "b.png"}
+    first = read_image(out / "a.png")
+    assert first.shape[0] == 3
+    assert len(np.unique(first)) > 50
+    assert main([*words, "--samples", "2", "--overwrite"]) == 0
+    np.testing.assert_array_equal(read_image(out / "a.png"), first)
+    assert main([*words, "--samples", "2", "--overwrite", "--seed", "1"]) == 0
+    assert not np.array_equal(read_image(out / "a.png"), first)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{root}/nowhere", "{root}/labels"], "must be a folder of images, got nothing there"),
+        (["{root}/images", "{root}/images", "--samples", "0"], "samples must be from 1 to 100"),
+        (["{root}/images", "{root}/labels", "--out", "{root}/images"], "out must not"),
+        (["{root}/images", "{root}/labels", "--out", "{root}/labels"], "out must not"),
+        (["{root}/images", "{root}/labels", "--preset", "unet"], 'Invalid value "unet"'),
+        (["{root}/images", "{root}/odd"], "must have the size of"),
+        (["{root}/images", "{root}/fewer"], "must hold a partner of"),
+    ],
+)
+def test_command_refuses(folders, capsys, words, message):
+    for name, files in (("odd", "ab"), ("fewer", "a")):
+        (folders / name).mkdir()
+        for file in files:
+            write_labels(folders / name / f"{file}.png", np.ones((9, 9), dtype=np.uint8))
+    before = {f: f.read_bytes() for f in folders.rglob("*.png")}
+    words = [word.format(root=folders) for word in words]
+    words += [] if "--out" in words else ["--out", str(folders / "out")]
+    assert main(["augment", *words]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert {f: f.read_bytes() for f in folders.rglob("*.png")} == before

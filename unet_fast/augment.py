@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -246,6 +246,44 @@ class Augmentation:
             offset=None if offset is None else offset.to(device),
         )
         return result if isinstance(result, tuple) else (result, None)
+
+    def with_grid(
+        self, image: Tensor, labels: Tensor, parameters: AugmentationParameters
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Like :meth:`apply`, with lines that were straight in the image, to look at.
+
+        Args:
+            image: (N, C, H, W), floating point.
+            labels: (N, H, W), integer.
+            parameters: From :meth:`draw`, for N samples of (H, W).
+
+        Returns:
+            image, labels, and (N, H, W): the share of a line in each pixel. The lines are an
+            eighth of the shorter side apart.
+        """
+        n, _, height, width = image.shape
+        step = max(2, min(height, width) // 8)
+        thickness = max(1.0, min(height, width) / 256)
+        distance = [
+            ((torch.arange(side) + step // 2) % step - step // 2).abs().to(image.device)
+            for side in (height, width)
+        ]
+        nearest = torch.minimum(distance[0][:, None], distance[1])
+        lines = (0.5 * thickness + 0.5 - nearest).clamp(0, 1).to(image.dtype)
+        channels = torch.cat([image, lines.expand(n, 1, height, width)], 1)
+        curve = parameters.gray_curve
+        if curve is not None:  # the lines keep their values
+            straight = torch.linspace(0, 1, curve.shape[2], dtype=curve.dtype)
+            curve = torch.cat(
+                [
+                    curve.expand(n, image.shape[1], -1),
+                    straight.expand(n, 1, -1).to(curve.device),
+                ],
+                1,
+            )
+        moved, ids = self.apply(channels, labels, replace(parameters, gray_curve=curve))
+        assert ids is not None  # labels were given
+        return moved[:, :-1], ids, moved[:, -1]
 
     def __call__(
         self, image: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None

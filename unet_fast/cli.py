@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from . import demo as demonstration
 from ._library import HAS_CUDA, build_info
+from .augment import Augmentation
+from .data import find_pairs, load_samples, normalise
 from .imageio import (
     fit_channels,
     list_images,
@@ -22,7 +24,7 @@ from .imageio import (
     write_labels,
     write_tiff,
 )
-from .plots import draw_weights
+from .plots import draw_augmentation, draw_weights
 from .predict import predict as predict_image
 from .train import TrainConfig, find_device
 from .train import train as run_training
@@ -160,6 +162,66 @@ def weights(
             title=f"{file.stem}, {preset}",
         )
     print(f"{len(files)} weight maps: {out}")
+
+
+@app.command
+def augment(
+    images: Path,
+    labels: Path,
+    /,
+    *,
+    out: Path,
+    preset: Literal["paper-2015", "falk-2019"] = "paper-2015",
+    samples: int = 7,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Draw what random deformation does to images and their labels.
+
+    For NAME.png the contact sheet NAME.png shows the image as it is and deformed versions, with the
+    outlines of its objects and a grid that was straight.
+
+    Parameters
+    ----------
+    images:
+        Folder of images.
+    labels:
+        Folder of instance labels of the same names.
+    out:
+        Folder for the pictures, made if it is missing; another one than those of the input.
+    preset:
+        paper-2015 (displacements of 10 px on a 3 x 3 grid) or falk-2019 (spline coefficients 150 px
+        apart).
+    samples:
+        Deformed versions of each image, 1 to 100.
+    seed:
+        Seed of the random numbers.
+    overwrite:
+        Replace files of the same names in the output folder.
+    """
+    if not 1 <= samples <= 100:
+        raise ValueError(f"samples must be from 1 to 100, got {samples}")
+    aug = {"paper-2015": Augmentation.paper_2015(), "falk-2019": Augmentation.falk_2019()}[preset]
+    still = Augmentation(
+        sigma=0, rotation=0, gray_black=(0, 0), gray_white=(1, 1), gray_slope=(1, 1)
+    )
+    files = [file for pair in find_pairs(images, labels) for file in pair]
+    results = _results(out, files, (".png",), overwrite)[::2]
+    generator = torch.Generator().manual_seed(seed)
+    loaded = load_samples(images, labels)
+    progress = tqdm(list(zip(loaded, results, strict=True)), desc="augment", disable=None)
+    for sample, (path,) in progress:
+        gray = torch.from_numpy(normalise(sample.image)).mean(0, keepdim=True)
+        ids = torch.from_numpy(sample.labels)
+        panels = []
+        for change, count in ((still, 1), (aug, samples)):
+            drawn = change.draw(count, gray.shape, generator=generator)
+            many = gray.expand(count, -1, -1, -1), ids.expand(count, -1, -1)
+            moved = zip(*change.with_grid(*many, drawn), strict=True)
+            panels += [(m[0].numpy(), i.numpy(), lines.numpy()) for m, i, lines in moved]
+        title = f"{sample.name}, {preset}, seed {seed}"
+        draw_augmentation(path, samples=panels, title=title)
+    print(f"{len(loaded)} contact sheets: {out}")
 
 
 @app.command

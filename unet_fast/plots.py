@@ -130,6 +130,39 @@ def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, t
     replace_file(path, png.getvalue())
 
 
+def draw_augmentation(
+    path: Path, *, samples: Sequence[tuple[Gray, Labels, Gray]], title: str
+) -> None:
+    """Draws a contact sheet: an image and deformed versions of it, a grid drawn over them.
+
+    Args:
+        path: The PNG to write.
+        samples: Of the image as it is and of each version: the image, (H, W), in about [0, 1], its
+            instances, (H, W), and the share of a grid line in each pixel, (H, W), in [0, 1].
+        title: Title of the page.
+    """
+    height, width = samples[0][0].shape
+    columns = min(4, len(samples))
+    rows = -(-len(samples) // columns)
+    side = 3.4 / max(height, width)
+    size = (columns * max(side * width, 1.2) + 0.3, rows * (max(side * height, 0.8) + 0.3) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for i, axes in enumerate(panels):
+        if i >= len(samples):
+            axes.axis("off")
+            continue
+        image, labels, lines = samples[i]
+        picture = _with_outlines(image, labels)
+        share = 0.55 * lines[..., None]
+        picture = picture * (1 - share) + share * np.array([0.25, 0.75, 1.0])
+        _show(axes, picture.clip(0, 1), f"{i}" if i else "as it is")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=min(max(100, int(1 / side)), 300))
+    replace_file(path, png.getvalue())
+
+
 def _draw_scale_bar(axes: Axes, width: int, height: int) -> None:
     """A bar of a round number of pixels, about a fifth of the width, at the lower left."""
     power = 10 ** int(np.log10(max(1.0, width / 5)))
