@@ -25,6 +25,7 @@ def field(grid, displacement):
 
 
 def main():
+    """Writes the picture beside this file."""
     generator = torch.Generator().manual_seed(5)
     values = SIGMA * torch.randn(2, 5, 5, generator=generator).double()
     inner = values[:, 1:-1, 1:-1]

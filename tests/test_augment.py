@@ -74,6 +74,23 @@ def test_draws_from_the_stated_distributions():
     assert 1.19 < slopes.max() <= 1.2 + 1e-9
 
 
+def test_riders_are_only_moved():
+    """Weight maps as extra channels: same positions, an order of their own, no grey curve."""
+    aug = Augmentation.paper_2015()
+    image, mask = torch.rand(2, 1, 30, 40), (torch.rand(2, 1, 30, 40) > 0.5).float()
+    p = aug.draw(2, (1, 30, 40), generator=generator())
+    both, _ = aug.apply(torch.cat([image, mask], 1), None, p, order=(1, 0), riders=1)
+    torch.testing.assert_close(both[:, :1], aug.apply(image, None, p)[0])
+    torch.testing.assert_close(both[:, 1:], aug.apply(mask, None, quiet(p), order=0)[0])
+
+
+def test_draw_refuses():
+    with pytest.raises(ValueError, match=r"^Augmentation.draw: n must be >= 0 .* -1 and \(3, 3\)"):
+        Augmentation().draw(-1, (3, 3))
+    with pytest.raises(ValueError, match=r"shape \(H, W\) or \(C, H, W\), got 1 and \(5,\)"):
+        Augmentation().draw(1, (5,))
+
+
 def test_gray_curve_without_slack_is_straight():
     aug = Augmentation(gray_slope=(1, 1), gray_white=(0.9, 1.1))
     curve = aug.draw(10, (8, 8), generator=generator()).gray_curve
@@ -112,13 +129,11 @@ def test_scale_magnifies_and_shift_moves():
 
 
 def test_rotation_is_about_the_centre():
-    image = torch.rand(1, 1, 15, 15)
     p = Augmentation(**{**STILL, "rotation": 180.0}).draw(500, (15, 15), generator=generator(1))
     corners = torch.tensor([[0.0, 0, 1], [14, 14, 1]]).double()
     mapped = corners @ p.affine.transpose(1, 2)
     torch.testing.assert_close(mapped.mean(1), torch.full((500, 2), 7.0).double())
     assert math.isclose((mapped[:, 0] - 7).norm(dim=1).std().item(), 0, abs_tol=1e-9)
-    assert image.shape == Augmentation(**STILL)(image)[0].shape
 
 
 @pytest.mark.parametrize(

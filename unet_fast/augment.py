@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -41,7 +41,7 @@ class Augmentation:
     points: tuple[int, int] = (3, 3)
     """Displacements of the grid along rows and columns, each >= 1; see `spacing`."""
     grid: Literal["interpolating", "approximating", "keys"] = "interpolating"
-    """What the field is between the displacements; see :func:`elastic_deform`."""
+    """The field goes through the displacements (keys: by cubic convolution), or is made of them."""
     spacing: float | None = None
     """Distance of the knots of an approximating grid in pixels, instead of `points`; or None."""
     rotation: float = 180.0
@@ -139,6 +139,11 @@ class Augmentation:
             generator: Source of random numbers, on the CPU; None for torch's global one. The same
                 state gives the same parameters for every device.
         """
+        if n < 0 or len(shape) not in (2, 3):
+            raise ValueError(
+                "Augmentation.draw: n must be >= 0 and shape (H, W) or (C, H, W), got "
+                f"{n} and {tuple(shape)}"
+            )
         *channels, height, width = shape
 
         def uniform(low: float, high: float, *size: int) -> Tensor:
@@ -218,6 +223,9 @@ class Augmentation:
         output_shape: Sequence[int] | None = None,
         label_shape: Sequence[int] | None = None,
         offset: Tensor | None = None,
+        order: int | Sequence[int] = 1,
+        boundary: str = "mirror",
+        riders: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Deforms images and labels by drawn parameters, in one pass.
 
@@ -228,11 +236,20 @@ class Augmentation:
             output_shape: See :func:`elastic_deform`; so are `label_shape` and `offset`.
             label_shape: Spatial shape of the label output.
             offset: (N, 2), position of a tile in its image.
+            order: See :func:`elastic_deform`; so is `boundary`.
+            boundary: What lies outside the image.
+            riders: So many channels at the end, weight maps for instance, keep their values: they
+                have no grey curve, and `parameters` none for them.
 
         Returns:
             (image, labels); labels None if none were given.
         """
         device, curve = image.device, parameters.gray_curve
+        if curve is not None and riders > 0:
+            n, _, points = curve.shape
+            straight = torch.linspace(0, 1, points, dtype=curve.dtype, device=curve.device)
+            curves = curve.expand(n, image.shape[1] - riders, points)
+            curve = torch.cat([curves, straight.expand(n, riders, points)], 1)
         result = elastic_deform(
             image,
             parameters.displacement.to(device),
@@ -244,6 +261,8 @@ class Augmentation:
             output_shape=output_shape,
             label_shape=label_shape,
             offset=None if offset is None else offset.to(device),
+            order=order,
+            boundary=boundary,
         )
         return result if isinstance(result, tuple) else (result, None)
 
@@ -271,17 +290,7 @@ class Augmentation:
         nearest = torch.minimum(distance[0][:, None], distance[1])
         lines = (0.5 * thickness + 0.5 - nearest).clamp(0, 1).to(image.dtype)
         channels = torch.cat([image, lines.expand(n, 1, height, width)], 1)
-        curve = parameters.gray_curve
-        if curve is not None:  # the lines keep their values
-            straight = torch.linspace(0, 1, curve.shape[2], dtype=curve.dtype)
-            curve = torch.cat(
-                [
-                    curve.expand(n, image.shape[1], -1),
-                    straight.expand(n, 1, -1).to(curve.device),
-                ],
-                1,
-            )
-        moved, ids = self.apply(channels, labels, replace(parameters, gray_curve=curve))
+        moved, ids = self.apply(channels, labels, parameters, riders=1)
         assert ids is not None  # labels were given
         return moved[:, :-1], ids, moved[:, -1]
 

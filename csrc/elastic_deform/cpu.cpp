@@ -27,9 +27,6 @@ constexpr int64_t kPixelsOfTask = 8192;
 // Rows or columns that the prefilter of an image takes side by side.
 constexpr int kLines = 16;
 
-// What is read where: pixels, or the constant, or nothing.
-enum State : uint8_t { kRead, kOutside, kLost };
-
 // The least and the greatest pixel of a block along an axis.
 struct Extent {
   int32_t low, high;
@@ -110,13 +107,10 @@ template <typename A>
 Extent fold_all(int32_t last, int32_t boundary, Block<A>& block, int32_t* pixel, A* t) {
   Extent extent{INT32_MAX, INT32_MIN};
   for (int64_t k = 0; k < block.size; ++k) {
-    Site<A> s{pixel[k], t[k]};
-    if (!usable(s.pixel)) {
-      block.state[k] = kLost;
-    } else if (boundary == kConstant && !inside(s, last) && block.state[k] == kRead) {
-      block.state[k] = kOutside;
-    }
-    s = usable(s.pixel) ? fold(s, last, boundary) : Site<A>{0, 0};
+    const Site<A> before{pixel[k], t[k]};
+    const State state = state_of(before, last, boundary);
+    block.state[k] = std::max(block.state[k], state);
+    const Site<A> s = state == kRead ? fold(before, last, boundary) : Site<A>{0, 0};
     pixel[k] = s.pixel;
     t[k] = s.t;
     extent.low = std::min(extent.low, s.pixel);
@@ -244,7 +238,11 @@ void for_parts(const Plane<T>& plane, const Block<A>& block, Extent rows, Extent
                int64_t begin, int64_t end, Work&& work) {
   const int64_t span = (int64_t{rows.high} - rows.low + 4) * plane.row +
                        (int64_t{columns.high} - columns.low + 4) * plane.column;
-  if (span <= INT32_MAX || end - begin == 1) return work(rows, columns, begin, end);
+  if (span <= INT32_MAX) return work(rows, columns, begin, end);
+  if (end - begin == 1) {
+    const int32_t row = block.row_of[begin], column = block.column_of[begin];
+    return work(Extent{row, row}, Extent{column, column}, begin, end);
+  }
   const int64_t middle = begin + (end - begin) / 2;
   for (const auto& [b, e] : {std::pair{begin, middle}, std::pair{middle, end}}) {
     const auto [top, bottom] = std::minmax_element(block.row_of + b, block.row_of + e);
@@ -319,22 +317,21 @@ struct Deformation {
     const int64_t end = std::min(block.begin + kBlock, output.columns);
     block.size = end - block.begin;
     const Motion& motion = field.motion(image);
-    const double middle = static_cast<double>(block.begin + block.size / 2);
     const double row = static_cast<double>(block.row);
-    const int32_t anchors[2] = {anchor_of(motion.at(0, row, middle)),
-                                anchor_of(motion.at(1, row, middle))};
     Extent extents[2] = {{INT32_MAX, INT32_MIN}, {INT32_MAX, INT32_MIN}};
     for (; p < pieces.size() && pieces[p].begin < end; ++p) {
       const Piece& piece = pieces[p];
       for (int axis = 0; axis < 2; ++axis) {
         Cubic<double> c = line.cubic(settings.grid, axis, piece);
-        c.at[0] += motion.at(axis, row, static_cast<double>(piece.middle())) - anchors[axis];
+        c.at[0] += motion.at(axis, row, static_cast<double>(piece.middle()));
         c.at[1] += motion.linear[axis][1];
+        const int32_t anchor = anchor_of(c.at[0]);
+        c.at[0] -= anchor;
         const Cubic<A> rounded{{static_cast<A>(c.at[0]), static_cast<A>(c.at[1]),
                                 static_cast<A>(c.at[2]), static_cast<A>(c.at[3])}};
         const int64_t at = piece.begin - block.begin;
         extents[axis].add(
-            locate(rounded, anchors[axis], static_cast<int32_t>(piece.begin - piece.middle()),
+            locate(rounded, anchor, static_cast<int32_t>(piece.begin - piece.middle()),
                    piece.end - piece.begin, (axis == 0 ? block.row_of : block.column_of) + at,
                    (axis == 0 ? block.y : block.x) + at));
       }
@@ -409,7 +406,7 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
                          sides};
   if (none) return result;
   A* const memory = result.memory.template mutable_data_ptr<A>();
-  const Strides strides = strides_of(image);
+  const Strides strides = strides_to_read(image, "image");
   const T* const data = image.const_data_ptr<T>();
   const auto smooth = [&](int64_t plane) { return orders[plane % in.channels] == 3; };
   const auto planes = in.images * in.channels;
@@ -488,10 +485,10 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
   using A = Accumulator<T>;
   const Deformation<T> deformation(in, settings, sides_of(out));
   const Coefficients<A> smooth = coefficients<T>(image, in, settings);
-  const Strides from = strides_of(image), to = strides_of(out);
+  const Strides from = strides_to_read(image, "image"), to = strides_of(out);
   const T* const data = image.const_data_ptr<T>();
   T* const result = out.mutable_data_ptr<T>();
-  const Strides ids = labels ? strides_of(*labels) : Strides{};
+  const Strides ids = labels ? strides_to_read(*labels, "labels") : Strides{};
   deformation.run([&](int64_t n, std::span<const Piece>, Block<A>& block) {
     deformation.find(block);
     const auto label_plane =
@@ -535,7 +532,7 @@ std::tuple<Tensor, Tensor> forward(
   const Operands in(image, displacement, affine, offset, gray_curve, settings);
   const Sides window = sides_of(label_shape);
   Tensor out = new_image(image, sides_of(output_shape));
-  Tensor moved = new_labels(image, labels, window);
+  Tensor moved = new_labels(image, labels, sides_of(output_shape), window);
   if (in.images * window.rows * window.columns == 0) return {out, moved};
   dispatch_image(image.scalar_type(), [&]<typename T>() {
     if (!labels) return deform<T, int8_t>(image, labels, in, settings, window, out, moved);
@@ -569,7 +566,7 @@ void upstream(const Deformation<T>& deformation, const Tensor& grad, const Tenso
               const Block<Accumulator<T>>& block, Accumulator<T>* out) {
   using A = Accumulator<T>;
   const Operands& in = deformation.in;
-  const Strides from = strides_of(grad), strides = strides_of(image);
+  const Strides from = strides_of(grad), strides = strides_to_read(image, "image");
   const T* const g = grad.const_data_ptr<T>() + n * from.image + c * from.channel +
                      block.row * from.row + block.begin * from.column;
   if (in.gray_curve) {
@@ -666,6 +663,7 @@ template <int order, typename T, typename A>
 void position_gradient(const Plane<T>& plane, Sides sides, const Block<A>& block, const A* upstream,
                        double* dy, double* dx) {
   for (int64_t k = 0; k < block.size; ++k) {
+    if (!block.all_read && block.state[k] != kRead) continue;
     const Site<A> row{block.row_of[k], block.y[k]}, column{block.column_of[k], block.x[k]};
     A y[kTaps<order>], x[kTaps<order>], slope_y[kTaps<order>], slope_x[kTaps<order>];
     tap_weights<order>(row.t, y);
@@ -689,7 +687,7 @@ void displacement_gradient(const Deformation<T>& deformation, const Tensor& grad
   using A = Accumulator<T>;
   const Operands& in = deformation.in;
   const int32_t grid = deformation.settings.grid;
-  const Strides strides = strides_of(image);
+  const Strides strides = strides_to_read(image, "image");
   const int64_t columns = in.columns.size();
   // The derivatives in the coefficients along each output row, (N, rows, 2, columns): no two
   // threads write to one, and the order of the sums is fixed.

@@ -52,7 +52,7 @@ struct Channels {
   using A = Accumulator<T>;
 
   Channels(const Tensor& tensor, const Operands& in, const Settings& settings)
-      : image{{tensor.const_data_ptr<T>(), strides_of(tensor)},
+      : image{{tensor.const_data_ptr<T>(), strides_to_read(tensor, "image")},
               {nullptr, smooth_strides(in.input, in.channels)},
               in.channels,
               {},
@@ -61,7 +61,7 @@ struct Channels {
               in.gray_curve ? in.gray_curve->size(2) : 0,
               static_cast<A>(settings.cval)},
         memory(tensor) {
-    STD_TORCH_CHECK(in.channels <= kMostChannels, "image must have at most ", kMostChannels,
+    STD_TORCH_CHECK(in.channels <= kMostChannels, "image must be of at most ", kMostChannels,
                     " channels on CUDA, got ", in.channels);
     for (int64_t c = 0; c < in.channels; ++c) image.orders.set(c, settings.orders[c]);
     if (!image.any_smooth()) return;
@@ -90,12 +90,13 @@ std::tuple<Tensor, Tensor> forward(
   const Operands in(image, displacement, affine, offset, gray_curve, settings);
   const Sides window = sides_of(label_shape);
   Tensor out = new_image(image, sides_of(output_shape));
-  Tensor moved = new_labels(image, labels, window);
+  Tensor moved = new_labels(image, labels, sides_of(output_shape), window);
   if (in.images == 0) return {out, moved};
   const Prepared prepared(image, in, settings, sides_of(out));
   LabelWindow taken{};
   if (labels) {
-    taken = {labels->data_ptr(), static_cast<int64_t>(labels->element_size()), strides_of(*labels),
+    taken = {labels->data_ptr(), static_cast<int64_t>(labels->element_size()),
+             strides_to_read(*labels, "labels"),
              window, moved.data_ptr()};
   }
   const cudaStream_t stream = current_stream(image);
@@ -128,7 +129,7 @@ std::tuple<Tensor, Tensor> backward(
     const Source<T> upstream{grad.const_data_ptr<T>(), strides_of(grad)};
     launch_prepare(m, channels.image, channels.smooth, stream);
     if (of_image && by_image.numel() > 0) {
-      const Tensor sums = new_tensor(image, {by_image.numel() + 1}, aoti_torch_dtype_int64());
+      const Tensor sums = new_tensor(image, {by_image.numel() + in.images}, aoti_torch_dtype_int64());
       launch_image_gradient(m, channels.image, upstream,
                             static_cast<unsigned long long*>(sums.data_ptr()), strides_of(by_image),
                             by_image.mutable_data_ptr<T>(), stream);

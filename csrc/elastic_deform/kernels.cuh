@@ -177,12 +177,29 @@ __device__ Place<A> place(const GridAxis& axis, double pixel) {
   return {cell, static_cast<A>(g - static_cast<double>(cell))};
 }
 
+// The field of an image along a column, in one cell of the rows, less `origin`.
+template <typename A>
+__device__ Cubic<A> field_of(const Movement& m, int64_t image, int axis, int64_t cell,
+                             const Place<A>& across, double origin) {
+  const double* const c = m.coefficients + (image * 2 + axis) * m.component() +
+                          cell * m.columns.size() + across.cell;
+  A along[4];
+  for (int i = 0; i < 4; ++i) {
+    const double* const four = c + i * m.columns.size();
+    along[i] = cubic(m.grid, static_cast<A>(four[0] - origin), static_cast<A>(four[1] - origin),
+                     static_cast<A>(four[2] - origin),
+                     static_cast<A>(four[3] - origin))(across.t);
+  }
+  return cubic(m.grid, along[0], along[1], along[2], along[3]);
+}
+
 // What the threads of a block share.
 template <typename A>
 struct Tile {
   int64_t image, row, column;  // the first pixel
   int32_t anchor[2];
-  A base[2], down[2], right[2];  // the affine part, counted from the anchor
+  double corner[2];              // the field at the first pixel
+  A base[2], down[2], right[2];  // the first position counted from the anchor, and its steps
   Place<A> rows[kTile], columns[kTile];
 };
 
@@ -204,7 +221,13 @@ __device__ void set_up(const Movement& m, Tile<A>& tile) {
     tile.rows[i] = place<A>(m.rows, static_cast<double>(row + i) + motion.shift[0]);
   } else if (thread < 2 * kTile + 2) {
     const int axis = thread - 2 * kTile;
-    const double first = motion.at(axis, static_cast<double>(row), static_cast<double>(column));
+    const Place<double> across = place<double>(m.columns, column + motion.shift[1]);
+    const Place<double> along = place<double>(m.rows, row + motion.shift[0]);
+    const double field = field_of<double>(m, image, axis, along.cell, across, 0.0)(along.t);
+    const double corner = std::fabs(field) < kFarthest ? field : 0.0;  // not of NaN
+    const double first =
+        motion.at(axis, static_cast<double>(row), static_cast<double>(column)) + corner;
+    tile.corner[axis] = corner;
     tile.anchor[axis] = anchor_of(first);
     tile.base[axis] = static_cast<A>(first - tile.anchor[axis]);
     tile.down[axis] = static_cast<A>(motion.linear[axis][0]);
@@ -217,8 +240,6 @@ __device__ void set_up(const Movement& m, Tile<A>& tile) {
   __syncthreads();
 }
 
-enum State { kRead, kOutside, kLost };
-
 // A pixel on its way: first the sites of its position, then those to read.
 template <typename A>
 struct Pixel {
@@ -229,12 +250,9 @@ struct Pixel {
   __device__ void fold_into(Sides input, int32_t boundary) {
     const int32_t last_row = static_cast<int32_t>(input.rows - 1);
     const int32_t last_column = static_cast<int32_t>(input.columns - 1);
-    state = kRead;
-    if (!usable(y.pixel) || !usable(x.pixel)) {
-      state = kLost;
-    } else if (boundary == kConstant && !(inside(y, last_row) && inside(x, last_column))) {
-      state = kOutside;
-    }
+    const State of_row = state_of(y, last_row, boundary);
+    const State of_column = state_of(x, last_column, boundary);
+    state = of_row > of_column ? of_row : of_column;
     y = state == kRead ? fold(y, last_row, boundary) : Site<A>{0, 0};
     x = state == kRead ? fold(x, last_column, boundary) : Site<A>{0, 0};
   }
@@ -246,7 +264,6 @@ __device__ void march(const Movement& m, const Tile<A>& tile, Work&& work) {
   const int64_t column = tile.column + threadIdx.x;
   if (column >= m.output.columns) return;
   const Place<A> across = tile.columns[threadIdx.x];
-  const double* const coefficients = m.coefficients + tile.image * 2 * m.component();
   Cubic<A> field[2];
   int64_t cell = -1;
   for (int k = 0; k < kMarch; ++k) {
@@ -257,15 +274,7 @@ __device__ void march(const Movement& m, const Tile<A>& tile, Work&& work) {
     if (down.cell != cell) {
       cell = down.cell;
       for (int axis = 0; axis < 2; ++axis) {
-        const double* const c =
-            coefficients + axis * m.component() + cell * m.columns.size() + across.cell;
-        A along[4];
-        for (int i = 0; i < 4; ++i) {
-          const double* const four = c + i * m.columns.size();
-          along[i] = cubic(m.grid, static_cast<A>(four[0]), static_cast<A>(four[1]),
-                           static_cast<A>(four[2]), static_cast<A>(four[3]))(across.t);
-        }
-        field[axis] = cubic(m.grid, along[0], along[1], along[2], along[3]);
+        field[axis] = field_of<A>(m, tile.image, axis, cell, across, tile.corner[axis]);
       }
     }
     const auto position = [&](int axis) {
@@ -399,8 +408,8 @@ __device__ A upstream(const Image<T, A>& image, const Source<T>& grad, int64_t n
   return result;
 }
 
-// Sums of the image's gradient are integers in units of the greatest derivative: integers add up to
-// the same in any order, so results repeat bit for bit although threads add when they come.
+// Sums of an image's gradient are integers, whose unit its greatest derivative chooses: integers add
+// up to the same in any order, so results repeat bit for bit although threads add when they come.
 struct Unit {
   double scale;  // units in 1
   bool finite;
@@ -433,7 +442,7 @@ __global__ void find_largest(Movement m, Image<T, A> image, Source<T> grad,
       most = bits > most ? bits : most;
     }
   });
-  if (most > 0) atomicMax(largest, most);
+  if (most > 0) atomicMax(largest + tile.image, most);
 }
 
 template <typename T, typename A>
@@ -441,7 +450,7 @@ __global__ void scatter(Movement m, Image<T, A> image, Source<T> grad,
                         const unsigned long long* largest, unsigned long long* sums) {
   __shared__ Tile<A> tile;
   set_up(m, tile);
-  const Unit unit = Unit::of(*largest, m.output.pixels());
+  const Unit unit = Unit::of(largest[tile.image], m.output.pixels());
   if (!unit.finite) return;
   const int32_t last_row = static_cast<int32_t>(m.input.rows - 1);
   const int32_t last_column = static_cast<int32_t>(m.input.columns - 1);
@@ -469,11 +478,11 @@ __global__ void scatter(Movement m, Image<T, A> image, Source<T> grad,
 }
 
 // In place: from units to doubles.
-__global__ void to_doubles(const unsigned long long* largest, int64_t terms, int64_t n,
-                           unsigned long long* sums) {
+__global__ void to_doubles(const unsigned long long* largest, int64_t terms, int64_t images,
+                           int64_t values, unsigned long long* sums) {
   const int64_t i = thread_index();
-  if (i >= n) return;
-  const Unit unit = Unit::of(*largest, terms);
+  if (i >= images * values) return;
+  const Unit unit = Unit::of(largest[i / values], terms);
   const double value =
       unit.finite ? static_cast<double>(static_cast<int64_t>(sums[i])) / unit.scale : kNoNumber;
   memcpy(&sums[i], &value, sizeof(value));
@@ -644,19 +653,19 @@ void launch_deform(const Movement& m, const Image<T, A>& image, const Strides& t
   launch(&deform<T, A>, tiles(m), kTileThreads, stream, m, image, to, out, labels);
 }
 
-/// The derivative in the image. `sums` has room for one more number than the image has pixels.
+/// The derivative in the image. `sums` has room for a number more for each image than it has values.
 template <typename T, typename A, typename Stream>
 void launch_image_gradient(const Movement& m, const Image<T, A>& image, const Source<T>& grad,
                            unsigned long long* sums, const Strides& to, T* out, Stream stream) {
   const int64_t pixels = m.images * image.channels * m.input.pixels();
   unsigned long long* const largest = sums + pixels;
-  launch(&clear<unsigned long long>, blocks_of(pixels + 1), dim3(kThreads), stream, sums,
-         pixels + 1);
+  launch(&clear<unsigned long long>, blocks_of(pixels + m.images), dim3(kThreads), stream, sums,
+         pixels + m.images);
   launch(&find_largest<T, A>, tiles(m), kTileThreads, stream, m, image, grad, largest);
   const auto* const found = static_cast<const unsigned long long*>(largest);
   launch(&scatter<T, A>, tiles(m), kTileThreads, stream, m, image, grad, found, sums);
-  launch(&to_doubles, blocks_of(pixels), dim3(kThreads), stream, found, m.output.pixels(), pixels,
-         sums);
+  launch(&to_doubles, blocks_of(pixels), dim3(kThreads), stream, found, m.output.pixels(),
+         m.images, pixels / m.images, sums);
   double* const values = reinterpret_cast<double*>(sums);
   const int64_t planes = m.images * image.channels;
   for (int along_rows = 0; along_rows < 2 && image.any_smooth(); ++along_rows) {

@@ -81,6 +81,12 @@ struct GridAxis {
   int64_t cells;
   double scale;  // cells per pixel
 
+  /// Of an axis with so many displacements.
+  UNET_FAST_HOST_DEVICE static GridAxis of(int32_t grid, int64_t points, double scale) {
+    return {grid == kApproximating ? points - 3 : points > 1 ? points - 1 : 1, scale};
+  }
+  /// Where there are no displacements.
+  UNET_FAST_HOST_DEVICE static GridAxis none() { return {1, 0.0}; }
   /// Coefficients on this axis.
   UNET_FAST_HOST_DEVICE int64_t size() const { return cells + 3; }
   /// The grid coordinate of a pixel; beyond the grid that of its border.
@@ -260,7 +266,16 @@ UNET_FAST_HOST_DEVICE inline bool inside(Site<A> s, int32_t last) {
   return s.pixel >= 0 && (s.pixel < last || (s.pixel == last && s.t == 0));
 }
 
-/// What stands for a usable position: pixel in [0, last - 1] (0 if last is 0).
+/// What is read at a position: pixels, or the constant, or nothing; of two axes the greater counts.
+enum State : uint8_t { kRead, kOutside, kLost };
+
+template <typename A>
+UNET_FAST_HOST_DEVICE inline State state_of(Site<A> s, int32_t last, int32_t boundary) {
+  if (!usable(s.pixel)) return kLost;
+  return boundary == kConstant && !inside(s, last) ? kOutside : kRead;
+}
+
+/// What stands for a position that is read: pixel in [0, last - 1] (0 if last is 0).
 template <typename A>
 UNET_FAST_HOST_DEVICE inline Site<A> fold(Site<A> s, int32_t last, int32_t boundary) {
   if (s.pixel >= 0 && s.pixel < last) return s;

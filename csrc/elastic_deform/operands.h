@@ -89,7 +89,7 @@ struct Operands {
                     "elastic_deform takes an image (N, C, H, W), two scales, C orders");
     for (const int64_t side : {input.rows, input.columns}) {
       STD_TORCH_CHECK(side >= 1 && side < kFarthest / 2,
-                      "image must have sides from 1 to 2^29 pixels, got ", side);
+                      "image must be of sides from 1 to 2^29 pixels, got ", side);
     }
     if (gray_curve) {
       const Tensor& curve = *gray_curve;
@@ -102,8 +102,16 @@ struct Operands {
     }
     points = this->displacement ? Sides{this->displacement->size(2), this->displacement->size(3)}
                                 : Sides{1, 1};
-    rows = axis(settings.grid, points.rows, settings.scales[0]);
-    columns = axis(settings.grid, points.columns, settings.scales[1]);
+    STD_TORCH_CHECK(!displacement || settings.grid != kApproximating ||
+                        (points.rows >= 4 && points.columns >= 4),
+                    "displacement must have at least 4 points along each axis");
+    for (const int64_t order : settings.orders) {
+      STD_TORCH_CHECK(order == 0 || order == 1 || order == 3, "order must be 0, 1 or 3, got ",
+                      order);
+    }
+    if (!displacement) return;
+    rows = GridAxis::of(settings.grid, points.rows, settings.scales[0]);
+    columns = GridAxis::of(settings.grid, points.columns, settings.scales[1]);
   }
 
   Values values(const std::optional<Tensor>& x) const {
@@ -114,7 +122,7 @@ struct Operands {
 
   int64_t images, channels;
   Sides input, points;
-  GridAxis rows, columns;
+  GridAxis rows = GridAxis::none(), columns = GridAxis::none();
   std::optional<Tensor> displacement, affine, offset, gray_curve;
 
  private:
@@ -125,10 +133,6 @@ struct Operands {
             (x->scalar_type() == ScalarType::Float || x->scalar_type() == ScalarType::Double),
         "elastic_deform takes parameters in float32 or float64, two rows an image");
     return as_contiguous(*x);
-  }
-  GridAxis axis(int32_t grid, int64_t size, double scale) const {
-    if (!displacement) return {1, 0.0};
-    return {grid == kApproximating ? size - 3 : size > 1 ? size - 1 : 1, scale};
   }
 };
 
@@ -149,7 +153,10 @@ inline Tensor new_image(const Tensor& image, Sides sides) {
 }
 
 /// For the labels of a window; empty without labels.
-inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& labels, Sides window) {
+inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& labels, Sides output,
+                         Sides window) {
+  STD_TORCH_CHECK(window.rows <= output.rows && window.columns <= output.columns,
+                  "label_shape must fit into output_shape");
   if (!labels) return new_tensor(image, {0}, aoti_torch_dtype_uint8());
   STD_TORCH_CHECK(labels->dim() == 3 && labels->size(0) == image.size(0) &&
                       labels->size(1) == image.size(2) && labels->size(2) == image.size(3),
@@ -171,10 +178,21 @@ inline std::tuple<Tensor, Tensor> new_gradients(const Tensor& image,
 
 /// Strides of an image or of labels.
 inline Strides strides_of(const Tensor& x) {
-  const Strides s = x.dim() == 3 ? Strides{x.stride(0), 0, x.stride(1), x.stride(2)}
-                                 : Strides{x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-  STD_TORCH_CHECK(s.row < kFarthest / 4 && s.column < kFarthest / 4,
-                  "image and labels must have rows of less than 2^28 elements, got ", s.row);
+  return x.dim() == 3 ? Strides{x.stride(0), 0, x.stride(1), x.stride(2)}
+                      : Strides{x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+
+/// The same of what is read: neighbouring pixels must lie so close that offsets between those of
+/// one interpolation fit 32 bits.
+inline Strides strides_to_read(const Tensor& x, const char* name) {
+  Strides s = strides_of(x);
+  const Sides sides = sides_of(x);
+  if (sides.rows == 1) s.row = 0;
+  if (sides.columns == 1) s.column = 0;
+  for (const int64_t stride : {s.row, s.column}) {
+    STD_TORCH_CHECK(stride < kFarthest / 4, name,
+                    " must be of neighbouring pixels less than 2^28 elements apart, got ", stride);
+  }
   return s;
 }
 

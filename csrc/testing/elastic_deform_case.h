@@ -8,35 +8,22 @@
 
 namespace unet_fast::elastic_deform {
 
-/// A movement with the memory that it needs; parameters float64, or null.
+/// A movement with the memory that it needs.
 struct HostMovement {
   HostMovement(int64_t images, Sides input, Sides output, Sides points, int32_t grid,
                bool spans_input, double row_scale, double column_scale, int32_t boundary,
-               const double* displacement, const double* affine, const double* offset)
+               Values displacement, Values affine, Values offset)
       : motions(images) {
-    const auto axis = [&](int64_t size, double scale) -> GridAxis {
-      if (displacement == nullptr) return {1, 0.0};
-      return {grid == kApproximating ? size - 3 : size > 1 ? size - 1 : 1, scale};
-    };
-    const GridAxis rows = axis(points.rows, row_scale);
-    const GridAxis columns = axis(points.columns, column_scale);
+    const GridAxis rows =
+        displacement ? GridAxis::of(grid, points.rows, row_scale) : GridAxis::none();
+    const GridAxis columns =
+        displacement ? GridAxis::of(grid, points.columns, column_scale) : GridAxis::none();
     coefficients.resize(images * 2 * rows.size() * columns.size());
     knots.resize(images * 2 * points.pixels());
-    movement = {images,
-                input,
-                output,
-                points,
-                rows,
-                columns,
-                grid,
-                boundary,
-                spans_input,
-                {displacement, false},
-                {affine, false},
-                {offset, false},
-                motions.data(),
-                coefficients.data(),
-                knots.data()};
+    movement = {
+        images,      input,       output,       points, rows,   columns,        grid,
+        boundary,    spans_input, displacement, affine, offset, motions.data(), coefficients.data(),
+        knots.data()};
   }
 
   Movement movement;
@@ -71,7 +58,7 @@ struct HostImage {
 template <typename T>
 void host_image_gradient(const Movement& m, const Image<T, Accumulator<T>>& image,
                          const Source<T>& grad, const Strides& to, T* out) {
-  std::vector<unsigned long long> sums(m.images * image.channels * m.input.pixels() + 1, 7);
+  std::vector<unsigned long long> sums(m.images * (image.channels * m.input.pixels() + 1), 7);
   launch_image_gradient(m, image, grad, sums.data(), to, out, cuda_on_host::Stream{});
 }
 

@@ -189,7 +189,11 @@ elastic_deform::Strides strides_of(const Array<T>& x) {
   return {stride(0), stride(1), stride(2), stride(3)};
 }
 
-using Parameter = std::optional<Contiguous<double>>;
+using Parameter = std::optional<py::array>;  // contiguous, float32 or float64
+elastic_deform::Values values(const Parameter& x) {
+  if (!x) return {nullptr, false};
+  return {x->data(), x->strides(x->ndim() - 1) == sizeof(float)};
+}
 template <typename T>
 using Curves = std::optional<Contiguous<elastic_deform::Accumulator<T>>>;
 
@@ -214,8 +218,7 @@ struct Deformation {
                      ? elastic_deform::Sides{displacement->shape(2), displacement->shape(3)}
                      : elastic_deform::Sides{1, 1},
                  settings.grid, settings.spans_input, settings.scales[0], settings.scales[1],
-                 settings.boundary, displacement ? displacement->data() : nullptr,
-                 affine ? affine->data() : nullptr, offset ? offset->data() : nullptr),
+                 settings.boundary, values(displacement), values(affine), values(offset)),
         image(image.data(), strides_of(image), movement.movement, image.shape(1), settings.orders,
               curves ? curves->data() : nullptr, curves ? curves->shape(1) : 0,
               curves ? curves->shape(2) : 0, settings.cval) {}

@@ -161,7 +161,7 @@ bool check_elastic_deform(elastic_deform::Sides input, elastic_deform::Sides out
   const auto scale = [](int64_t n) { return n > 1 ? 2.0 / (n - 1) : 0.0; };
   const elastic_deform::HostMovement movement(
       kImages, input, output, {3, 3}, elastic_deform::kInterpolating, false, scale(output.rows),
-      scale(output.columns), elastic_deform::kMirror, displacement.data(), nullptr, nullptr);
+      scale(output.columns), elastic_deform::kMirror, {displacement.data(), false}, {}, {});
   const elastic_deform::Movement& m = movement.movement;
   const elastic_deform::Strides strides{input.pixels(), input.pixels(), input.columns, 1};
   const elastic_deform::HostImage<float> image(ramp.data(), strides, m, 1, {order}, nullptr, 0, 0,

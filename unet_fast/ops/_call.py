@@ -1,7 +1,7 @@
 """How operators with derivatives are called."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,14 +24,3 @@ def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
             raise NotImplementedError(
                 f"{op}: forward-mode differentiation is not available; use reverse mode"
             )
-
-
-def call_kernel(op: str, kernel: Any, differentiable: Sequence[Tensor | None], *inputs: Any) -> Any:
-    """Calls a kernel, through autograd only if one of `differentiable` requires a gradient."""
-    if torch.compiler.is_compiling():
-        return kernel(*inputs)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable):
-        return kernel(*inputs)
-    refuse_forward_mode(op, *differentiable)
-    with below_autograd():
-        return kernel(*inputs)

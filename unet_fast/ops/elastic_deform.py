@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._library import require_kernels
+from .._library import bad_value, require_kernels
 from ..reference.elastic_deform import (
     BOUNDARIES,
     GRIDS,
@@ -18,8 +17,11 @@ from ..reference.elastic_deform import (
     check_grid,
     check_shapes,
     check_windows,
+    number,
+    numbers,
+    whole_numbers,
 )
-from ._call import call_kernel
+from ._call import below_autograd, refuse_forward_mode
 
 _OP = "elastic_deform"
 _DEFORM = torch.ops.unet_fast.elastic_deform.default
@@ -48,19 +50,31 @@ def elastic_deform(
     Arguments, result and errors as in :func:`unet_fast.reference.elastic_deform`. Channels-last
     images are read in place, and give channels-last results. No field of displacements is made;
     only order 3 needs memory beyond the result, a float32 (of float64 images float64) copy of the
-    channels. Positions of float64 images are computed in float64, others in float32 relative to a
-    pixel nearby: at scale 1 they err less than 5e-5 pixels, whatever the size of the image.
+    image. Positions of float64 images are computed in float64, others in float32 relative to a
+    pixel nearby: at scale 1 they err less than 5e-5 pixels, whatever the size of the image and the
+    displacements.
 
-    Differentiable once in `image` and `displacement`, by fixed sums that repeat bit for bit.
+    Differentiable once in `image` and `displacement`, by fixed sums that repeat bit for bit. On
+    CUDA those of an image's gradient are resolved to the greatest derivative times pixels / 2^61,
+    and one that is not finite makes the image's whole gradient NaN. The backward pass needs a
+    float32 copy of the image (8 bytes a pixel on CUDA, and 16 an output pixel for `displacement`).
 
     Raises:
         TypeError: As the reference.
-        ValueError: As the reference, or if sides exceed 2^29 or rows 2^28 elements.
+        ValueError: As the reference, or if sides exceed 2^29, neighbouring pixels lie 2^28 elements
+            apart, or on CUDA there are more than 256 channels.
         RuntimeError: If the build has no kernels for the device, or under `torch.func.grad`.
-        NotImplementedError: If another argument requires a gradient, in second derivatives and in
-            forward-mode differentiation.
+        NotImplementedError: If another argument requires a gradient, or the displacement of an
+            integer image; in second derivatives and in forward-mode differentiation.
     """
-    check = _check.__wrapped__ if torch.compiler.is_compiling() else _check
+    check = _check.__wrapped__
+    if not torch.compiler.is_compiling():
+        order = whole_numbers("order", order)
+        output_shape = whole_numbers("output_shape", output_shape)
+        label_shape = whole_numbers("label_shape", label_shape)
+        grid_spacing, cval = numbers("grid_spacing", grid_spacing), number("cval", cval)
+        if isinstance(grid, str) and isinstance(grid_extent, str) and isinstance(boundary, str):
+            check = _check  # whose arguments can be hashed
     settings, shape, inner = check(
         (
             _kind(image),
@@ -70,27 +84,21 @@ def elastic_deform(
             _kind(gray_curve),
             _kind(offset),
         ),
-        order if isinstance(order, int) else tuple(order),
+        order,
         grid,
         grid_extent,
-        grid_spacing if isinstance(grid_spacing, NoneType | int | float) else tuple(grid_spacing),
+        grid_spacing,
         boundary,
-        None if output_shape is None else tuple(output_shape),
-        None if label_shape is None else tuple(label_shape),
+        output_shape,
+        label_shape,
     )
     require_kernels(_OP, image)
-    for name, tensor in (("affine", affine), ("offset", offset), ("gray_curve", gray_curve)):
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(
-                f"{_OP}: {name} must not require a gradient; image and displacement may"
-            )
+    if torch.is_grad_enabled():
+        _refuse_gradients(image, displacement, affine, offset, gray_curve)
     if gray_curve is not None:
         accumulator = torch.float64 if image.dtype == torch.float64 else torch.float32
         gray_curve = gray_curve.to(accumulator).contiguous()
-    deformed, moved = call_kernel(
-        _OP,
-        _DEFORM,
-        (image, displacement),
+    inputs = (
         image,
         _parameter(displacement),
         _parameter(affine),
@@ -102,7 +110,41 @@ def elastic_deform(
         shape,
         inner,
     )
+    deformed, moved = _call(image, displacement, affine, offset, gray_curve, inputs)
     return deformed if labels is None else (deformed, moved)
+
+
+def _call(image: Tensor, displacement: Tensor | None, *others: Any) -> Any:
+    """Through autograd only if there is something to differentiate."""
+    *constants, inputs = others
+    if torch.compiler.is_compiling():
+        return _DEFORM(*inputs)
+    needs_grad = image.requires_grad or (displacement is not None and displacement.requires_grad)
+    refuse_forward_mode(_OP, image, displacement, *constants)
+    try:
+        if needs_grad and torch.is_grad_enabled():
+            return _DEFORM(*inputs)
+        with below_autograd():
+            return _DEFORM(*inputs)
+    except RuntimeError as error:
+        wrong = bad_value(_OP, error, "image") or bad_value(_OP, error, "labels")
+        raise wrong or error from None
+
+
+def _refuse_gradients(
+    image: Tensor, displacement: Tensor | None, *constants: Tensor | None
+) -> None:
+    """Raises NotImplementedError if something requires a gradient that there is none of."""
+    for name, tensor in zip(("affine", "offset", "gray_curve"), constants, strict=True):
+        if tensor is not None and tensor.requires_grad:
+            raise NotImplementedError(
+                f"{_OP}: {name} must not require a gradient; image and displacement may"
+            )
+    if displacement is None or image.dtype.is_floating_point or not displacement.requires_grad:
+        return
+    raise NotImplementedError(
+        f"{_OP}: displacement must not require a gradient with an image of {image.dtype}"
+    )
 
 
 _Kind = tuple[torch.Size, torch.dtype, torch.device] | None
@@ -115,13 +157,13 @@ def _kind(x: Tensor | None) -> _Kind:
 @functools.lru_cache(maxsize=256)
 def _check(
     kinds: tuple[_Kind, ...],
-    order: int | tuple[int, ...],
+    order: int | Sequence[int],
     grid: str,
     grid_extent: str,
-    grid_spacing: float | tuple[float, ...] | None,
+    grid_spacing: float | Sequence[float] | None,
     boundary: str,
-    output_shape: tuple[int, ...] | None,
-    label_shape: tuple[int, ...] | None,
+    output_shape: Sequence[int] | None,
+    label_shape: Sequence[int] | None,
 ) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[int, ...]]:
     """Settings of the kernels, and windows; kept for calls with tensors of the same kind."""
     image, *others = [None if kind is None else Facts(*kind) for kind in kinds]
@@ -192,9 +234,11 @@ def _(
 def _new_image(image: Tensor, shape: Sequence[int]) -> Tensor:
     """Of another spatial shape; the channels of a pixel lie side by side as in `image`."""
     n, channels = image.shape[:2]
-    result = image.new_empty(n, channels, *shape)
-    last = channels > 1 and image.stride(1) == 1 and image.stride(3) == channels
-    return result.contiguous(memory_format=torch.channels_last) if last else result
+    height, width = shape
+    if channels > 1 and image.stride(1) == 1 and image.stride(3) == channels:
+        strides = channels * height * width, 1, channels * width, channels
+        return image.new_empty_strided((n, channels, height, width), strides)
+    return image.new_empty(n, channels, height, width)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,7 +1,9 @@
 """Reference of the elastic deformation."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,7 +71,7 @@ def elastic_deform(
         boundary: What lies outside the input: ``"mirror"`` without repeating the edge (period
             2 n - 2), ``"constant"`` (`cval` for every position outside [0, n - 1]), ``"nearest"``
             or ``"wrap"`` (period n - 1).
-        cval: The constant, for the image; labels take 0.
+        cval: The constant, for the image, before the grey curve; labels take 0.
         output_shape: Spatial shape of the output; None for that of the image.
         label_shape: Spatial shape of the label output, which is centred in the output; None for
             `output_shape`. The difference must be even.
@@ -81,7 +83,7 @@ def elastic_deform(
         integers rounded and clamped.
 
     Raises:
-        TypeError: If a dtype is none of the above.
+        TypeError: If a kind or dtype is none of the above.
         ValueError: If a shape or value breaks a rule above.
 
     Source: the augmentation of O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section
@@ -90,8 +92,15 @@ def elastic_deform(
     kinds = [facts(x) for x in (displacement, labels, affine, gray_curve, offset)]
     check_dtypes(Facts(image.shape, image.dtype, image.device), *kinds)
     check_shapes(Facts(image.shape, image.dtype, image.device), *kinds)
-    orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
-    shape, inner = check_windows(image.shape[2:], output_shape, label_shape)
+    orders = check_choices(
+        image.shape[1], whole_numbers("order", order), grid, grid_extent, boundary
+    )
+    shape, inner = check_windows(
+        image.shape[2:],
+        whole_numbers("output_shape", output_shape),
+        whole_numbers("label_shape", label_shape),
+    )
+    grid_spacing, cval = numbers("grid_spacing", grid_spacing), number("cval", cval)
     spanned = shape if grid_extent == "output" else tuple(image.shape[2:])
     scales = check_grid(kinds[0], grid, grid_spacing, spanned)
 
@@ -361,11 +370,11 @@ def check_shapes(
         )
     n, channels, height, width = image.shape
     for name, tensor, rule in (
-        ("displacement", displacement, (n, 2, "any", "any")),
+        ("displacement", displacement, (n, 2, "P >= 1", "Q >= 1")),
         ("labels", labels, (n, height, width)),
         ("affine", affine, (n, 2, 3)),
         ("offset", offset, (n, 2)),
-        ("gray_curve", gray_curve, (n, f"{channels} or 1", "any")),
+        ("gray_curve", gray_curve, (n, 1 if channels == 1 else f"1 or {channels}", "K >= 1")),
     ):
         if tensor is None:
             continue
@@ -389,10 +398,40 @@ def _fits(shape: Sequence[int], rule: Sequence[int | str], channels: int) -> boo
     """Whether a shape is one of those that the rule describes."""
     return all(
         size == side
-        or (side == "any" and size >= 1)
-        or (isinstance(side, str) and side != "any" and size in (1, channels))
+        or (isinstance(side, str) and (size >= 1 if ">=" in side else size in (1, channels)))
         for size, side in zip(shape, rule, strict=True)
     )
+
+
+def whole_numbers(name: str, value: object) -> Any:
+    """An int, a tuple of ints, or None. Raises TypeError if a value is none of them."""
+    return _converted(name, value, operator.index, "an integer")
+
+
+def numbers(name: str, value: object) -> Any:
+    """A float, a tuple of floats, or None. Raises TypeError if a value is none of them."""
+    return _converted(name, value, float, "a number")
+
+
+def number(name: str, value: object) -> float:
+    """A float. Raises TypeError if it is none."""
+    result = numbers(name, value)
+    if not isinstance(result, float):
+        raise TypeError(f"elastic_deform: {name} must be a number, got {value!r}")
+    return result
+
+
+def _converted(name: str, value: Any, convert: Callable[[Any], Any], kind: str) -> Any:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            raise TypeError  # which float would read
+        return tuple(map(convert, value)) if isinstance(value, Iterable) else convert(value)
+    except TypeError:
+        raise TypeError(
+            f"elastic_deform: {name} must be {kind} or a sequence of them, got {value!r}"
+        ) from None
 
 
 def check_choices(
@@ -417,14 +456,18 @@ def check_choices(
     return orders
 
 
+def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
 def check_windows(
     input_shape: Sequence[int],
     output_shape: Sequence[int] | None,
     label_shape: Sequence[int] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Spatial shapes of the output and of its labels. Raises ValueError if there are none such."""
-    output = tuple(input_shape if output_shape is None else output_shape)
-    label = output if label_shape is None else tuple(label_shape)
+    output = _as_shape(input_shape if output_shape is None else output_shape)
+    label = output if label_shape is None else _as_shape(label_shape)
     for name, shape in (("output_shape", output), ("label_shape", label)):
         if len(shape) != 2 or min(shape) < 1:
             raise ValueError(f"elastic_deform: {name} must be two sizes >= 1, got {shape}")
@@ -454,8 +497,8 @@ def check_grid(
         )
         if len(given) != axes or not all(1e-6 <= s <= FARTHEST for s in given):
             raise ValueError(
-                f"elastic_deform: grid_spacing must be a distance >= 1e-6 or {axes} of them, "
-                f"got {grid_spacing}"
+                "elastic_deform: grid_spacing must be a distance from 1e-6 to 2^30, or one for "
+                f"each of {axes} axes, got {grid_spacing}"
             )
     if displacement is None:
         return (0.0,) * axes
@@ -470,9 +513,10 @@ def check_grid(
     if grid_spacing is None:
         return tuple((p - 3) / max(n - 1, 1) for p, n in zip(points, spanned, strict=True))
     for p, n, s in zip(points, spanned, given, strict=True):
-        if (n - 1) / s > p - 3:
+        cells = (n - 1) / s * (1 - 1e-12)  # the quotient is rounded
+        if cells > p - 3:
             raise ValueError(
-                f"elastic_deform: displacement must have at least {int(-(-(n - 1) // s)) + 3} "
-                f"points to span {n} pixels at grid_spacing {s}, got {p}"
+                f"elastic_deform: displacement must have at least {math.ceil(cells) + 3} points to "
+                f"span {n} pixels at grid_spacing {s:g}, got {p}"
             )
     return tuple(1 / s for s in given)
