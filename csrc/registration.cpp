@@ -21,9 +21,9 @@ STABLE_TORCH_LIBRARY(unet_fast, m) {
       "border_weights(Tensor labels, Tensor? classes, Tensor? foreground, Tensor? class_weight, "
       "int num_classes, int ridge, int? ignore_label, float w0, float sigma, bool everywhere, "
       "float halo, float halo_sigma, float[] spacing) -> (Tensor, Tensor)");
-  // displacement (N, 2, P, Q), affine (N, 2, 3), offset (N, 2): float32 or float64; gray_curve: float64 for
-  // float64 images, else float32; orders: one for each channel; grid and boundary: numbers of
-  // numerics.h; scales: grid cells per pixel along each axis. Returns (image, labels).
+  // displacement (N, 2, P, Q), affine (N, 2, 3), offset (N, 2): float32 or float64; gray_curve:
+  // float64 for float64 images, else float32; orders: one for each channel; grid and boundary:
+  // numbers of numerics.h; scales: grid cells per pixel along each axis. Returns (image, labels).
   m.def(
       "elastic_deform(Tensor image, Tensor? displacement, Tensor? affine, Tensor? offset, "
       "Tensor? labels, Tensor? gray_curve, int[] orders, int grid, bool spans_input, "

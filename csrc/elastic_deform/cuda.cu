@@ -96,8 +96,7 @@ std::tuple<Tensor, Tensor> forward(
   LabelWindow taken{};
   if (labels) {
     taken = {labels->data_ptr(), static_cast<int64_t>(labels->element_size()),
-             strides_to_read(*labels, "labels"),
-             window, moved.data_ptr()};
+             strides_to_read(*labels, "labels"), window, moved.data_ptr()};
   }
   const cudaStream_t stream = current_stream(image);
   dispatch_image(image.scalar_type(), [&]<typename T>() {
@@ -129,7 +128,8 @@ std::tuple<Tensor, Tensor> backward(
     const Source<T> upstream{grad.const_data_ptr<T>(), strides_of(grad)};
     launch_prepare(m, channels.image, channels.smooth, stream);
     if (of_image && by_image.numel() > 0) {
-      const Tensor sums = new_tensor(image, {by_image.numel() + in.images}, aoti_torch_dtype_int64());
+      const Tensor sums =
+          new_tensor(image, {by_image.numel() + in.images}, aoti_torch_dtype_int64());
       launch_image_gradient(m, channels.image, upstream,
                             static_cast<unsigned long long*>(sums.data_ptr()), strides_of(by_image),
                             by_image.mutable_data_ptr<T>(), stream);

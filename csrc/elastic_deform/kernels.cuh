@@ -181,14 +181,13 @@ __device__ Place<A> place(const GridAxis& axis, double pixel) {
 template <typename A>
 __device__ Cubic<A> field_of(const Movement& m, int64_t image, int axis, int64_t cell,
                              const Place<A>& across, double origin) {
-  const double* const c = m.coefficients + (image * 2 + axis) * m.component() +
-                          cell * m.columns.size() + across.cell;
+  const double* const c =
+      m.coefficients + (image * 2 + axis) * m.component() + cell * m.columns.size() + across.cell;
   A along[4];
   for (int i = 0; i < 4; ++i) {
     const double* const four = c + i * m.columns.size();
     along[i] = cubic(m.grid, static_cast<A>(four[0] - origin), static_cast<A>(four[1] - origin),
-                     static_cast<A>(four[2] - origin),
-                     static_cast<A>(four[3] - origin))(across.t);
+                     static_cast<A>(four[2] - origin), static_cast<A>(four[3] - origin))(across.t);
   }
   return cubic(m.grid, along[0], along[1], along[2], along[3]);
 }
@@ -408,8 +407,9 @@ __device__ A upstream(const Image<T, A>& image, const Source<T>& grad, int64_t n
   return result;
 }
 
-// Sums of an image's gradient are integers, whose unit its greatest derivative chooses: integers add
-// up to the same in any order, so results repeat bit for bit although threads add when they come.
+// Sums of an image's gradient are integers, whose unit its greatest derivative chooses: integers
+// add up to the same in any order, so results repeat bit for bit although threads add when they
+// come.
 struct Unit {
   double scale;  // units in 1
   bool finite;
@@ -653,7 +653,8 @@ void launch_deform(const Movement& m, const Image<T, A>& image, const Strides& t
   launch(&deform<T, A>, tiles(m), kTileThreads, stream, m, image, to, out, labels);
 }
 
-/// The derivative in the image. `sums` has room for a number more for each image than it has values.
+/// The derivative in the image. `sums` has room for a number more for each image than it has
+/// values.
 template <typename T, typename A, typename Stream>
 void launch_image_gradient(const Movement& m, const Image<T, A>& image, const Source<T>& grad,
                            unsigned long long* sums, const Strides& to, T* out, Stream stream) {
@@ -664,8 +665,8 @@ void launch_image_gradient(const Movement& m, const Image<T, A>& image, const So
   launch(&find_largest<T, A>, tiles(m), kTileThreads, stream, m, image, grad, largest);
   const auto* const found = static_cast<const unsigned long long*>(largest);
   launch(&scatter<T, A>, tiles(m), kTileThreads, stream, m, image, grad, found, sums);
-  launch(&to_doubles, blocks_of(pixels), dim3(kThreads), stream, found, m.output.pixels(),
-         m.images, pixels / m.images, sums);
+  launch(&to_doubles, blocks_of(pixels), dim3(kThreads), stream, found, m.output.pixels(), m.images,
+         pixels / m.images, sums);
   double* const values = reinterpret_cast<double*>(sums);
   const int64_t planes = m.images * image.channels;
   for (int along_rows = 0; along_rows < 2 && image.any_smooth(); ++along_rows) {
