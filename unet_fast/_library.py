@@ -1,9 +1,9 @@
 """Loads the native libraries. The only module that knows their file names."""
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 try:
     from . import _C
@@ -22,8 +22,15 @@ if HAS_CUDA:
     torch.ops.load_library(_CUDA_LIBRARY)
 
 
-def require_kernels(op: str, x: Tensor) -> None:
-    """Raises RuntimeError if the operators have no kernels for the device of `x`."""
+class _OnDevice(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def is_cuda(self) -> bool: ...
+
+
+def require_kernels(op: str, x: _OnDevice) -> None:
+    """Raises RuntimeError if the operators have no kernels for the device of a tensor `x`."""
     if x.device.type == "cpu" or (x.is_cuda and HAS_CUDA):
         return
     if x.is_cuda:

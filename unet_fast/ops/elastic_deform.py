@@ -92,7 +92,6 @@ def elastic_deform(
         output_shape,
         label_shape,
     )
-    require_kernels(_OP, image)
     if torch.is_grad_enabled():
         _refuse_gradients(image, displacement, affine, offset, gray_curve)
     if gray_curve is not None:
@@ -172,6 +171,7 @@ def _check(
     check_shapes(image, *others)
     orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
     shape, inner = check_windows(image.shape[2:], output_shape, label_shape)
+    require_kernels(_OP, image)
     spans_input = grid_extent == "input"
     spanned = tuple(image.shape[2:]) if spans_input else shape
     scales = check_grid(others[0], grid, grid_spacing, spanned)

@@ -321,6 +321,11 @@ class Facts(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is on a GPU."""
+        return self.device.type == "cuda"
+
 
 def facts(x: Tensor | None) -> Facts | None:
     """Those of a tensor."""
