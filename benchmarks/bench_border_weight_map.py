@@ -7,8 +7,6 @@ they are installed. Rivals that make one distance transform per object compute t
 only; those of volumes are timed on a tenth of the objects, ten times over.
 """
 
-import importlib
-
 import interleave
 import numpy as np
 import pytest
@@ -26,13 +24,6 @@ CASES = {
 }
 VOLUME = ((128, 128, 128), 300)
 BATCH = 16
-
-
-def optional(name):
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def crowded(sides, cells):
@@ -65,7 +56,7 @@ def rivals(labels, share=1):
         lambda: per_object(ndimage.distance_transform_edt, array, share),
         5 if share == 1 else 3,
     )
-    edt = optional("edt")
+    edt = interleave.optional("edt")
     if edt is None:
         return
     threads = torch.get_num_threads()
@@ -140,7 +131,7 @@ def measure_cpu(rounds):
 
 
 def measure_cuda(device, rounds):
-    cupyx = optional("cupyx.scipy.ndimage")
+    cupyx = interleave.optional("cupyx.scipy.ndimage")
     labels = crowded(*CASES["200 cells"])
     batch = torch.stack([labels.roll(7 * i, -1) for i in range(BATCH)]).to(device)
     torch.testing.assert_close(border_weight_map(batch).cpu(), border_weight_map(batch.cpu()))

@@ -8,8 +8,6 @@ kornia and monai, are rivals where they are installed.
 Image 512 x 512, linear; labels of the same size, nearest; displacements on a 3 x 3 grid.
 """
 
-import importlib
-
 import interleave
 import numpy as np
 import pytest
@@ -22,13 +20,6 @@ from unet_fast import elastic_deform, reference
 SIDE = 512
 SIGMA = 10.0
 BATCH = 16
-
-
-def optional(name):
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def sample(n=1, device="cpu", channels=1, dtype=torch.float32):
@@ -116,7 +107,7 @@ def rivals():
         return lambda: elastic_deform(image, displacement, labels=labels, **options)
 
     yield "SciPy", lambda: scipy_deform(plane, knots, ids), 20, ours()
-    elasticdeform = optional("elasticdeform")
+    elasticdeform = interleave.optional("elasticdeform")
     if elasticdeform is not None:
         for order in (1, 3):
             yield (
@@ -128,12 +119,12 @@ def rivals():
                 ours(order=order),
             )
     yield "torch grid_sample", lambda: torch_deform(image, displacement, labels), 20, ours()
-    cv2 = optional("cv2")
+    cv2 = interleave.optional("cv2")
     if cv2 is not None:
         cv2.setNumThreads(torch.get_num_threads())
         run, small = opencv_deform(cv2, knots), ids.astype(np.int16)
         yield "OpenCV resize + remap", lambda: run(plane, small), 200, ours()
-    album = optional("albumentations")
+    album = interleave.optional("albumentations")
     if album is not None:
         image8, _, _ = sample(dtype=torch.uint8)
         plane8, ids8 = image8[0, 0].numpy(), ids.astype(np.uint8)
@@ -178,7 +169,7 @@ def measure_cuda(device, rounds):
         ("copy of the same bytes", copy),
         ("torch grid_sample", lambda: torch_deform(image, displacement, labels)),
     ]
-    kornia = optional("kornia.geometry.transform")
+    kornia = interleave.optional("kornia.geometry.transform")
     if kornia is not None:
         noise = torch.rand(BATCH, 2, SIDE, SIDE, device=device) * 2 - 1
         functions.append(
@@ -187,7 +178,7 @@ def measure_cuda(device, rounds):
                 lambda: kornia.elastic_transform2d(image, noise, (63, 63), (32.0, 32.0)),
             )
         )
-    monai = optional("monai.transforms")
+    monai = interleave.optional("monai.transforms")
     if monai is not None:
         transform = monai.Rand2DElastic(
             spacing=(SIDE / 2, SIDE / 2), magnitude_range=(10, 10), prob=1, device=device

@@ -7,6 +7,7 @@ runs says much.
 import argparse
 import csv
 import datetime
+import importlib
 import os
 import platform
 import re
@@ -18,6 +19,14 @@ from pathlib import Path
 import torch
 
 import unet_fast
+
+
+def optional(name):
+    """A module, or None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 def seconds(function, device):
