@@ -296,22 +296,22 @@ struct Deformation {
   template <typename Work>
   void walk(int64_t begin, int64_t end, Work&& work) const {
     Block<A> block;
-    FieldRow line(in);
+    Strip strip;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / output.rows;
       block.row = unit % output.rows;
-      field.row(image, block.row, line);
+      field.move_to(image, block.row, strip);
       const std::vector<Piece>& pieces = field.pieces(image);
       for (size_t p = 0; p < pieces.size();) {
         const size_t first = p;
-        p = position(image, line, pieces, p, block);
+        p = position(image, strip, pieces, p, block);
         work(image, std::span(pieces).subspan(first, p - first), block);
       }
     }
   }
 
   // The positions of a block, which starts with piece p. Returns the first piece of the next.
-  size_t position(int64_t image, const FieldRow& line, const std::vector<Piece>& pieces, size_t p,
+  size_t position(int64_t image, const Strip& strip, const std::vector<Piece>& pieces, size_t p,
                   Block<A>& block) const {
     block.begin = pieces[p].begin;
     const int64_t end = std::min(block.begin + kBlock, output.columns);
@@ -322,7 +322,7 @@ struct Deformation {
     for (; p < pieces.size() && pieces[p].begin < end; ++p) {
       const Piece& piece = pieces[p];
       for (int axis = 0; axis < 2; ++axis) {
-        Cubic<double> c = line.cubic(settings.grid, axis, piece);
+        Cubic<double> c = strip.patches[axis][p].at(strip.t);
         c.at[0] += motion.at(axis, row, static_cast<double>(piece.middle()));
         c.at[1] += motion.linear[axis][1];
         const int32_t anchor = anchor_of(c.at[0]);

@@ -18,17 +18,27 @@ struct Piece {
   int64_t middle() const { return begin + (end - begin) / 2; }
 };
 
-/// Coefficients along one output row, of both components.
-struct FieldRow {
-  explicit FieldRow(const Operands& in) : along{} {
-    for (auto& component : along) component.resize(in.columns.size());
+/// One component of the field over a piece, in one cell of the rows: a polynomial of the distance
+/// to the piece's middle in pixels, whose coefficients are polynomials of the row's place in the
+/// cell.
+struct Patch {
+  Cubic<double> powers[4];  // by the power of the row's place
+
+  Cubic<double> at(double t) const {
+    Cubic<double> result;
+    for (int k = 0; k < 4; ++k) {
+      result.at[k] =
+          ((powers[3].at[k] * t + powers[2].at[k]) * t + powers[1].at[k]) * t + powers[0].at[k];
+    }
+    return result;
   }
-  /// The field over a piece, as a polynomial of the distance to its middle in pixels.
-  Cubic<double> cubic(int32_t grid, int axis, const Piece& piece) const {
-    const double* const c = along[axis].data() + piece.cell;
-    return elastic_deform::cubic(grid, c[0], c[1], c[2], c[3]).of(piece.t, piece.scale);
-  }
-  std::vector<double> along[2];
+};
+
+/// The field along an output row. Rows of one cell share their patches.
+struct Strip {
+  int64_t image = -1, cell = -1;
+  double t = 0;
+  std::vector<Patch> patches[2];  // of each component, one for each piece
 };
 
 /// Motions and fields of all images.
@@ -52,16 +62,31 @@ class Field {
   const Motion& motion(int64_t image) const { return motions_[image]; }
   const std::vector<Piece>& pieces(int64_t image) const { return pieces_[image]; }
 
-  /// The coefficients along an output row.
-  void row(int64_t image, int64_t row, FieldRow& line) const {
-    const int64_t columns = in_.columns.size();
+  /// Moves a strip to an output row.
+  void move_to(int64_t image, int64_t row, Strip& strip) const {
     const double g = in_.rows.coordinate(static_cast<double>(row) + motions_[image].shift[0]);
     const int64_t cell = in_.rows.cell(g);
+    strip.t = g - static_cast<double>(cell);
+    if (strip.image == image && strip.cell == cell) return;
+    strip.image = image;
+    strip.cell = cell;
+    const int64_t columns = in_.columns.size();
+    std::vector<Cubic<double>> down(columns);
     for (int axis = 0; axis < 2; ++axis) {
-      const double* c = coefficients_[image].data() + axis * in_.coefficients() + cell * columns;
+      const double* const c =
+          coefficients_[image].data() + axis * in_.coefficients() + cell * columns;
       for (int64_t k = 0; k < columns; ++k) {
-        line.along[axis][k] = cubic(grid_, c[k], c[columns + k], c[2 * columns + k],
-                                    c[3 * columns + k])(g - static_cast<double>(cell));
+        down[k] = cubic(grid_, c[k], c[columns + k], c[2 * columns + k], c[3 * columns + k]);
+      }
+      strip.patches[axis].clear();
+      for (const Piece& piece : pieces_[image]) {
+        const Cubic<double>* const d = down.data() + piece.cell;
+        Patch patch;
+        for (int m = 0; m < 4; ++m) {
+          patch.powers[m] =
+              cubic(grid_, d[0].at[m], d[1].at[m], d[2].at[m], d[3].at[m]).of(piece.t, piece.scale);
+        }
+        strip.patches[axis].push_back(patch);
       }
     }
   }
