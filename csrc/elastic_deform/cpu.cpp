@@ -391,13 +391,14 @@ struct Deformation {
   }
 };
 
-// The spline coefficients of all channels of order 3; of the others, nothing is written.
+// The spline coefficients of all channels of order 3; of the others, nothing is written. Empty if
+// they are not wanted.
 template <typename T>
 Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& in,
-                                          const Settings& settings) {
+                                          const Settings& settings, bool wanted = true) {
   using A = Accumulator<T>;
   const auto& orders = settings.orders;
-  const bool none = std::find(orders.begin(), orders.end(), 3) == orders.end();
+  const bool none = !wanted || std::find(orders.begin(), orders.end(), 3) == orders.end();
   const Sides sides = in.input;
   const int64_t pitch = sides.columns + 2, size = none ? 0 : (sides.rows + 2) * pitch;
   Coefficients<A> result{new_tensor(image, {in.images * in.channels * size},
@@ -559,29 +560,52 @@ struct Slopes {
   A y[kBlock], x[kBlock];
 };
 
-// The derivatives of the loss in the values that a block read from a channel; 0 where it read none.
+// What the derivatives are made of: the operands of the forward pass, and the derivatives of the
+// loss in its result.
 template <typename T>
-void upstream(const Deformation<T>& deformation, const Tensor& grad, const Tensor& image,
-              const Coefficients<Accumulator<T>>& smooth, int64_t n, int64_t c,
-              const Block<Accumulator<T>>& block, Accumulator<T>* out) {
+struct Upstream {
   using A = Accumulator<T>;
-  const Operands& in = deformation.in;
-  const Strides from = strides_of(grad), strides = strides_to_read(image, "image");
-  const T* const g = grad.const_data_ptr<T>() + n * from.image + c * from.channel +
-                     block.row * from.row + block.begin * from.column;
-  if (in.gray_curve) {
-    const Curve<A> curve = deformation.curve(n, c);
-    deformation.values(image.const_data_ptr<T>() + n * strides.image + c * strides.channel, strides,
-                       smooth, n * in.channels + c, deformation.settings.orders[c], block, out);
-    for (int64_t k = 0; k < block.size; ++k) out[k] = curve.slope(out[k]);
-  } else {
-    std::fill_n(out, block.size, A(1));
+
+  const Deformation<T>& deformation;
+  const T* const image;
+  const Strides strides;
+  const Coefficients<A> smooth;  // empty where nobody reads the image
+  const T* const grad;
+  const Strides grad_strides;
+
+  Upstream(const Deformation<T>& deformation, const Tensor& image, const Tensor& grad,
+           bool reads_image)
+      : deformation(deformation),
+        image(image.const_data_ptr<T>()),
+        strides(strides_to_read(image, "image")),
+        smooth(coefficients<T>(image, deformation.in, deformation.settings, reads_image)),
+        grad(grad.const_data_ptr<T>()),
+        grad_strides(strides_of(grad)) {}
+
+  const T* plane(int64_t n, int64_t c) const {
+    return image + n * strides.image + c * strides.channel;
   }
-  for (int64_t k = 0; k < block.size; ++k) {
-    out[k] *= static_cast<A>(g[k * from.column]);
-    if (!block.all_read && block.state[k] != kRead) out[k] = 0;
+
+  // The derivatives in the values that a block read from a channel; 0 where it read none.
+  void of_values(int64_t n, int64_t c, const Block<A>& block, A* out) const {
+    const Operands& in = deformation.in;
+    const Strides& s = grad_strides;
+    const T* const g =
+        grad + n * s.image + c * s.channel + block.row * s.row + block.begin * s.column;
+    if (in.gray_curve) {
+      const Curve<A> curve = deformation.curve(n, c);
+      deformation.values(plane(n, c), strides, smooth, n * in.channels + c,
+                         deformation.settings.orders[c], block, out);
+      for (int64_t k = 0; k < block.size; ++k) out[k] = curve.slope(out[k]);
+    } else {
+      std::fill_n(out, block.size, A(1));
+    }
+    for (int64_t k = 0; k < block.size; ++k) {
+      out[k] *= static_cast<A>(g[k * s.column]);
+      if (!block.all_read && block.state[k] != kRead) out[k] = 0;
+    }
   }
-}
+};
 
 // Adds what a block took from rows [top, bottom) of a plane of gradients (rows, columns).
 template <int order, typename A>
@@ -609,9 +633,9 @@ void scatter(const Block<A>& block, const A* upstream, Sides sides, int64_t top,
 constexpr int64_t kBands = 4;
 
 template <typename T>
-void image_gradient(const Deformation<T>& deformation, const Tensor& grad, const Tensor& image,
-                    const Coefficients<Accumulator<T>>& smooth, Tensor& result) {
+void image_gradient(const Upstream<T>& upstream, Tensor& result) {
   using A = Accumulator<T>;
+  const Deformation<T>& deformation = upstream.deformation;
   const Operands& in = deformation.in;
   const Sides sides = in.input;
   const int64_t pixels = sides.rows * sides.columns;
@@ -627,7 +651,7 @@ void image_gradient(const Deformation<T>& deformation, const Tensor& grad, const
                          deformation.find(block);
                          for (int64_t c = 0; c < in.channels; ++c) {
                            A* const plane = sums.data() + (n * in.channels + c) * pixels;
-                           upstream(deformation, grad, image, smooth, n, c, block, g.data());
+                           upstream.of_values(n, c, block, g.data());
                            dispatch_order(deformation.settings.orders[c], [&]<int order>() {
                              scatter<order>(block, g.data(), sides, top, bottom, plane);
                            });
@@ -681,13 +705,12 @@ void position_gradient(const Plane<T>& plane, Sides sides, const Block<A>& block
 }
 
 template <typename T>
-void displacement_gradient(const Deformation<T>& deformation, const Tensor& grad,
-                           const Tensor& image, const Coefficients<Accumulator<T>>& smooth,
-                           Tensor& result) {
+void displacement_gradient(const Upstream<T>& upstream, Tensor& result) {
   using A = Accumulator<T>;
+  const Deformation<T>& deformation = upstream.deformation;
   const Operands& in = deformation.in;
   const int32_t grid = deformation.settings.grid;
-  const Strides strides = strides_to_read(image, "image");
+  const Strides& strides = upstream.strides;
   const int64_t columns = in.columns.size();
   // The derivatives in the coefficients along each output row, (N, rows, 2, columns): no two
   // threads write to one, and the order of the sums is fixed.
@@ -698,16 +721,14 @@ void displacement_gradient(const Deformation<T>& deformation, const Tensor& grad
     A g[kBlock];
     double dy[kBlock] = {}, dx[kBlock] = {};
     for (int64_t c = 0; c < in.channels; ++c) {
-      upstream(deformation, grad, image, smooth, n, c, block, g);
+      upstream.of_values(n, c, block, g);
       const auto add = [&]<int order>(const auto& plane) {
         position_gradient<order>(plane, in.input, block, g, dy, dx);
       };
-      const auto plane =
-          Plane<T>::of(image.const_data_ptr<T>() + n * strides.image + c * strides.channel,
-                       strides.row, strides.column, in.input);
+      const auto plane = Plane<T>::of(upstream.plane(n, c), strides.row, strides.column, in.input);
       if (deformation.settings.orders[c] == 1) add.template operator()<1>(plane);
       if (deformation.settings.orders[c] == 3) {
-        add.template operator()<3>(smooth.plane(n * in.channels + c));
+        add.template operator()<3>(upstream.smooth.plane(n * in.channels + c));
       }
     }
     double* const to = along.data() + (n * deformation.output.rows + block.row) * 2 * columns;
@@ -738,12 +759,10 @@ std::tuple<Tensor, Tensor> backward(
   if (in.images == 0) return results;
   dispatch_floating(image.scalar_type(), "elastic_deform_backward", [&]<typename T>() {
     const Deformation<T> deformation(in, settings, sides_of(grad));
-    const auto smooth = coefficients<T>(image, in, settings);
+    const Upstream<T> upstream(deformation, image, grad, of_displacement || gray_curve);
     auto& [by_image, by_displacement] = results;
-    if (of_image) image_gradient(deformation, grad, image, smooth, by_image);
-    if (of_displacement) {
-      displacement_gradient(deformation, grad, image, smooth, by_displacement);
-    }
+    if (of_image) image_gradient(upstream, by_image);
+    if (of_displacement) displacement_gradient(upstream, by_displacement);
   });
   return results;
 }

@@ -51,7 +51,8 @@ template <typename T>
 struct Channels {
   using A = Accumulator<T>;
 
-  Channels(const Tensor& tensor, const Operands& in, const Settings& settings)
+  // `reads`: whether the values of the image are asked for.
+  Channels(const Tensor& tensor, const Operands& in, const Settings& settings, bool reads = true)
       : image{{tensor.const_data_ptr<T>(), strides_to_read(tensor, "image")},
               {nullptr, smooth_strides(in.input, in.channels)},
               in.channels,
@@ -64,7 +65,7 @@ struct Channels {
     STD_TORCH_CHECK(in.channels <= kMostChannels, "image must be of at most ", kMostChannels,
                     " channels on CUDA, got ", in.channels);
     for (int64_t c = 0; c < in.channels; ++c) image.orders.set(c, settings.orders[c]);
-    if (!image.any_smooth()) return;
+    if (!reads || !image.any_smooth()) return;
     const Strides& s = image.smooth.strides;
     memory = new_tensor(
         tensor, {in.images * s.image},
@@ -124,7 +125,7 @@ std::tuple<Tensor, Tensor> backward(
   const cudaStream_t stream = current_stream(image);
   dispatch_floating(image.scalar_type(), "elastic_deform_backward", [&]<typename T>() {
     auto& [by_image, by_displacement] = results;
-    const Channels<T> channels(image, in, settings);
+    const Channels<T> channels(image, in, settings, of_displacement || gray_curve);
     const Source<T> upstream{grad.const_data_ptr<T>(), strides_of(grad)};
     launch_prepare(m, channels.image, channels.smooth, stream);
     if (of_image && by_image.numel() > 0) {

@@ -632,11 +632,12 @@ inline Strides smooth_strides(Sides sides, int64_t channels) {
   return {channels * plane, plane, pitch, 1};
 }
 
-/// Makes motions and coefficients and, into `smooth`, what image.smooth points to.
+/// Makes motions and coefficients and, unless `smooth` is null, into it what image.smooth points
+/// to.
 template <typename T, typename A, typename Stream>
 void launch_prepare(const Movement& m, const Image<T, A>& image, A* smooth, Stream stream) {
   launch(&prepare, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m);
-  if (!image.any_smooth()) return;
+  if (smooth == nullptr) return;
   const int64_t planes = m.images * image.channels;
   launch(&filter_columns<T, A>, blocks_of(planes * m.input.columns), dim3(kThreads), stream, image,
          m.images, m.input, smooth);

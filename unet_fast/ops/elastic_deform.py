@@ -109,13 +109,17 @@ def elastic_deform(
         shape,
         inner,
     )
-    deformed, moved = _call(image, displacement, affine, offset, gray_curve, inputs)
+    deformed, moved = _call(inputs, image, displacement, affine, offset, gray_curve)
     return deformed if labels is None else (deformed, moved)
 
 
-def _call(image: Tensor, displacement: Tensor | None, *others: Any) -> Any:
+def _call(
+    inputs: tuple[Any, ...],
+    image: Tensor,
+    displacement: Tensor | None,
+    *constants: Tensor | None,
+) -> Any:
     """Through autograd only if there is something to differentiate."""
-    *constants, inputs = others
     if torch.compiler.is_compiling():
         return _DEFORM(*inputs)
     needs_grad = image.requires_grad or (displacement is not None and displacement.requires_grad)

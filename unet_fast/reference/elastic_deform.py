@@ -90,8 +90,9 @@ def elastic_deform(
     3.1; docs/elastic_deform.md compares the grids.
     """
     kinds = [facts(x) for x in (displacement, labels, affine, gray_curve, offset)]
-    check_dtypes(Facts(image.shape, image.dtype, image.device), *kinds)
-    check_shapes(Facts(image.shape, image.dtype, image.device), *kinds)
+    of_image = Facts(image.shape, image.dtype, image.device)
+    check_dtypes(of_image, *kinds)
+    check_shapes(of_image, *kinds)
     orders = check_choices(
         image.shape[1], whole_numbers("order", order), grid, grid_extent, boundary
     )
