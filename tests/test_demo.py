@@ -47,7 +47,7 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["demo", "--out", str(out)]) == 2
     assert "must not hold a model of yours" in capsys.readouterr().err
-    assert (out / "model" / "model.safetensors").exists()
+    assert (out / "model" / "last.safetensors").exists()
 
     blocked = tmp_path / "file"
     blocked.write_text("")

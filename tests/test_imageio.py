@@ -120,7 +120,10 @@ def test_bad_labels(tmp_path):
     colour = np.stack([GRAY, GRAY[::-1], GRAY // 2], -1)
     check_message(read_labels, save(tmp_path / "c.png", colour), "one number per pixel, got a colo")
     tifffile.imwrite(tmp_path / "f.tif", GRAY.astype(np.float32))
-    check_message(read_labels, tmp_path / "f.tif", "labels must be integers, got float32")
+    assert (read_labels(tmp_path / "f.tif") == GRAY).all()  # whole numbers all of them
+    for value in (0.5, np.nan, np.inf):
+        tifffile.imwrite(tmp_path / "f.tif", np.where(GRAY == 0, value, GRAY).astype(np.float32))
+        check_message(read_labels, tmp_path / "f.tif", "labels must be integers, got float32")
     tifffile.imwrite(tmp_path / "n.tif", GRAY.astype(np.int16) - 1)
     check_message(read_labels, tmp_path / "n.tif", r"labels must be in \[0, 2147483647\], got -1")
     labels = np.array([[70_000]])

@@ -1,9 +1,12 @@
 import json
+import math
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -21,7 +24,7 @@ from unet_fast import (
     train,
 )
 from unet_fast.cli import app, main
-from unet_fast.train import draw_tile
+from unet_fast.dataset import Dataset
 
 
 def write_discs(folder, count=3, size=48):
@@ -86,18 +89,27 @@ def test_same_seed_same_network(discs, tmp_path):
     assert not torch.equal(one["head.weight"], other["head.weight"])
 
 
-def test_tiles_lie_inside_the_image_and_keep_labels_in_place(discs, tmp_path):
+STILL = Augmentation(sigma=0, rotation=0, gray_slope=(1, 1), gray_black=(0, 0), gray_white=(1, 1))
+
+
+def ramp_set(height, width):
+    """One image whose labels number its pixels."""
+    labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    sample = data.Sample("a", labels[None].astype(np.float32), labels)
+    objects = data.Objects([labels], None, None)
+    result = Dataset([sample], objects, BorderWeights(), torch.device("cpu"), math.inf)
+    result.images = [torch.from_numpy(labels[None]).double()]  # not normalised
+    return result
+
+
+def test_tiles_lie_inside_the_image_and_keep_labels_in_place():
     """Without deformation a tile is a cut-out; its labels belong to its centre."""
-    still = Augmentation(
-        sigma=0, rotation=0, gray_slope=(1, 1), gray_black=(0, 0), gray_white=(1, 1)
-    )
-    settings = config(discs, tmp_path / "run", depth=1, tile=24, augmentation=still)
-    model = UNet(base_channels=1, depth=1)
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(30 * 44).reshape(30, 44)
+    shapes = (40, 40), (24, 24)
+    large = ramp_set(30, 44)
     corners = set()
-    for _ in range(100):
-        tile, moved = draw_tile(settings, model, labels[None].double(), labels, generator)
+    for step in range(1, 101):
+        drawn = large.draw(STILL, 1, *shapes, seed=0, step=step)
+        tile, moved = large.cut(STILL, drawn, *shapes)
         assert tile.shape[2:] == (40, 40)
         assert moved.shape[1:] == (24, 24)
         assert torch.equal(tile[0, 0, 8:32, 8:32], moved[0].double())
@@ -105,28 +117,78 @@ def test_tiles_lie_inside_the_image_and_keep_labels_in_place(discs, tmp_path):
         corners.add(divmod(int(moved[0, 0, 0]), 44))
     assert {r for r, _ in corners} == set(range(7))
     assert {0, 20} <= {c for _, c in corners} <= set(range(21))
-    small = labels[:10, :10]
-    tile, moved = draw_tile(settings, model, small[None].double(), small, generator)
-    assert set(moved.unique().tolist()) == set(small.flatten().tolist())
+    small = ramp_set(10, 10)
+    drawn = small.draw(STILL, 1, *shapes, seed=0, step=1)
+    _, moved = small.cut(STILL, drawn, *shapes)
+    assert set(moved.unique().tolist()) == set(range(100))
+
+
+def test_a_large_batch_holds_the_tiles_of_small_ones():
+    """Every pass takes each file once; what a step draws depends on seed and step alone."""
+    samples = [
+        data.Sample(str(i), np.zeros((1, 20 + i, 30), np.float32), np.zeros((20 + i, 30), np.int32))
+        for i in range(5)
+    ]
+    objects = data.Objects([s.labels for s in samples], None, None)
+    files = Dataset(samples, objects, BorderWeights(), torch.device("cpu"), math.inf)
+    shapes = (28, 28), (12, 12)
+    augmentation = Augmentation()
+    drawn = [files.draw(augmentation, 2, *shapes, seed=3, step=s) for s in range(1, 11)]
+    order = [i for tiles in drawn for i in tiles.files]
+    assert all(sorted(order[p : p + 5]) == list(range(5)) for p in range(0, 20, 5))
+    assert order[:5] != order[5:10] or order[5:10] != order[10:15]
+    again = files.draw(augmentation, 2, *shapes, seed=3, step=7)
+    assert torch.equal(again.parameters.affine, drawn[6].parameters.affine)
+    assert torch.equal(again.offset, drawn[6].offset)
+    other = files.draw(augmentation, 2, *shapes, seed=4, step=7)
+    assert not torch.equal(again.parameters.affine, other.parameters.affine)
+    both, _ = files.cut(augmentation, again, *shapes)
+    second, _ = files.cut(augmentation, again[1:], *shapes)
+    assert torch.equal(both[1:], second)
 
 
 def test_saved_models(tmp_path):
     model = UNet(2, 3, base_channels=2, depth=1, padding="same", norm="batch")
     model.normalisation = "percentile"
+    model.class_values = [0, 7, 255]
     save_model(model, tmp_path)
-    loaded = load_model(tmp_path)
-    assert loaded.config == model.config
-    assert loaded.normalisation == "percentile"
-    assert not loaded.training
+    assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors"]
+    file = tmp_path / "sub" / "own.safetensors"
+    save_model(model, file)
+    assert file.read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     x = torch.randn(1, 2, 8, 8)
-    assert torch.equal(loaded(x), model.eval()(x))
-    assert {f.name for f in tmp_path.iterdir()} == {"model.safetensors", "model.json"}
-    (tmp_path / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="must hold a model, but it cannot be read"):
-        load_model(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"must hold a model, but has no .*model.safetensors"):
-        load_model(tmp_path)
+    for path in (tmp_path, file, str(file)):
+        loaded = load_model(path)
+        assert loaded.config == model.config
+        assert loaded.normalisation == "percentile"
+        assert loaded.class_values == [0, 7, 255]
+        assert not loaded.training
+        assert torch.equal(loaded(x), model.eval()(x))
+
+
+def test_refuses_foreign_models(tmp_path):
+    """One line each; what is loaded is never unpickled."""
+    model = UNet(base_channels=1, depth=1)
+    save_model(model, tmp_path / "good.safetensors")
+    good = (tmp_path / "good.safetensors").read_bytes()
+    torch.save(model.state_dict(), tmp_path / "pickle.safetensors")
+    cut, bare, newer, other = (tmp_path / f"{n}.safetensors" for n in ("cut", "bare", "new", "odd"))
+    cut.write_bytes(good[:-100])
+    safetensors.torch.save_file(model.state_dict(), bare)
+    newer.write_bytes(good.replace(b'\\"format\\": 1', b'\\"format\\": 2'))
+    other.write_bytes(good.replace(b'\\"depth\\": 1', b'\\"depth\\": 2'))
+    for path, message in (
+        (tmp_path / "pickle.safetensors", "cannot be read"),
+        (cut, "cannot be read"),
+        (bare, "has no description"),
+        (newer, "a model of format 1, got 2"),
+        (other, "cannot be read: Error"),
+        (tmp_path / "none.safetensors", "has no best.safetensors"),
+        (tmp_path, "has no best.safetensors, last.safetensors or model.safetensors"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            load_model(path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (33, 21), (64, 64)], ids=str)
@@ -323,10 +385,10 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     check_fails(capsys, ["predict", str(out), str(discs[0]), "--out", "x"], "must hold a model")
 
     assert main(arguments(discs, out)) == 0
-    before = (out / "model.safetensors").read_bytes()
+    before = (out / "best.safetensors").read_bytes()
     capsys.readouterr()
-    check_fails(capsys, arguments(discs, out), "out must be a folder without a model")
-    assert (out / "model.safetensors").read_bytes() == before
+    check_fails(capsys, arguments(discs, out), "out must be a folder without a run")
+    assert (out / "best.safetensors").read_bytes() == before
     images = str(discs[0])
     labels = str(discs[1])
     before = (discs[1] / "0.png").read_bytes()

@@ -28,6 +28,15 @@ class AugmentationParameters:
     def __len__(self) -> int:
         return len(self.affine)
 
+    def __getitem__(self, samples: slice) -> "AugmentationParameters":
+        """Those of some of the samples."""
+        curve = self.gray_curve
+        return AugmentationParameters(
+            self.displacement[samples],
+            self.affine[samples],
+            None if curve is None else curve[samples],
+        )
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -1,5 +1,6 @@
 """The command line."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from tqdm import tqdm
 from . import demo as demonstration
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
+from .checkpoint import read_log
+from .config import TrainConfig, read_toml
 from .data import find_pairs, load_samples, normalise
 from .imageio import (
     fit_channels,
@@ -26,7 +29,7 @@ from .imageio import (
 )
 from .plots import draw_augmentation, draw_weights
 from .predict import predict as predict_image
-from .train import TrainConfig, find_device
+from .train import find_device
 from .train import train as run_training
 from .unet import load_model
 from .weights import BorderWeights
@@ -62,12 +65,19 @@ def demo(*, out: Path = Path("unet_fast_demo")) -> None:
 
 @app.command
 def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
-    """Train a network on a folder of images and a folder of instance labels.
+    """Train a network on a folder of images and a folder of labels.
 
-    An image and its labels have the same file name. Writes the model and a log.
+    An image and its labels have the same file name. Ctrl-C saves and stops; --resume goes on.
+    Settings also come from a TOML file, one that `check` suggests or config.toml of another run:
+    `unet-fast train --config FILE`; those typed beside it count more.
     """
     run_training(config)
-    print(f"model: {config.out}")
+    if int(os.environ.get("RANK", "0")) == 0:
+        rows = [row for row in read_log(config.out) if "validation" in row]
+        for row in rows[-1:]:
+            scores = {k: v for k, v in row["validation"].items() if v is not None}
+            print("validation: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+        print(f"model: {config.out}")
 
 
 @app.command
@@ -255,16 +265,36 @@ def _results(
     return results
 
 
+@app.meta.default
+def _with_settings(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+) -> None:
+    """Reads settings from a file first.
+
+    Parameters
+    ----------
+    config:
+        TOML file of settings, for `train`.
+    """
+    files = []
+    if config is not None:
+        read_toml(config)  # for its messages
+        files = [cyclopts.config.Toml(config, must_exist=True, use_commands_as_keys=False)]
+    app.config = files
+    app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0, or 2 after one line on wrong input."""
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         message = " ".join(str(error).split())
     except (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError) as error:
         message = (str(error) or type(error).__name__).splitlines()[0]  # torch's run on
-    except KeyboardInterrupt:
-        print("unet-fast: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"unet-fast: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130
     else:
         return 0

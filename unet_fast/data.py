@@ -1,12 +1,16 @@
-"""Folders of images and labels: pairing, checking, normalising."""
+"""Folders of images and labels: pairing, reading, normalising, numbering of objects."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from .imageio import fit_channels, list_images, read_image, read_labels
+from .reference.border_weight_map import IGNORED
 
 LOW, HIGH = 1.0, 99.8
 """Percentiles of an image that :func:`normalise` maps to 0 and 1."""
@@ -21,6 +25,8 @@ class Sample:
     """(C, H, W), the values of the file."""
     labels: NDArray[np.int32]
     """(H, W), 0 background."""
+    classes: NDArray[np.int32] | None = None
+    """(H, W), the class of every pixel as its file has it, or None."""
 
 
 def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
@@ -40,8 +46,8 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     return [(of_images[stem], of_labels[stem]) for stem in sorted(of_images)]
 
 
-def load_samples(images: Path, labels: Path) -> list[Sample]:
-    """Reads and checks all pairs of two folders.
+def load_samples(images: Path, labels: Path, classes: Path | None = None) -> list[Sample]:
+    """Reads and checks all pairs of two folders, with the class maps of a third.
 
     Raises:
         ValueError: One line that names the file: see :func:`find_pairs`, `read_image` and
@@ -50,12 +56,13 @@ def load_samples(images: Path, labels: Path) -> list[Sample]:
     samples: list[Sample] = []
     for image_path, label_path in find_pairs(images, labels):
         image, label = read_image(image_path), read_labels(label_path)
-        if image.shape[1:] != label.shape:
-            raise ValueError(
-                f"{label_path}: must have the size of {image_path}, {_size(image.shape[1:])}, "
-                f"got {_size(label.shape)}"
-            )
+        check_size(image_path, image.shape[1:], label_path, label.shape)
         samples.append(Sample(image_path.stem, image, label))
+    if classes is not None:
+        for i, (image_path, class_path) in enumerate(find_pairs(images, classes)):
+            class_map = read_labels(class_path)
+            check_size(image_path, samples[i].labels.shape, class_path, class_map.shape)
+            samples[i] = replace(samples[i], classes=class_map)
     grey = all(len(fit_channels(s.image, 1)) == 1 for s in samples)
     channels = 1 if grey else max(len(s.image) for s in samples)
     samples = [replace(s, image=fit_channels(s.image, channels)) for s in samples]
@@ -82,6 +89,135 @@ def normalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     scale = np.where(high > low, high - low, 1)
     result: NDArray[np.float32] = ((image - low) / scale).astype(np.float32)
     return result
+
+
+def check_size(
+    image: Path, shape: tuple[int, ...], other: Path, other_shape: tuple[int, ...]
+) -> None:
+    """Raises ValueError if what belongs to an image has another size."""
+    if shape != other_shape:
+        raise ValueError(
+            f"{other}: must have the size of {image}, {_size(shape)}, got {_size(other_shape)}"
+        )
+
+
+def label_type_of(labels: Sequence[NDArray[np.int32]], ignore_label: int | None) -> str:
+    """What label files most likely hold: semantic if all together have one value beside 0."""
+    values: set[int] = set()
+    for image in labels:
+        values.update(np.unique(image).tolist())
+    return "semantic" if len(values - {0, ignore_label}) == 1 else "instances"
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Labels with numbers that tell the class, so that one map is all that must be deformed."""
+
+    labels: list[NDArray[np.int32]]
+    """(H, W) each; 0 background."""
+    table: NDArray[np.uint8] | None
+    """The class of each number, 255 ignored; None where every number is one object of class 1."""
+    class_values: list[int] | None
+    """What the files call the classes; None for 0 and 1."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, background included."""
+        return 2 if self.class_values is None else len(self.class_values)
+
+
+def number_objects(samples: Sequence[Sample], label_type: str, ignore_label: int | None) -> Objects:
+    """Numbers the objects of label files of any type.
+
+    Args:
+        samples: Images with labels and, of all or none, class maps.
+        label_type: "instances", or "semantic": the values are classes, the smallest background, and
+            the parts of a class that are connected along the axes its objects.
+        ignore_label: Value of pixels that do not count, in labels and class maps; or None.
+
+    Raises:
+        ValueError: If there are no two classes, or more than 254.
+    """
+    if label_type == "instances" and samples[0].classes is None:
+        return Objects([s.labels for s in samples], None, None)
+    maps = [s.labels if s.classes is None else s.classes for s in samples]
+    values = sorted({v for x in maps for v in np.unique(x).tolist()} - {ignore_label})
+    if samples[0].classes is not None and values and values[0] != 0:
+        values.insert(0, 0)
+    if not 2 <= len(values) <= IGNORED - 1:
+        got = f"{len(values)}" + (f" ({values[0]} only)" if len(values) == 1 else "")
+        raise ValueError(
+            f"labels must have from 2 to {IGNORED - 1} classes, background included, got {got}"
+        )
+    numbered: list[NDArray[np.int32]] = []
+    table = [np.zeros(1, np.uint8)]
+    first = 1
+    for sample, class_map in zip(samples, maps, strict=True):
+        kinds = np.searchsorted(values, class_map).astype(np.int64)
+        outside = np.zeros(class_map.shape, bool)
+        if ignore_label is not None:
+            outside = (class_map == ignore_label) | (sample.labels == ignore_label)
+        kinds[outside] = IGNORED
+        if sample.classes is None:
+            instances = np.zeros(class_map.shape, np.int64)
+            for kind in range(1, len(values)):
+                parts = ndimage.label(kinds == kind)[0]
+                instances[parts > 0] = parts[parts > 0] + instances.max()
+        else:
+            instances = sample.labels.astype(np.int64)
+            kinds[(instances == 0) & ~outside] = 0
+        instances[(kinds == 0) | outside] = 0
+        pairs, index = np.unique(instances * (IGNORED + 1) + kinds, return_inverse=True)
+        ids = first + np.arange(len(pairs))
+        ids[pairs == 0] = 0
+        table.append((pairs % (IGNORED + 1)).astype(np.uint8))
+        first += len(pairs)
+        numbered.append(ids[index].reshape(class_map.shape).astype(np.int32))
+    plain = len(values) == 2 and ignore_label is None
+    return Objects(numbered, None if plain else np.concatenate(table), values)
+
+
+def split_names(
+    names: Sequence[str], share: float, seed: int, file: Path | None
+) -> tuple[list[str], list[str]]:
+    """The names for training and for validation.
+
+    Args:
+        names: All names.
+        share: Share of the names for validation, drawn at random; at least one is left on either
+            side, if there are two and the share is not 0.
+        seed: Seed of the draw.
+        file: JSON to read them from instead; None: draw.
+
+    Raises:
+        ValueError: If the file cannot be read, lists an unknown name, or one on both sides.
+    """
+    if file is None:
+        count = round(share * len(names))
+        if share > 0 and len(names) > 1:
+            count = min(max(count, 1), len(names) - 1)
+        order = np.random.default_rng(seed).permutation(len(names)).tolist()
+        kept = {names[i] for i in order[:count]}
+        return [n for n in names if n not in kept], [n for n in names if n in kept]
+    try:
+        content = json.loads(file.read_text())
+        parts = [content["train"], content.get("validation", [])]
+        if not all(isinstance(name, str) for part in parts for name in part):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such lists"
+        raise ValueError(
+            f'{file}: must be JSON {{"train": [names], "validation": [names]}}: {reason}'
+        ) from None
+    listed = [name for part in parts for name in part]
+    for name in listed:
+        if name not in names:
+            raise ValueError(f"{file}: must list files that are there, got {name}")
+        if listed.count(name) > 1:
+            raise ValueError(f"{file}: must list a file once, got {name} twice")
+    if not parts[0]:
+        raise ValueError(f"{file}: must list files for training, got none")
+    return parts[0], parts[1]
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,19 +1,21 @@
 """The demo: the whole recipe on real nuclei, in a few minutes on a laptop."""
 
-import json
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from . import metrics
-from .data import Sample, load_samples, normalise
+from .checkpoint import LOG, STATE, read_log
+from .config import TrainConfig
+from .data import Objects, Sample, load_samples, normalise
+from .dataset import Dataset
 from .imageio import make_folder
 from .plots import draw_summary
 from .predict import predict
-from .train import LOG, TrainConfig, draw_tile, train
-from .unet import MODEL_FILES
+from .train import train
+from .unet import BEST, LAST
 
 SAMPLE = Path(__file__).parent / "sample"
 """36 images of the Data Science Bowl 2018; README.md beside them tells which, and the split."""
@@ -45,7 +47,8 @@ def demo(out: Path) -> tuple[list[Score], Path]:
         ValueError: If the folder cannot be written, or holds a model that is not a demo's.
     """
     run, picture = make_folder(make_folder(out) / "model"), out / "demo.png"
-    earlier = [run / name for name in MODEL_FILES if (run / name).exists()]
+    names = (LAST, BEST, STATE, LOG)
+    earlier = [run / name for name in names if (run / name).exists()]
     if earlier and not picture.exists():
         raise ValueError(f"demo: out must not hold a model of yours, got {earlier[0]}")
     for file in earlier:
@@ -57,6 +60,7 @@ def demo(out: Path) -> tuple[list[Score], Path]:
         steps=STEPS,
         base_channels=BASE_CHANNELS,
         tile=TILE,
+        validation=0,  # all 27 images for training: the unseen ones lie in a folder of their own
     )
     model = train(config)
     unseen = load_samples(SAMPLE / "test" / "images", SAMPLE / "test" / "labels")
@@ -73,13 +77,12 @@ def demo(out: Path) -> tuple[list[Score], Path]:
     sample = _densest(seen)
     border_weights = config.weights.balanced(torch.from_numpy(s.labels) for s in seen)
     _, weights = border_weights(torch.from_numpy(sample.labels))
-    tile, tile_labels = draw_tile(
-        config,
-        model,
-        torch.from_numpy(normalise(sample.image)),
-        torch.from_numpy(sample.labels),
-        torch.Generator().manual_seed(config.seed),
-    )
+    objects = Objects([sample.labels], None, None)
+    one = Dataset([sample], objects, border_weights, torch.device("cpu"), math.inf)
+    input_shape = model.input_shape((TILE, TILE))
+    shapes = input_shape, model.output_shape(input_shape)
+    drawn = one.draw(config.augmentation, 1, *shapes, seed=config.seed, step=1)
+    tile, tile_labels = one.cut(config.augmentation, drawn, *shapes)
     draw_summary(
         picture,
         image=normalise(sample.image)[0],
@@ -87,7 +90,7 @@ def demo(out: Path) -> tuple[list[Score], Path]:
         weights=weights.numpy(),
         deformed_image=tile[0, 0].numpy(),
         deformed_labels=tile_labels[0].numpy(),
-        losses=list(_losses(run / LOG)),
+        losses=[row["loss"] for row in read_log(run)],
         unseen_image=normalise(shown.image)[0],
         unseen_labels=shown.labels,
         probability=predict(model, shown.image)[1].numpy(),
@@ -107,8 +110,3 @@ def _densest(samples: list[Sample]) -> Sample:
     """The small image with the largest share of foreground: it shows the borders best."""
     small = [s for s in samples if max(s.labels.shape) <= 360]
     return max(small, key=lambda s: float((s.labels > 0).mean()))
-
-
-def _losses(log: Path) -> Iterator[float]:
-    for line in log.read_text().splitlines():
-        yield json.loads(line)["loss"]

@@ -1,7 +1,9 @@
 """Images and labels in and out of files: PNG, JPEG and TIFF."""
 
+import contextlib
 import io
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def fit_channels(image: NDArray[np.float32], channels: int) -> NDArray[np.float3
 def read_labels(path: Path) -> NDArray[np.int32]:
     """Reads an instance map as (H, W), int32; 0 is background.
 
-    A palette image is read as its indices.
+    A palette image is read as its indices; floats are taken if all are whole numbers.
 
     Raises:
         ValueError: If the file cannot be read as one two-dimensional map of integers in
@@ -56,6 +58,8 @@ def read_labels(path: Path) -> NDArray[np.int32]:
             f"{path}: labels must be one number per pixel, got a colour image with "
             f"{array.shape[0]} channels"
         )
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        array = np.rint(array).astype(np.int64)  # as some programs write label images
     if array.dtype.kind not in "bui":
         raise ValueError(f"{path}: labels must be integers, got {array.dtype}")
     low, high = int(array.min()), int(array.max())
@@ -130,10 +134,27 @@ def make_folder(folder: Path) -> Path:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all: beside it, flushed to the disk, then renamed.
+
+    Raises:
+        ValueError: If it cannot be written (the disk is full, say); what was there is still there.
+    """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk, too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _read(path: Path, *, palette_as_colour: bool) -> NDArray[np.generic]:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ Labels = NDArray[np.integer]
 
 HIT, FALSE_POSITIVE, MISSED = (0.85, 0.85, 0.85), (0.95, 0.25, 0.2), (0.2, 0.45, 1.0)
 """Colours of :func:`error_colours`."""
+CONFUSED = (0.9, 0.75, 0.1)
+"""Foreground of another class."""
 
 
 def instance_colours(labels: Labels) -> NDArray[np.floating]:
@@ -92,12 +95,8 @@ def draw_summary(
     _show(axes[6], probability, "predicted probability", vmin=0, vmax=1)
     figure.colorbar(axes[6].images[0], ax=axes[6], shrink=0.8)
     _show(axes[7], error_colours(unseen_labels, prediction), "errors")
-    for colour, text in ((HIT, "found"), (FALSE_POSITIVE, "in excess"), (MISSED, "missed")):
-        axes[7].plot([], [], "s", color=colour, label=text)
-    axes[7].legend(loc="upper right", fontsize="small", facecolor="0.25", labelcolor="white")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=75)
-    replace_file(path, png.getvalue())
+    _draw_legend(axes[7])
+    _save(figure, path)
 
 
 def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, title: str) -> None:
@@ -125,9 +124,7 @@ def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, t
     figure.colorbar(right.images[0], ax=right, shrink=0.8)
     for axes in (left, right):
         _draw_scale_bar(axes, width, height)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=min(max(100, int(2 / side)), 400))
-    replace_file(path, png.getvalue())
+    _save(figure, path, min(max(100, int(2 / side)), 400))
 
 
 def draw_augmentation(
@@ -158,8 +155,84 @@ def draw_augmentation(
         share = 0.55 * lines[..., None]
         picture = picture * (1 - share) + share * np.array([0.25, 0.75, 1.0])
         _show(axes, picture.clip(0, 1), f"{i}" if i else "as it is")
+    _save(figure, path, min(max(100, int(1 / side)), 300))
+
+
+def draw_tiles(path: Path, panels: Sequence[tuple[Gray, Labels, Gray]]) -> None:
+    """Draws training tiles as the network gets them: image with outlines, weights.
+
+    Args:
+        path: The PNG to write.
+        panels: Of each tile: the image, (H, W), in about [0, 1], the labels of its centre, (h, w),
+            and their weights, (h, w).
+    """
+    figure = Figure(figsize=(7.4, 3.4 * len(panels) + 0.5), layout="constrained")
+    figure.suptitle("tiles of the first step: outlines of the labels, their weights")
+    for row, (image, labels, weights) in zip(
+        figure.subplots(len(panels), 2, squeeze=False), panels, strict=True
+    ):
+        _show(row[0], _with_outlines(image, labels), f"{_count(labels)} objects")
+        _show(row[1], weights, "weights", cmap="magma", vmin=0)
+        figure.colorbar(row[1].images[0], ax=row[1], shrink=0.8)
+    _save(figure, path)
+
+
+def draw_previews(
+    path: Path, panels: Sequence[tuple[str, Gray, Labels, Gray, Labels, Labels]], title: str
+) -> None:
+    """Draws what a network says of images: truth, probability, errors.
+
+    Args:
+        path: The PNG to write.
+        panels: Of each image: its name, pixels, (H, W), in about [0, 1], instances, (H, W),
+            predicted probability of not being background, true and predicted classes.
+        title: Title of the page.
+    """
+    figure = Figure(figsize=(10.4, 3.4 * len(panels) + 0.6), layout="constrained")
+    figure.suptitle(title)
+    for row, (name, image, labels, probability, truth, found) in zip(
+        figure.subplots(len(panels), 3, squeeze=False), panels, strict=True
+    ):
+        _show(row[0], _with_outlines(image, labels), name)
+        _show(row[1], probability, "probability of foreground", vmin=0, vmax=1)
+        errors = error_colours(truth, found)
+        errors[(truth > 0) & (found > 0) & (truth != found)] = CONFUSED
+        _show(row[2], errors, "errors")
+        _draw_legend(row[2], confused=bool(truth.max(initial=0) > 1))
+    _save(figure, path)
+
+
+def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws a training log: loss, learning rate, scores of the evaluations.
+
+    Args:
+        path: The PNG to write.
+        rows: The lines of log.jsonl.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    steps = [row["step"] for row in rows]
+    _draw_losses(left, [row["loss"] for row in rows])
+    evaluated = [row for row in rows if "validation" in row]
+    for axes, names in ((left, ("loss",)), (middle, ("iou", "seg"))):
+        for name in names:
+            points = [(r["step"], r["validation"][name]) for r in evaluated]
+            points = [(s, v) for s, v in points if v is not None]
+            if points:
+                label = {"loss": "validation", "iou": "pixel IoU", "seg": "SEG"}[name]
+                axes.plot(*zip(*points, strict=True), ".-", label=label)
+    left.legend(fontsize="small")
+    middle.set(title="validation", xlabel="step", ylim=(0, 1))
+    if middle.lines:
+        middle.legend(fontsize="small", loc="lower right")
+    right.plot(steps, [row["learning_rate"] for row in rows], color="tab:green")
+    right.set(title="learning rate", xlabel="step")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path, dpi: int = 75) -> None:
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=min(max(100, int(1 / side)), 300))
+    figure.savefig(png, format="png", dpi=dpi)
     replace_file(path, png.getvalue())
 
 
@@ -173,6 +246,14 @@ def _draw_scale_bar(axes: Axes, width: int, height: int) -> None:
     axes.text(
         ends.mean(), y - 0.02 * height, f"{length} px", color="white", ha="center", va="bottom"
     )
+
+
+def _draw_legend(axes: Axes, confused: bool = False) -> None:
+    """Of :func:`error_colours`."""
+    kinds = [(HIT, "found"), (FALSE_POSITIVE, "in excess"), (MISSED, "missed")]
+    for colour, text in kinds + ([(CONFUSED, "wrong class")] if confused else []):
+        axes.plot([], [], "s", color=colour, label=text)
+    axes.legend(loc="upper right", fontsize="small", facecolor="0.25", labelcolor="white")
 
 
 def _draw_losses(axes: Axes, losses: Sequence[float]) -> None:

@@ -55,7 +55,7 @@ def predict(
     if model.normalisation == "percentile":
         values = normalise(values)
     home = next(model.parameters()).device
-    scores = _scores(model, torch.from_numpy(values), torch.device(device or home))
+    scores = scores_of(model, torch.from_numpy(values), torch.device(device or home))
     if output == "scores":
         return scores
     if output == "probabilities":
@@ -66,7 +66,8 @@ def predict(
     return labels.to(torch.uint8) if scores.shape[0] <= 256 else labels
 
 
-def _scores(model: UNet, image: Tensor, device: torch.device) -> Tensor:
+def scores_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
+    """Scores of an image (C, H, W) that is normalised, (K, H, W), on the CPU."""
     height, width = image.shape[1:]
     rows, columns = model.input_shape((height, width))
     margin = model.shrink // 2

@@ -1,116 +1,101 @@
-"""Training: the settings, and one flat loop."""
+"""Training: one flat loop."""
 
 import json
 import math
+import os
+import signal
+import threading
 import time
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, TextIO, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ._library import HAS_CUDA
-from .augment import Augmentation
-from .data import Sample, load_samples, normalise
-from .imageio import make_folder
+from .checkpoint import LOG, STATE, Progress, cut_log, load_state, read_log, save_state
+from .config import FREE, TrainConfig, as_dict, as_toml
+from .data import label_type_of, load_samples, number_objects, split_names
+from .dataset import Dataset, Tiles, seed_of
+from .imageio import make_folder, replace_file
 from .ops.weighted_ce import weighted_ce
+from .plots import draw_curves, draw_previews, draw_tiles
+from .predict import scores_of
+from .processes import Processes, joined_processes, local_device
 from .reference.border_weight_map import IGNORED
-from .unet import MODEL_FILES, UNet, save_model
-from .weights import BorderWeights
+from .unet import BEST, LAST, MODEL, UNet, load_model, save_model
+from .validation import evaluate
 
-LEARNING_RATE = 2e-3
-"""The default, for momentum 0.99 and a loss divided by the sum of the weights."""
-LOG = "log.jsonl"
-"""The file of a run that holds a line a step."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run; on the command line the same names with dashes."""
-
-    images: Path
-    """Folder of images (PNG, TIFF, JPEG)."""
-    labels: Path
-    """Folder of instance labels of the same names: integers, 0 background."""
-    _: KW_ONLY
-    out: Path
-    """Folder for the model and the log."""
-    steps: int
-    """Training steps, >= 1."""
-    base_channels: int = 64
-    """Channels of the uppermost level."""
-    depth: int = 4
-    """Number of poolings."""
-    padding: Literal["valid", "same"] = "valid"
-    """valid: unpadded, the paper; same: zero padding."""
-    norm: Literal["none", "batch", "group", "instance"] = "none"
-    """Normalisation behind each 3x3 convolution; none in the paper."""
-    dropout: float = 0.5
-    """Probability of dropout at the bottom."""
-    tile: int | None = None
-    """Side of the output tile in pixels, rounded up to a valid one; None: 388, with same 384."""
-    batch_size: int = 1
-    """Tiles of a step."""
-    learning_rate: float | None = None
-    """Peak, reached after a tenth of the steps; then half a cosine to 0. None: 0.002."""
-    momentum: float = 0.99
-    """Momentum of SGD."""
-    weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)
-    """Targets and weights; "balanced" is counted over all labels."""
-    augmentation: Augmentation = field(default_factory=Augmentation.paper_2015)
-    """Random deformation."""
-    seed: int = 0
-    """Seed of all random numbers."""
-    device: str = "auto"
-    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
-
-    def __post_init__(self) -> None:
-        """Checks the values; the network checks its own. Paths may be strings."""
-        for name in ("images", "labels", "out"):
-            object.__setattr__(self, name, Path(getattr(self, name)))
-        rules = (
-            ("steps", self.steps >= 1, "be >= 1"),
-            ("tile", self.tile is None or self.tile >= 1, "be >= 1"),
-            ("batch_size", self.batch_size >= 1, "be >= 1"),
-            ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "be > 0"),
-            ("momentum", 0 <= self.momentum < 1, "be in [0, 1)"),
-        )
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"train: {name} must {rule}, got {getattr(self, name)}")
+CONFIG, SPLIT = "config.toml", "split.json"
+"""Files of a run: its settings, and which files it trains on."""
 
 
 def train(config: TrainConfig) -> UNet:
     """Trains a network by the recipe of 2015, with weight maps made after augmentation.
 
-    SGD with momentum on random tiles: each is cut, deformed and changed in grey value in one pass,
-    mirrored where it reaches over the image; targets and weights come from the deformed labels.
+    Each step takes random tiles: each is cut, deformed and changed in grey value in one pass,
+    mirrored where it reaches over its image; targets and weights come from the deformed labels.
+    Under torchrun every process takes its share of the tiles of a step, and one step of K processes
+    is one step of a single process with K times the batch size.
 
     Args:
-        config: The settings. `config.out` gets `model.safetensors` and `model.json` at the end
-            (see :func:`save_model`) and `log.jsonl`, a line a step: step, loss, learning_rate,
-            seconds since the start.
+        config: The settings. `config.out` gets
+
+            ====================  ==================================================================
+            config.toml           the settings; `unet-fast --config` of it repeats the run
+            split.json            the files of training and validation
+            log.jsonl             a line a step: step, loss, learning_rate, gradient_norm, seconds
+                                  and, after an evaluation, validation
+            best.safetensors      the model of the best evaluation; :func:`load_model` reads it
+            last.safetensors      the model of the last checkpoint
+            state.safetensors     what `resume` goes on from
+            curves.png, previews  drawn at each evaluation
+            ====================  ==================================================================
 
     Returns:
-        The network, in evaluation mode, with normalisation set: ready for :func:`predict`.
+        The model that :func:`load_model` finds in `config.out`.
 
     Raises:
-        ValueError: One line that names what is wrong: a setting, a file, or an output folder that
-            holds a model already or cannot be written.
-        FloatingPointError: If the loss is not finite.
+        ValueError: One line that names what is wrong: a setting, a file, a checkpoint, or an
+            output folder that holds a run already or cannot be written.
+        FloatingPointError: If the loss is not finite; the line names step and files, and
+            `nonfinite.json` holds how they were deformed.
+        RuntimeError: If another process of the run is gone.
+        KeyboardInterrupt: After SIGINT (Ctrl-C) or SIGTERM, once a checkpoint is written.
     """
-    device = find_device(config.device)
-    samples = load_samples(config.images, config.labels)
-    out = make_folder(config.out)
-    if any((out / name).exists() for name in MODEL_FILES):
-        raise ValueError(f"train: out must be a folder without a model, got {out}")
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # weights and dropout draw from the global generator
-        torch.manual_seed(config.seed)
+    device = local_device(find_device(config.device))
+    samples = load_samples(config.images, config.labels, config.classes)
+    ignored = config.weights.ignore_label
+    if config.label_type == "auto":
+        maps = [] if config.classes else [s.labels for s in samples]
+        config = replace(config, label_type=label_type_of(maps, ignored))  # type: ignore[arg-type]
+    objects = number_objects(samples, config.label_type, ignored)
+
+    with joined_processes(device) as processes, _settled(config, device):
+        out = config.out
+        resumed = config.resume and (out / STATE).exists()
+        if processes.first:
+            _claim(make_folder(out), config)
+        split = (out / SPLIT) if resumed else config.split
+        names = split_names([s.name for s in samples], config.validation, config.seed, split)
+        train_set, validation_set = (
+            _dataset(config, [s.name for s in samples], part, samples, objects, device)
+            for part in names
+        )
+        train_set.balanced()
+        validation_set.weights = train_set.weights
+
+        torch.manual_seed(config.seed)  # the same weights in all processes
         model = UNet(
             len(samples[0].image),
+            objects.num_classes,
             base_channels=config.base_channels,
             depth=config.depth,
             padding=config.padding,
@@ -118,100 +103,241 @@ def train(config: TrainConfig) -> UNet:
             dropout=config.dropout,
         )
         model.normalisation = "percentile"
-        _loop(config, model.to(device), samples, out, device)
-    save_model(model, out)
-    return model.eval()
+        model.class_values = objects.class_values
+        run = _Run(config, model.to(device), train_set, validation_set, processes, device)
+        if processes.first and not resumed:
+            replace_file(out / CONFIG, as_toml(config).encode())
+            parts = dict(zip(("train", "validation"), names, strict=True))
+            replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
+        if resumed:
+            run.resume()
+        run.loop()
+    return load_model(config.out, device=device)
 
 
-def _loop(
-    config: TrainConfig, model: UNet, samples: list[Sample], out: Path, device: torch.device
-) -> None:
-    generator = Generator().manual_seed(config.seed)
-    images = [torch.from_numpy(normalise(s.image)).to(device) for s in samples]
-    labels = [torch.from_numpy(s.labels).to(device) for s in samples]
-    border_weights = config.weights.balanced(labels)
-    peak = config.learning_rate or LEARNING_RATE
-    optimizer = torch.optim.SGD(model.parameters(), lr=peak, momentum=config.momentum)
-    autocast = _autocast_dtype(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.train()
+class _Run:
+    """A network with all that trains it."""
 
-    start = time.perf_counter()
-    progress = tqdm(range(config.steps), desc="train", unit="step", disable=None)
-    with (out / LOG).open("w") as log:
-        for step in progress:
-            for group in optimizer.param_groups:
-                group["lr"] = peak * _schedule(step, config.steps)
-            chosen = torch.randint(len(samples), (config.batch_size,), generator=generator)
-            tiles = [
-                draw_tile(config, model, images[i], labels[i], generator) for i in chosen.tolist()
-            ]
-            image = torch.cat([t[0] for t in tiles]).contiguous(memory_format=torch.channels_last)
-            target, weights = border_weights(torch.cat([t[1] for t in tiles]))
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: UNet,
+        train_set: Dataset,
+        validation_set: Dataset,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        self.config, self.model, self.device = config, model, device
+        self.train_set, self.validation_set, self.processes = train_set, validation_set, processes
+        self.input_shape = model.input_shape((config.output_tile,) * 2)
+        self.label_shape = model.output_shape(self.input_shape)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = list(model.parameters())
+        rate = torch.tensor(config.peak_rate, device=device) if config.cuda_graph else 0.0
+        self.optimizer = _optimizer(config, self.parameters, rate)
+        self.precision = _precision(config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.average: AveragedModel | None = None
+        if config.ema is not None:
+            average = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        network: nn.Module = model
+        if processes.count > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        self.network = torch.compile(network) if config.compile else network
+        self.progress = Progress()
+        self.settings = {k: v for k, v in as_dict(config).items() if k not in FREE}
+        self.settings["learning_rate"] = config.peak_rate
 
-            with torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
-                scores = model(image)
-            loss = weighted_ce(scores, target, weights, ignore_index=IGNORED)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+    @property
+    def product(self) -> UNet:
+        """The network that is evaluated and saved."""
+        if self.average is None:
+            return self.model
+        return cast(UNet, self.average.module)
 
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"train: the loss must stay finite, got {value} at step {step + 1}; "
-                    f"try a learning_rate below {peak}"
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All that holds tensors, for the training state."""
+        return {"model": self.model} | ({"average": self.average} if self.average else {})
+
+    def resume(self) -> None:
+        """Goes back to the checkpoint in the output folder."""
+        self.progress = load_state(self.config.out, self.settings, self.modules, self.optimizer)
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
+        if self.processes.first:
+            self.progress.seconds = cut_log(self.config.out, self.progress.step)
+
+    def loop(self) -> None:
+        """The steps."""
+        config, progress, processes = self.config, self.progress, self.processes
+        out, first = config.out, processes.first
+        count = config.batch_size * processes.count
+        mine = slice(processes.rank * config.batch_size, (processes.rank + 1) * config.batch_size)
+        compute = _recorded(self.compute, self.device) if config.cuda_graph else self.compute
+        start = time.perf_counter() - progress.seconds
+        begun, done = time.perf_counter(), 0
+        writer = _tensorboard(out, progress.step) if first and config.tensorboard else None
+        bar = tqdm(
+            total=config.steps,
+            initial=progress.step,
+            desc="train",
+            unit="step",
+            disable=None if first else True,
+        )
+        with _interruption() as interrupted, bar, _log(out, first, progress.step) as log:
+            for step in range(progress.step + 1, config.steps + 1):
+                rate = config.rate(step)
+                _set_rate(self.optimizer, rate)
+                shapes = self.input_shape, self.label_shape
+                drawn = self.train_set.draw(
+                    config.augmentation, count, *shapes, seed=config.seed, step=step
                 )
-            row = {
-                "step": step + 1,
-                "loss": value,
-                "learning_rate": group["lr"],
-                "seconds": round(time.perf_counter() - start, 3),
-            }
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            progress.set_postfix(loss=f"{value:.3f}", refresh=False)
+                tiles, labels = self.train_set.cut(config.augmentation, drawn[mine], *shapes)
+                if step == 1 and first and config.previews:
+                    self._draw_tiles(tiles, labels)
+                torch.manual_seed(seed_of(config.seed, 2, step, processes.rank))  # for dropout
+                self.model.train()
+                try:
+                    loss, norm = compute(tiles, labels)
+                    shared = torch.stack([loss, loss.new_tensor(float(interrupted()))])
+                    value, stop = processes.add(shared).tolist()
+                except RuntimeError as error:
+                    raise _lost(error, processes, step) or error from None
+                gradient = norm.item()
+                if not math.isfinite(value):
+                    self._report(step, value, drawn)
+                progress.step = step
 
+                row: dict[str, Any] = {"step": step, "loss": value, "learning_rate": rate}
+                row["gradient_norm"] = gradient if math.isfinite(gradient) else None
+                evaluated = config.evaluates(step)
+                better = False
+                if evaluated and len(self.validation_set):
+                    row["validation"] = self._evaluate()
+                    better = _score(progress, row["validation"], config.best_by)
+                row["seconds"] = round(time.perf_counter() - start, 3)
+                if first:
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                    if better:
+                        save_model(self.product, out / BEST)
+                    if stop or config.saves(step):
+                        self._save()
+                    if evaluated:
+                        self._draw(step)
+                    if writer is not None:
+                        _write_scalars(writer, row)
+                done += count
+                bar.set_postfix_str(
+                    f"loss {value:.3f}, {done / (time.perf_counter() - begun):.3g} images/s",
+                    refresh=False,
+                )
+                bar.update()
+                if stop:
+                    raise KeyboardInterrupt(
+                        f"stopped after step {step}, which is saved; go on with resume"
+                    )
+                if config.patience is not None and progress.since_best >= config.patience:
+                    break
+            if first and not (out / LAST).exists():  # resumed when all was done but this
+                self._save()
+        if writer is not None:
+            writer.close()
 
-def draw_tile(
-    config: TrainConfig, model: UNet, image: Tensor, labels: Tensor, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Cuts a random tile out of an image and deforms it, in one pass.
+    def compute(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A step, from tiles and their labels to new weights.
 
-    The label tile lies inside the image, or around it where the image is smaller, so that every
-    pixel of it is met; what lies outside is mirrored.
+        Returns:
+            This process's share of the loss of all, and the norm of the gradient.
+        """
+        config, processes = self.config, self.processes
+        target, weights = self.train_set.targets(labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            scores = self.network(tiles.contiguous(memory_format=torch.channels_last))
+        ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
+        # Divided by the sum over all processes: the mean of their means would be something else.
+        loss = ce / processes.add(_divisor(config.loss_reduction, target, weights))
+        self.scaler.scale(loss * processes.count).backward()  # processes take means of gradients
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if config.clip_gradient is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, config.clip_gradient, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss.detach(), norm
 
-    Args:
-        config: Tile size, padding and augmentation.
-        model: The network, for the sizes.
-        image: (C, H, W), normalised.
-        labels: (H, W).
-        generator: Source of random numbers, on the CPU.
+    def _evaluate(self) -> dict[str, float | None]:
+        reduction = self.config.loss_reduction
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            return evaluate(self.product, self.validation_set, reduction, self.processes)
 
-    Returns:
-        The tile, (1, C, *input), and the labels of its centre, (1, *output), where the network maps
-        input sizes to output sizes.
-    """
-    side = config.tile or (388 if config.padding == "valid" else 384)
-    input_shape = model.input_shape((side, side))
-    label_shape = model.output_shape(input_shape)
-    origin = torch.empty(1, 2)
-    for axis in range(2):
-        room = labels.shape[axis] - label_shape[axis]
-        low, high = min(room, 0), max(room, 0)
-        position = torch.randint(low, high + 1, (), generator=generator)
-        origin[0, axis] = position - (input_shape[axis] - label_shape[axis]) // 2
-    parameters = config.augmentation.draw(1, (len(image), *input_shape), generator=generator)
-    tile, moved = config.augmentation.apply(
-        image[None],
-        labels[None],
-        parameters,
-        output_shape=input_shape,
-        label_shape=label_shape,
-        offset=origin,
-    )
-    assert moved is not None  # labels were given
-    return tile, moved
+    def _save(self) -> None:
+        self.progress.scaler = dict(self.scaler.state_dict())
+        save_state(self.config.out, self.progress, self.settings, self.modules, self.optimizer)
+        save_model(self.product, self.config.out / LAST)
+
+    def _report(self, step: int, value: float, drawn: Tiles) -> None:
+        """Ends the run; the last checkpoint stays as it is."""
+        config, names = self.config, self.train_set.names
+        where = config.out / "nonfinite.json"
+        if self.processes.first:
+            facts = {"step": step, "loss": str(value), "tiles": drawn.describe(names)}
+            replace_file(where, (json.dumps(facts, indent=1) + "\n").encode())
+        files = ", ".join(dict.fromkeys(names[i] for i in drawn.files))
+        raise FloatingPointError(
+            f"train: the loss must stay finite, got {value} at step {step} from {files} (how they "
+            f"were deformed: {where}); try a learning_rate below {config.peak_rate}"
+        )
+
+    def _draw_tiles(self, tiles: Tensor, labels: Tensor) -> None:
+        _, weights = self.train_set.targets(labels)
+        panels = [
+            (tile.mean(0).cpu().numpy(), ids.cpu().numpy(), w.cpu().numpy())
+            for tile, ids, w in zip(tiles[:4], labels, weights, strict=False)
+        ]
+        draw_tiles(make_folder(self.config.out / "previews") / "tiles.png", panels)
+
+    def _draw(self, step: int) -> None:
+        """Curves and previews; of training images where there are none for validation."""
+        out = self.config.out
+        draw_curves(out / "curves.png", read_log(out))
+        data = self.validation_set if len(self.validation_set) else self.train_set
+        panels = []
+        for i in range(min(self.config.previews, len(data))):
+            image, labels = data.sample(i)
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision != torch.float32
+            ):
+                scores = scores_of(self.product, image, self.device)
+            truth = data.classes(labels).cpu()
+            found = scores.argmax(0).masked_fill(truth == IGNORED, 0)
+            truth = truth.masked_fill(truth == IGNORED, 0)
+            panels.append(
+                (
+                    data.names[i],
+                    image.mean(0).cpu().numpy(),
+                    torch.where(truth > 0, labels.cpu(), 0).numpy(),
+                    1 - scores.softmax(0)[0].numpy(),
+                    truth.numpy(),
+                    found.numpy(),
+                )
+            )
+        if panels:
+            kind = "validation" if data is self.validation_set else "training"
+            name = f"step_{step:0{max(6, len(str(self.config.steps)))}d}.png"
+            folder = make_folder(out / "previews")
+            draw_previews(folder / name, panels, f"{kind} images after {step} steps")
 
 
 def find_device(name: str) -> torch.device:
@@ -236,19 +362,199 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear rise over a tenth, then half a cosine to 0."""
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+@contextmanager
+def _settled(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Random numbers and algorithms of a run; the caller's are back afterwards."""
+    if config.cuda_graph and (device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise ValueError(
+            f"train: cuda_graph must be off but for one process on a GPU, got {device.type}"
+        )
+    strict = torch.are_deterministic_algorithms_enabled()
+    search = torch.backends.cudnn.benchmark
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            if config.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = not config.deterministic
+            yield
+        finally:
+            torch.use_deterministic_algorithms(strict)
+            torch.backends.cudnn.benchmark = search
 
 
-def _autocast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device has units for it; emulated it is slower than float32."""
+def _claim(out: Path, config: TrainConfig) -> None:
+    """Makes sure that no run is overwritten."""
+    files = (STATE, BEST, LAST, MODEL, LOG)
+    found = [out / name for name in files if (out / name).exists()]
+    if found and not config.resume:
+        raise ValueError(
+            f"train: out must be a folder without a run, or resume must be set, got {found[0]}"
+        )
+    if config.resume and not (out / STATE).exists() and any(f.suffix != ".jsonl" for f in found):
+        raise ValueError(f"{out}: must hold {STATE} to be resumed, but has only {found[0].name}")
+
+
+def _dataset(
+    config: TrainConfig,
+    names: list[str],
+    part: list[str],
+    samples: list[Any],
+    objects: Any,
+    device: torch.device,
+) -> Dataset:
+    """The images of some names."""
+    index = [names.index(name) for name in part]
+    budget = math.inf
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        budget = 0.5 * free if config.data_budget is None else 1e9 * config.data_budget
+    chosen = replace(objects, labels=[objects.labels[i] for i in index])
+    return Dataset([samples[i] for i in index], chosen, config.weights, device, budget)
+
+
+def _optimizer(
+    config: TrainConfig, parameters: list[nn.Parameter], rate: Tensor | float
+) -> Optimizer:
+    options: dict[str, Any] = {"lr": rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "sgd":
+        return SGD(parameters, momentum=config.momentum, **options)
+    return (Adam if config.optimizer == "adam" else AdamW)(parameters, **options)
+
+
+def _set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the convolutions. Where bfloat16 is emulated it is slower than float32."""
+    if config.precision != "auto":
+        precision: torch.dtype = getattr(torch, config.precision)
+        return precision
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def _divisor(reduction: str, target: Tensor, weights: Tensor) -> Tensor:
+    """What the sum of the loss is divided by; never 0."""
+    if reduction == "weighted_mean":
+        return weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    if reduction == "mean":
+        return (target != IGNORED).sum().clamp_min(1).to(weights.dtype)
+    return weights.new_ones(())
+
+
+def _score(progress: Progress, scores: dict[str, float | None], by: str) -> bool:
+    """Whether an evaluation is the best so far, which it then is."""
+    value = scores[by]
+    if value is None and by != "loss":  # no such pixels, no objects
+        value = -float(scores["loss"] or 0)
+    elif value is not None and by == "loss":
+        value = -value
+    if value is None or not math.isfinite(value):
+        progress.since_best += 1
+        return False
+    if progress.best is not None and value <= progress.best:
+        progress.since_best += 1
+        return False
+    progress.best, progress.best_step, progress.since_best = value, progress.step, 0
+    return True
+
+
+def _lost(error: RuntimeError, processes: Processes, step: int) -> RuntimeError | None:
+    """What to say where another process is gone; None of other errors."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    talk = isinstance(error, torch.distributed.DistError) or "gloo" in reason
+    if processes.count == 1 or not talk:
+        return None
+    return RuntimeError(
+        f"train: process {processes.rank} lost contact with another at step {step}; go on from the "
+        f"last checkpoint with resume ({reason})"
+    )
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGINT or SIGTERM came; after a second one the process ends at once."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield lambda: False
+        return
+
+    def note(number: int, _: Any) -> None:
+        if came:
+            raise KeyboardInterrupt("stopped at once; go on from the last checkpoint with resume")
+        came.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _log(out: Path, first: bool, step: int) -> Iterator[TextIO]:
+    """The log, open for more lines; another process than the first has none."""
+    path = out / LOG if first else Path(os.devnull)
+    with path.open("a" if step else "w") as file:
+        yield file
+
+
+def _recorded(
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], device: torch.device
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The same step as a CUDA graph: three as they are, the fourth recorded, then replayed."""
+    stream = torch.cuda.Stream(device)
+    graph = torch.cuda.CUDAGraph()
+    calls = 0
+    inputs: tuple[Tensor, Tensor]
+    results: tuple[Tensor, Tensor]
+
+    def call(tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls, inputs, results
+        calls += 1
+        if calls <= 3:
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                outcome = compute(tiles, labels)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            return outcome
+        if calls == 4:
+            inputs = tiles.clone(), labels.clone()
+            with torch.cuda.graph(graph):
+                results = compute(*inputs)
+        for kept, new in zip(inputs, (tiles, labels), strict=True):
+            kept.copy_(new)
+        graph.replay()
+        return results
+
+    return call
+
+
+def _tensorboard(out: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            f"train: tensorboard must be installed (pip install 'unet_fast[tensorboard]'), "
+            f"got: {error}"
+        ) from None
+    return SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+
+def _write_scalars(writer: Any, row: dict[str, Any]) -> None:
+    scalars = {k: row[k] for k in ("loss", "learning_rate", "gradient_norm")}
+    scalars |= {f"validation/{k}": v for k, v in row.get("validation", {}).items()}
+    for name, value in scalars.items():
+        if value is not None:
+            writer.add_scalar(name, value, row["step"])

@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .imageio import make_folder, replace_file
@@ -97,6 +97,8 @@ class UNet(nn.Module):
         self.padding = padding
         self.normalisation: str | None = None
         """How images are normalised before they enter: None or "percentile"."""
+        self.class_values: list[int] | None = None
+        """What the class maps that it was trained on call its classes; None: 0, 1, ..."""
         # What save_model writes: UNet(**config) is this network again.
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
@@ -257,50 +259,101 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-MODEL_FILES = _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
-"""The files of a saved model."""
+MODEL = "model.safetensors"
+"""The file that :func:`save_model` writes into a folder."""
+BEST, LAST = "best.safetensors", "last.safetensors"
+"""The models of a training run: that of the best evaluation, and that of the last step."""
+FORMAT = 1
+"""Of what the header says of a model."""
 
 
 def save_model(model: UNet, path: Path | str) -> None:
-    """Writes a network into a folder: `model.safetensors` (weights), `model.json` (the rest).
+    """Writes a network into one safetensors file, whose header describes it (JSON).
+
+    The same network gives the same bytes: the header holds neither time nor path.
 
     Args:
         model: The network.
-        path: The folder; made if it is missing. A model in it is replaced.
+        path: A file `*.safetensors`, or a folder, which gets `model.safetensors`; folders are made
+            if they are missing. A model there is replaced.
 
     Raises:
-        ValueError: If the folder cannot be written.
+        ValueError: If it cannot be written; what was there is still there.
     """
-    folder = make_folder(Path(path))
-    description = {"format": 1, "network": model.config, "normalisation": model.normalisation}
-    weights = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
-    replace_file(folder / _WEIGHTS, save(weights))
-    replace_file(folder / _DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    path = Path(path)
+    file = path if path.suffix == ".safetensors" else path / MODEL
+    make_folder(file.parent)
+    description = {
+        "format": FORMAT,
+        "network": model.config,
+        "normalisation": model.normalisation,
+        "class_values": model.class_values,
+    }
+    replace_file(file, pack(model.state_dict(), description))
 
 
 def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
     """Reads a network that :func:`save_model` or a training run wrote.
 
     Args:
-        path: The folder.
+        path: The file, or a folder: of the models there the best evaluation's is taken before the
+            last step's.
         device: Where the network goes.
 
     Returns:
         The network, in evaluation mode. :func:`predict` normalises its images as in training.
 
     Raises:
-        ValueError: If the folder holds no whole model.
+        ValueError: If there is no model, or a damaged or foreign one.
     """
-    folder = Path(path)
+    path = Path(path)
+    file = path
+    if not path.is_file():
+        found = [path / name for name in (BEST, LAST, MODEL) if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"{path}: must hold a model, but has no {BEST}, {LAST} or {MODEL}")
+        file = found[0]
+    weights, description = unpack(file, "a model")
     try:
-        description = json.loads((folder / _DESCRIPTION).read_text())
-        weights = load((folder / _WEIGHTS).read_bytes())
-        model = UNet(**description["network"])
-        model.load_state_dict(weights)
+        with torch.device("meta"):  # without memory and random numbers of its own
+            model = UNet(**description["network"])
+        model.load_state_dict(weights, assign=True)
         model.normalisation = description["normalisation"]
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder}: must hold a model, but has no {error.filename}") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        model.class_values = description["class_values"]
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder}: must hold a model, but it cannot be read: {reason}") from None
+        raise ValueError(f"{file}: must hold a model, but it cannot be read: {reason}") from None
     return model.to(device).eval()
+
+
+_KEY = "unet_fast"  # one key only: several would come in random order
+
+
+def pack(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> bytes:
+    """A safetensors file with a description in its header."""
+    whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    return save(whole, {_KEY: json.dumps(description, sort_keys=True)})
+
+
+def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description of a file that :func:`pack` made.
+
+    Raises:
+        ValueError: One line, if there is no such file or it is not whole; `kind` says what of.
+    """
+    wanted = f"{file}: must hold {kind}"
+    try:
+        with safe_open(file, framework="pt") as content:
+            text = (content.metadata() or {}).get(_KEY)
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        description = json.loads(text) if text else None
+    except FileNotFoundError:
+        raise ValueError(f"{wanted}, but there is no such file") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{wanted}, but it cannot be read: {reason}") from None
+    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+        raise ValueError(f"{wanted} of unet_fast, but has no description of one")
+    if description["format"] != FORMAT:
+        raise ValueError(f"{wanted} of format {FORMAT}, got {description['format']}")
+    return tensors, description

@@ -1,0 +1,118 @@
+"""Which learning rate, schedule and reduction train best: short runs on three real data sets.
+
+    UNET_FAST_DATA=... python benchmarks/recipe.py --csv benchmarks/results/recipe_cpu.csv
+
+Each variant changes one setting of the default recipe, or the optimiser with a rate of its own.
+Scores are those of validation files at the last step. Runs whose row is in the CSV are left out.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import unet_fast
+from unet_fast import TrainConfig, train
+from unet_fast.checkpoint import read_log
+
+# Validation frames lie apart from those of training where files are frames of one sequence.
+SETS = {
+    "dsb2018_fluo": (range(0, 120, 3), range(121, 181, 3)),
+    "dic_c2dh_hela": (range(0, 36, 3), range(44, 56, 2)),
+    "isbi2012_em": ((*range(7), *range(10, 17)), (7, 8, 9, 17, 18, 19)),
+}
+SGD = {"optimizer": "sgd"}
+VARIANTS = [
+    *[SGD | {"learning_rate": rate} for rate in (2e-3, 1e-3, 4e-3, 5e-4, 8e-3)],
+    SGD | {"learning_rate": 2e-3, "warmup": 0.0},
+    SGD | {"learning_rate": 2e-3, "schedule": "constant"},
+    SGD | {"learning_rate": 2e-3, "loss_reduction": "mean"},
+    SGD | {"learning_rate": 5e-8, "loss_reduction": "sum"},
+    SGD | {"learning_rate": 2e-2, "momentum": 0.9},
+    *[{"optimizer": "adam", "learning_rate": rate} for rate in (3e-4, 1e-3, 1e-4)],
+    {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.01},
+    SGD | {"learning_rate": 2e-3, "clip_gradient": 1.0},
+    SGD | {"learning_rate": 2e-3, "ema": 0.99},
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if "UNET_FAST_DATA" not in os.environ:
+        sys.exit("recipe.py: UNET_FAST_DATA must name the folder of the data sets")
+    data = Path(os.environ["UNET_FAST_DATA"])
+    torch.set_num_threads(options.threads)
+    for seed in options.seeds:
+        for variant in VARIANTS:
+            for name in SETS:
+                run(data / name, variant, seed, options)
+
+
+def run(folder: Path, variant: dict[str, object], seed: int, options: argparse.Namespace) -> None:
+    setting = " ".join(f"{k}={v}" for k, v in variant.items())
+    key = {"set": folder.name, "setting": setting, "seed": str(seed), "steps": str(options.steps)}
+    known = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
+    if any(all(row[k] == v for k, v in key.items()) for row in known):
+        return
+    names = sorted(file.stem for file in (folder / "images").iterdir())
+    parts = [[names[i] for i in part] for part in SETS[folder.name]]
+    with tempfile.TemporaryDirectory() as place:
+        split = Path(place) / "split.json"
+        split.write_text(json.dumps(dict(zip(("train", "validation"), parts, strict=True))))
+        config = TrainConfig(
+            folder / "images",
+            folder / "labels",
+            out=Path(place) / "run",
+            steps=options.steps,
+            split=split,
+            base_channels=16,
+            tile=196,
+            seed=seed,
+            evaluate_every=options.steps,
+            previews=0,
+            **variant,
+        )
+        start = time.perf_counter()
+        try:
+            train(config)
+            last = read_log(config.out)[-1]["validation"]
+        except FloatingPointError:
+            last = {"loss": float("inf"), "iou": None, "seg": None}
+        seconds = time.perf_counter() - start
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    row = key | {
+        **{k: "" if last[k] is None else f"{last[k]:.4f}" for k in ("loss", "iou", "seg")},
+        "seconds": f"{seconds:.0f}",
+        "device": f"CPU, {options.threads} threads, {platform.machine()}",
+        "torch": torch.__version__,
+        "unet_fast": unet_fast.build_info()["version"],
+        "commit": commit,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    print(" ".join(f"{k}={v}" for k, v in row.items() if k not in ("device", "torch")), flush=True)
+    new = not options.csv.exists()
+    with options.csv.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

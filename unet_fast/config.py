@@ -1,0 +1,241 @@
+"""The settings of a training run: in Python, on the command line, in a file."""
+
+import math
+import tomllib
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from .augment import Augmentation
+from .weights import BorderWeights
+
+LEARNING_RATE = {"sgd": 2e-3, "adam": 3e-4, "adamw": 3e-4}
+"""The defaults, for a loss divided by the sum of the weights; docs/training.md has the evidence."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; on the command line the same names with dashes.
+
+    A file of them is TOML with the same names: RUN/config.toml, or what `unet-fast check` suggests.
+    """
+
+    images: Path
+    """Folder of images (PNG, TIFF, JPEG)."""
+    labels: Path
+    """Folder of labels of the same names: integers, 0 background; see label_type."""
+    _: KW_ONLY
+    out: Path
+    """Folder for all that the run writes."""
+    steps: int
+    """Training steps, >= 1."""
+
+    classes: Path | None = None
+    """Folder of class maps, 0 background, for instance labels of several classes."""
+    label_type: Literal["auto", "instances", "semantic"] = "auto"
+    """instances: each object a number of its own; semantic: the values are classes, the smallest is
+    background, the connected parts of a class its objects; auto: semantic where all files together
+    have one value beside 0."""
+    validation: float = 0.2
+    """Share of the files that are kept for validation, in [0, 1); 0: none."""
+    split: Path | None = None
+    """File that says which are: JSON, {"train": [names], "validation": [names]}, no suffixes."""
+    data_budget: float | None = None
+    """Gigabytes of images and labels kept on a GPU; what is more is streamed to it. None: half of
+    the memory that is free."""
+
+    base_channels: int = 64
+    """Channels of the uppermost level."""
+    depth: int = 4
+    """Number of poolings."""
+    padding: Literal["valid", "same"] = "valid"
+    """valid: unpadded, the paper; same: zero padding."""
+    norm: Literal["none", "batch", "group", "instance"] = "none"
+    """Normalisation behind each 3x3 convolution; none in the paper."""
+    dropout: float = 0.5
+    """Probability of dropout at the bottom."""
+
+    tile: int | None = None
+    """Side of the output tile in pixels, rounded up to a valid one; None: 388, with same 384."""
+    batch_size: int = 1
+    """Tiles of a step, of each process."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """sgd with momentum is the paper's."""
+    learning_rate: float | None = None
+    """Its greatest value. None: 0.002 for sgd, 0.0003 for adam and adamw."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine to 0, or no change."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises from 0, in [0, 1]."""
+    momentum: float = 0.99
+    """Momentum of sgd; 0.99 is the paper's."""
+    weight_decay: float = 0.0
+    """Weight decay, >= 0."""
+    clip_gradient: float | None = None
+    """Greatest norm of the gradient, > 0; a longer one is shortened. None: any."""
+    ema: float | None = None
+    """Share kept in each step by a running mean of the weights, in (0, 1), for instance 0.999; the
+    mean is what is evaluated and saved as the model. None: no mean."""
+    loss_reduction: Literal["weighted_mean", "mean", "sum"] = "weighted_mean"
+    """The loss over sum of weights or number of pixels, or the paper's sum, whose learning rate
+    must be smaller by the number of pixels."""
+    weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)
+    """Targets and weights; "balanced" is counted over all training labels."""
+    augmentation: Augmentation = field(default_factory=Augmentation.paper_2015)
+    """Random deformation."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the convolutions; weights and loss stay in float32. auto: bfloat16 where the device has
+    units for it. float16 scales its gradients."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    cuda_graph: bool = False
+    """Replay the step as a CUDA graph: one process on a GPU, not in float16."""
+
+    evaluate_every: int | None = None
+    """Steps from one evaluation to the next, >= 1. None: a twentieth of all, or 100."""
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next, >= 1; each evaluation makes one, too. None: 500."""
+    best_by: Literal["iou", "seg", "loss"] = "iou"
+    """What the best evaluation is best in."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better one, >= 1. None: never."""
+    previews: int = 3
+    """Images drawn at each evaluation, >= 0."""
+    tensorboard: bool = False
+    """Write curves for TensorBoard, too."""
+    seed: int = 0
+    """Seed of all random numbers, >= 0."""
+    deterministic: bool = False
+    """Only algorithms whose results repeat bit for bit."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda or cuda:N; with torchrun a GPU for each process."""
+    resume: bool = False
+    """Go on from the checkpoint in the output folder; without one, start at step 1."""
+
+    def __post_init__(self) -> None:
+        """Checks the values; the network checks its own. Paths may be strings."""
+        for name in ("images", "labels", "out", "classes", "split"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Path(value))
+        rules = (
+            ("steps", self.steps >= 1, "be >= 1"),
+            ("validation", 0 <= self.validation < 1, "be in [0, 1)"),
+            ("data_budget", _none_or(self.data_budget, lambda x: x >= 0), "be >= 0"),
+            ("tile", _none_or(self.tile, lambda x: x >= 1), "be >= 1"),
+            ("batch_size", self.batch_size >= 1, "be >= 1"),
+            ("learning_rate", _none_or(self.learning_rate, lambda x: 0 < x < math.inf), "be > 0"),
+            ("warmup", 0 <= self.warmup <= 1, "be in [0, 1]"),
+            ("momentum", 0 <= self.momentum < 1, "be in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "be >= 0"),
+            ("clip_gradient", _none_or(self.clip_gradient, lambda x: x > 0), "be > 0"),
+            ("ema", _none_or(self.ema, lambda x: 0 < x < 1), "be in (0, 1)"),
+            ("evaluate_every", _none_or(self.evaluate_every, lambda x: x >= 1), "be >= 1"),
+            ("checkpoint_every", _none_or(self.checkpoint_every, lambda x: x >= 1), "be >= 1"),
+            ("patience", _none_or(self.patience, lambda x: x >= 1), "be >= 1"),
+            ("previews", self.previews >= 0, "be >= 0"),
+            ("seed", 0 <= self.seed < 2**63, "be in [0, 2^63 - 1]"),
+            (
+                "cuda_graph",
+                not (self.cuda_graph and self.precision == "float16"),
+                "be off with precision float16",
+            ),
+        )
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"train: {name} must {rule}, got {getattr(self, name)}")
+        for entry in fields(self):
+            choices = getattr(entry.type, "__args__", ())
+            if getattr(entry.type, "__origin__", None) is Literal:
+                value = getattr(self, entry.name)
+                if value not in choices:
+                    raise ValueError(
+                        f"train: {entry.name} must be one of {', '.join(choices)}, got {value!r}"
+                    )
+
+    @property
+    def peak_rate(self) -> float:
+        """The greatest learning rate."""
+        return self.learning_rate or LEARNING_RATE[self.optimizer]
+
+    @property
+    def output_tile(self) -> int:
+        """Side of the output tile, before it is rounded up."""
+        return self.tile or (388 if self.padding == "valid" else 384)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 1."""
+        rise = max(1, round(self.steps * self.warmup)) if self.warmup > 0 else 0
+        if step <= rise:
+            return self.peak_rate * step / rise
+        if self.schedule == "constant":
+            return self.peak_rate
+        done = (step - 1 - rise) / max(1, self.steps - rise)
+        return self.peak_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after a step."""
+        every = self.evaluate_every or max(100, self.steps // 20)
+        return step % every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether there is a checkpoint after a step."""
+        return step % (self.checkpoint_every or 500) == 0 or self.evaluates(step)
+
+
+FREE = {
+    *("images", "labels", "out", "classes", "split", "data_budget", "steps", "compile"),
+    *("cuda_graph", "evaluate_every", "checkpoint_every", "patience", "previews", "tensorboard"),
+    *("device", "resume"),
+}
+"""Settings that may change when a run goes on."""
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """The settings as TOML and JSON hold them: paths as strings, tables nested.
+
+    None is left out where it is the default, else it is "none", as on the command line.
+    """
+    result: dict[str, Any] = {}
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if is_dataclass(value):
+            result[entry.name] = as_dict(value)
+        elif value is not None:
+            value = str(value) if isinstance(value, Path) else value
+            result[entry.name] = list(value) if isinstance(value, tuple) else value
+        elif entry.default is not None and entry.default is not MISSING:
+            result[entry.name] = "none"
+    return result
+
+
+def as_toml(config: TrainConfig, comments: str = "") -> str:
+    """A file of settings that `unet-fast train --config FILE` takes, but for `resume`."""
+    settings = as_dict(config) | {"learning_rate": config.peak_rate}
+    for name in ("images", "labels", "out", "classes", "split"):
+        if name in settings:
+            settings[name] = str(Path(settings[name]).absolute())
+    del settings["resume"]
+    tables = {k: settings.pop(k) for k in list(settings) if isinstance(settings[k], dict)}
+    return comments + tomli_w.dumps(settings | tables)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What :func:`as_toml` wrote.
+
+    Raises:
+        ValueError: If there is no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: must be a TOML file: {error}") from None
+
+
+def _none_or(value: Any, rule: Any) -> bool:
+    return value is None or bool(rule(value))

@@ -1,0 +1,190 @@
+"""Training data on the device: tiles drawn, cut and deformed there, targets made there."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from .augment import Augmentation, AugmentationParameters
+from .data import Objects, Sample, normalise
+from .weights import BorderWeights
+
+
+def generator_of(*key: int) -> Generator:
+    """A source of random numbers for each key of integers >= 0.
+
+    Every random number of a step comes from the seed and the number of the step, so a run can go
+    on at any step.
+    """
+    return Generator().manual_seed(seed_of(*key))
+
+
+def seed_of(*key: int) -> int:
+    """A seed for each key of integers >= 0."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Which tiles a step takes, and how they are deformed."""
+
+    files: list[int]
+    offset: Tensor
+    """(N, 2), the input pixel of the first pixel of each tile."""
+    parameters: AugmentationParameters
+
+    def __getitem__(self, samples: slice) -> "Tiles":
+        """Some of the tiles."""
+        return Tiles(self.files[samples], self.offset[samples], self.parameters[samples])
+
+    def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """File, offset and parameters of each tile, for a JSON file."""
+        whole = asdict(self.parameters)
+        rows = []
+        for i, file in enumerate(self.files):
+            numbers = {k: None if x is None else x[i].tolist() for k, x in whole.items()}
+            rows.append({"file": names[file], "offset": self.offset[i].tolist(), **numbers})
+        return rows
+
+
+class Dataset:
+    """Annotated images where a network reads them.
+
+    Args:
+        samples: The images.
+        objects: Their labels, numbered.
+        weights: How labels become targets and weights; "balanced" should have been counted.
+        device: Where the network is.
+        budget: Bytes that images and labels may take on a GPU; if they take more, they stay in
+            pinned memory of the host, and each image goes to the GPU when a tile of it is drawn.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        objects: Objects,
+        weights: BorderWeights,
+        device: torch.device,
+        budget: float,
+    ) -> None:
+        self.names = [s.name for s in samples]
+        self.device = device
+        self.num_classes = objects.num_classes
+        self.images = [torch.from_numpy(normalise(s.image)) for s in samples]
+        self.labels = [torch.from_numpy(x) for x in objects.labels]
+        self.table = None if objects.table is None else torch.from_numpy(objects.table).to(device)
+        # The numbers of objects tell which pixels are ignored, where there is a table of them.
+        self.weights = weights if self.table is None else replace(weights, ignore_label=None)
+        both = (*self.images, *self.labels)
+        self.resident = sum(x.numel() * x.element_size() for x in both) <= budget
+        if device.type == "cuda":
+            self.images = [self._placed(x) for x in self.images]
+            self.labels = [self._placed(x) for x in self.labels]
+
+    def _placed(self, x: Tensor) -> Tensor:
+        return x.to(self.device) if self.resident else x.pin_memory()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, i: int) -> tuple[Tensor, Tensor]:
+        """An image, (C, H, W), and its labels, (H, W), on the device."""
+        return (
+            self.images[i].to(self.device, non_blocking=True),
+            self.labels[i].to(self.device, non_blocking=True),
+        )
+
+    def classes(self, labels: Tensor) -> Tensor:
+        """The class of every pixel: 0 background, 255 ignored; no ridge."""
+        if self.table is not None:
+            return self.table[labels]
+        result = (labels > 0).to(torch.uint8)
+        if self.weights.ignore_label is not None:
+            result[labels == self.weights.ignore_label] = 255
+        return result
+
+    def targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Target and weight of every pixel of labels, (N, H, W)."""
+        if self.table is None:
+            return self.weights(labels)
+        return self.weights(labels, self.table[labels], num_classes=self.num_classes)
+
+    def balanced(self) -> None:
+        """Counts the class weights "balanced" over all labels."""
+        labels = [x.to(self.device) for x in self.labels]
+        classes = None if self.table is None else [self.table[x] for x in labels]
+        self.weights = self.weights.balanced(labels, classes)
+
+    def draw(
+        self,
+        augmentation: Augmentation,
+        count: int,
+        input_shape: Sequence[int],
+        label_shape: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+    ) -> Tiles:
+        """Draws the tiles of a step.
+
+        Files come in a new random order in each pass over them. A label tile lies inside its
+        image, or around it where the image is smaller, so that every pixel of it is met; what lies
+        outside is mirrored.
+
+        Args:
+            augmentation: The ranges of the deformation.
+            count: Number of tiles, those of all processes together.
+            input_shape: Spatial shape of the image tiles.
+            label_shape: Of the label tiles in their centre.
+            seed: Seed of the run.
+            step: Number of the step, from 1.
+        """
+        total = len(self)
+        files: list[int] = []
+        for i in range((step - 1) * count, step * count):
+            if not files or i % total == 0:
+                order = torch.randperm(total, generator=generator_of(seed, 0, i // total)).tolist()
+            files.append(order[i % total])
+        generator = generator_of(seed, 1, step)
+        offset = torch.empty(count, 2)
+        for n, file in enumerate(files):
+            for axis, side in enumerate(self.labels[file].shape):
+                room = side - label_shape[axis]
+                low, high = min(room, 0), max(room, 0)
+                position = torch.randint(low, high + 1, (), generator=generator)
+                offset[n, axis] = position - (input_shape[axis] - label_shape[axis]) // 2
+        shape = (len(self.images[0]), *input_shape)
+        return Tiles(files, offset, augmentation.draw(count, shape, generator=generator))
+
+    def cut(
+        self,
+        augmentation: Augmentation,
+        tiles: Tiles,
+        input_shape: Sequence[int],
+        label_shape: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Cuts tiles out of their images and deforms them, in one pass each.
+
+        Returns:
+            The image tiles, (N, C, *input_shape), and the labels of their centres,
+            (N, *label_shape).
+        """
+        parts = []
+        for n, file in enumerate(tiles.files):
+            image, labels = self.sample(file)
+            one = slice(n, n + 1)
+            parts.append(
+                augmentation.apply(
+                    image[None],
+                    labels[None],
+                    tiles.parameters[one],
+                    output_shape=input_shape,
+                    label_shape=label_shape,
+                    offset=tiles.offset[one],
+                )
+            )
+        images, labels_of = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(labels_of)
