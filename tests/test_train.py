@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from runs import config, discs_in, options
 
 from unet_fast import (
     Augmentation,
     BorderWeights,
-    TrainConfig,
     UNet,
     data,
     imageio,
@@ -27,42 +27,20 @@ from unet_fast.cli import app, main
 from unet_fast.dataset import Dataset
 
 
-def write_discs(folder, count=3, size=48):
-    """Bright discs on a noisy ground, with labels."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:size, :size]
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True)
-    for i in range(count):
-        labels = np.zeros((size, size), np.uint8)
-        for number in range(1, 5):
-            r, c = rng.integers(6, size - 6, 2)
-            labels[np.hypot(rows - r, columns - c) < 6] = number
-        image = 40 + 100 * (labels > 0) + rng.normal(0, 8, labels.shape)
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"images/{i}.png")
-        Image.fromarray(labels).save(folder / f"labels/{i}.png")
-    return folder / "images", folder / "labels"
-
-
 @pytest.fixture
 def discs(tmp_path):
-    return write_discs(tmp_path / "discs")
-
-
-def config(discs, out, **changes):
-    options = {"steps": 3, "base_channels": 4, "depth": 2, "tile": 40} | changes
-    return TrainConfig(*discs, out=out, **options)
+    return discs_in(tmp_path / "discs")
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_learns_discs(discs, tmp_path, padding):
     """From files to a network that finds unseen discs."""
     # Narrower networks or larger rates die from some seeds: all their ReLUs end at 0.
-    options = {"steps": 150, "momentum": 0.9, "learning_rate": 0.02, "base_channels": 8, "seed": 2}
-    options["padding"] = padding
-    model = train(config(discs, tmp_path / "run", **options))
+    changes = {"steps": 150, "momentum": 0.9, "learning_rate": 0.02, "base_channels": 8, "seed": 2}
+    changes["padding"] = padding
+    model = train(config(discs, tmp_path / "run", **changes))
     assert not model.training
-    images, labels = write_discs(tmp_path / "unseen", size=70)
+    images, labels = discs_in(tmp_path / "unseen", size=70)
     scores = []
     for sample in data.load_samples(images, labels):
         result = predict(load_model(tmp_path / "run"), sample.image, output="labels")
@@ -265,10 +243,9 @@ def test_settings_reach_the_loss(discs, tmp_path):
 
 
 def arguments(discs, out, *changes):
-    options = {"--steps": "2", "--base-channels": "2", "--depth": "1", "--tile": "16"}
-    options |= dict(zip(changes[::2], changes[1::2], strict=True))
-    words = [word for pair in options.items() for word in pair]
-    return ["train", *map(str, discs), "--out", str(out), *words]
+    pairs = zip(changes[::2], changes[1::2], strict=True)
+    settings = {"steps": 2, "previews": 0} | {k.strip("-").replace("-", "_"): v for k, v in pairs}
+    return ["train", *map(str, discs), "--out", str(out), *options(settings)]
 
 
 def test_command_line(discs, tmp_path, capsys):
@@ -317,7 +294,7 @@ def rewrite(path, array):
 
 def test_command_line_rejects_bad_data(tmp_path, capsys):
     def fresh(name):
-        folders = write_discs(tmp_path / name)
+        folders = discs_in(tmp_path / name)
         return folders, folders[0] / "1.png", folders[1] / "1.png"
 
     folders, _, _ = fresh("good")

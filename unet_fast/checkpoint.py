@@ -106,6 +106,8 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for i, parameter in enumerate(parameters):
         slots = _below(tensors, f"optimizer.{i}.")
+        if not slots:
+            raise ValueError("the optimiser has nothing of some weights")
         # In the order of memory of the parameter, which the fused steps ask for.
         state[i] = {
             slot: torch.empty_like(parameter).copy_(x) if x.shape == parameter.shape else x

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from . import demo as demonstration
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
+from .check import check as check_data
 from .checkpoint import read_log
-from .config import TrainConfig, read_toml
+from .config import TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples, normalise
 from .imageio import (
     fit_channels,
@@ -24,6 +25,7 @@ from .imageio import (
     make_folder,
     read_image,
     read_labels,
+    replace_file,
     write_labels,
     write_tiff,
 )
@@ -34,11 +36,16 @@ from .train import train as run_training
 from .unet import load_model
 from .weights import BorderWeights
 
+SUGGESTED = """# Settings that fit the images, for `unet-fast train --config THIS_FILE`;
+# `unet-fast train --help` explains each. More base_channels and steps take longer and train better.
+"""
+
 app = cyclopts.App(
     name="unet-fast",
     version=build_info()["version"],
     help="The U-Net recipe of 2015: train on annotated images, predict others.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main() says what was saved
     default_parameter=Parameter(negative_iterable=()),
 )
 
@@ -61,6 +68,66 @@ def demo(*, out: Path = Path("unet_fast_demo")) -> None:
     seg = sum(score.seg for score in scores) / len(scores)
     print(f"{'mean':<20}  {demonstration.mean_iou(scores):9.3f}  {seg:5.3f}")
     print(f"picture: {picture}")
+
+
+@app.command
+def check(
+    images: Path,
+    labels: Path,
+    /,
+    *,
+    out: Path = Path("unet_fast_check"),
+    classes: Path | None = None,
+    label_type: Literal["auto", "instances", "semantic"] = "auto",
+    ignore_label: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Look at images and labels before training: what is wrong, what would fit.
+
+    Writes a picture of samples with outlines and weight map (check.png), and settings that
+    `unet-fast train --config` takes (suggested.toml). Exit code 0: fine; 1: warnings, with
+    --strict; 2: training would refuse.
+
+    Parameters
+    ----------
+    images:
+        Folder of images.
+    labels:
+        Folder of labels of the same names.
+    out:
+        Folder for the two files, made if it is missing.
+    classes:
+        Folder of class maps, for instance labels of several classes.
+    label_type:
+        As for train.
+    ignore_label:
+        Label of pixels that do not count.
+    strict:
+        Exit code 1 on warnings.
+    overwrite:
+        Replace the two files in the output folder; without it they stay as they are.
+    """
+    picture, suggested = make_folder(out) / "check.png", out / "suggested.toml"
+    new = overwrite or not (picture.exists() or suggested.exists())
+    report = check_data(
+        images,
+        labels,
+        out=Path("run"),
+        classes=classes,
+        label_type=label_type,
+        ignore_label=ignore_label,
+        picture=picture if new else None,
+    )
+    for level, text in sorted(report.findings, key=lambda f: f[0] != "error"):
+        print(f"{level:<8} {text}")
+    if report.suggestion is not None and new:
+        replace_file(suggested, as_toml(report.suggestion, SUGGESTED).encode())
+        print(f"picture: {picture}")
+        print(f"settings: {suggested} (unet-fast train --config {suggested})")
+    elif not new:
+        print(f"kept as they were, without --overwrite: {picture}, {suggested}")
+    return report.exit_code(strict)
 
 
 @app.command
@@ -265,11 +332,14 @@ def _results(
     return results
 
 
+app.meta.suppress_keyboard_interrupt = False
+
+
 @app.meta.default
 def _with_settings(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Path | None = None,
-) -> None:
+) -> int | None:
     """Reads settings from a file first.
 
     Parameters
@@ -282,13 +352,18 @@ def _with_settings(
         read_toml(config)  # for its messages
         files = [cyclopts.config.Toml(config, must_exist=True, use_commands_as_keys=False)]
     app.config = files
-    app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    code: int | None = app(
+        words, exit_on_error=False, print_error=False, result_action="return_value"
+    )
+    return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit code: 0, or 2 after one line on wrong input."""
+    """Runs a command. Returns the exit code: the command's, or 2 after one line on wrong input."""
     try:
-        app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code: int | None = app.meta(
+            arguments, exit_on_error=False, print_error=False, result_action="return_value"
+        )
     except cyclopts.CycloptsError as error:
         message = " ".join(str(error).split())
     except (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError) as error:
@@ -297,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"unet-fast: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130
     else:
-        return 0
+        return code or 0
     print(f"unet-fast: {message}", file=sys.stderr)
     return 2
 

@@ -37,13 +37,18 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     """
     of_images, of_labels = ({f.stem: f for f in list_images(d)} for d in (images, labels))
     for one, other, folder in ((of_images, of_labels, labels), (of_labels, of_images, images)):
-        missing = sorted(one.keys() - other.keys())
+        missing = unpaired(one, other)
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(
-                f"{folder}: must hold a partner of {one[missing[0]]}{more}, got none of that name"
+                f"{folder}: must hold a partner of {missing[0]}{more}, got none of that name"
             )
     return [(of_images[stem], of_labels[stem]) for stem in sorted(of_images)]
+
+
+def unpaired(one: dict[str, Path], other: dict[str, Path]) -> list[Path]:
+    """The files of one folder, by stem, that the other has no partner of."""
+    return [one[stem] for stem in sorted(one.keys() - other.keys())]
 
 
 def load_samples(images: Path, labels: Path, classes: Path | None = None) -> list[Sample]:
@@ -63,14 +68,23 @@ def load_samples(images: Path, labels: Path, classes: Path | None = None) -> lis
             class_map = read_labels(class_path)
             check_size(image_path, samples[i].labels.shape, class_path, class_map.shape)
             samples[i] = replace(samples[i], classes=class_map)
+    return fit_all_channels(samples)
+
+
+def fit_all_channels(samples: list[Sample]) -> list[Sample]:
+    """Gives all images one number of channels, where grey images were saved as colour.
+
+    Raises:
+        ValueError: If they differ otherwise.
+    """
     grey = all(len(fit_channels(s.image, 1)) == 1 for s in samples)
     channels = 1 if grey else max(len(s.image) for s in samples)
     samples = [replace(s, image=fit_channels(s.image, channels)) for s in samples]
     for sample in samples:
         if len(sample.image) != channels:
             raise ValueError(
-                f"{images}: images must have the same channels, got {channels} and, in "
-                f"{sample.name}, {len(sample.image)}"
+                f"images must have the same channels, got {channels} and, in {sample.name}, "
+                f"{len(sample.image)}"
             )
     return samples
 

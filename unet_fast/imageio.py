@@ -70,6 +70,20 @@ def read_labels(path: Path) -> NDArray[np.int32]:
     return result
 
 
+def is_palette(path: Path) -> bool:
+    """Whether the pixels of a file are numbers of colours in a palette."""
+    try:
+        with Image.open(path) as picture:
+            return picture.mode in ("P", "PA")
+    except (OSError, ValueError):
+        return False
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether a file is of a kind that does not keep pixel values."""
+    return path.suffix.lower() in (".jpg", ".jpeg")
+
+
 def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
     """Writes an instance or class map as PNG, 8 bit or, for larger ids, 16 bit.
 

@@ -115,11 +115,11 @@ def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, t
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
-    objects = 0.6 * instance_colours(labels)
-    objects[outlines(labels)] = instance_colours(labels)[outlines(labels)]
-    objects[(labels > 0) & (target == 0)] = 1.0
-    objects[target == IGNORED] = 0.4
-    _show(left, objects, f"{_count(labels)} objects, the ridge between them white")
+    _show(
+        left,
+        _object_colours(labels, target),
+        f"{_count(labels)} objects, the ridge between them white",
+    )
     _show(right, weights, "weights", cmap="magma", vmin=0)
     figure.colorbar(right.images[0], ax=right, shrink=0.8)
     for axes in (left, right):
@@ -177,6 +177,26 @@ def draw_tiles(path: Path, panels: Sequence[tuple[Gray, Labels, Gray]]) -> None:
     _save(figure, path)
 
 
+def draw_samples(path: Path, panels: Sequence[tuple[str, Gray, Labels, Labels, Gray]]) -> None:
+    """Draws annotated images as training would use them.
+
+    Args:
+        path: The PNG to write.
+        panels: Of each image: its name, pixels, (H, W), in about [0, 1], instances, (H, W), target
+            classes, (H, W), and weights, (H, W).
+    """
+    figure = Figure(figsize=(11, 3.5 * len(panels) + 0.5), layout="constrained")
+    figure.suptitle("image and outlines; objects, the ridge between them white; weights")
+    for row, (name, image, labels, target, weights) in zip(
+        figure.subplots(len(panels), 3, squeeze=False), panels, strict=True
+    ):
+        _show(row[0], _with_outlines(image, labels), name)
+        _show(row[1], _object_colours(labels, target), f"{_count(labels)} objects")
+        _show(row[2], weights, "weights", cmap="magma", vmin=0)
+        figure.colorbar(row[2].images[0], ax=row[2], shrink=0.8)
+    _save(figure, path)
+
+
 def draw_previews(
     path: Path, panels: Sequence[tuple[str, Gray, Labels, Gray, Labels, Labels]], title: str
 ) -> None:
@@ -220,7 +240,8 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             points = [(s, v) for s, v in points if v is not None]
             if points:
                 label = {"loss": "validation", "iou": "pixel IoU", "seg": "SEG"}[name]
-                axes.plot(*zip(*points, strict=True), ".-", label=label)
+                colour = {"loss": "C1", "iou": "C0", "seg": "C2"}[name]
+                axes.plot(*zip(*points, strict=True), ".-", label=label, color=colour)
     left.legend(fontsize="small")
     middle.set(title="validation", xlabel="step", ylim=(0, 1))
     if middle.lines:
@@ -246,6 +267,15 @@ def _draw_scale_bar(axes: Axes, width: int, height: int) -> None:
     axes.text(
         ends.mean(), y - 0.02 * height, f"{length} px", color="white", ha="center", va="bottom"
     )
+
+
+def _object_colours(labels: Labels, target: Labels) -> NDArray[np.floating]:
+    """Objects with bright outlines, the ridge between them white, ignored pixels grey."""
+    objects = 0.6 * instance_colours(labels)
+    objects[outlines(labels)] = instance_colours(labels)[outlines(labels)]
+    objects[(labels > 0) & (target == 0)] = 1.0
+    objects[target == IGNORED] = 0.4
+    return objects
 
 
 def _draw_legend(axes: Axes, confused: bool = False) -> None:

@@ -32,6 +32,10 @@ class Processes:
             dist.all_reduce(x)
         return x
 
+    def meet(self, device: torch.device) -> None:
+        """Waits until all processes are here."""
+        self.add(torch.zeros((), device=device))
+
 
 @contextmanager
 def joined_processes(device: torch.device) -> Iterator[Processes]:

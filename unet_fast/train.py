@@ -112,7 +112,8 @@ def train(config: TrainConfig) -> UNet:
         if resumed:
             run.resume()
         run.loop()
-    return load_model(config.out, device=device)
+        processes.meet(device)  # the model is written
+        return load_model(config.out, device=device)
 
 
 class _Run:
@@ -374,7 +375,8 @@ def _settled(config: TrainConfig, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             if config.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                if device.type == "cuda":  # asked for by cuBLAS
+                    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = not config.deterministic
             yield
@@ -471,7 +473,7 @@ def _score(progress: Progress, scores: dict[str, float | None], by: str) -> bool
 
 def _lost(error: RuntimeError, processes: Processes, step: int) -> RuntimeError | None:
     """What to say where another process is gone; None of other errors."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
     talk = isinstance(error, torch.distributed.DistError) or "gloo" in reason
     if processes.count == 1 or not talk:
         return None

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .imageio import make_folder, replace_file
@@ -343,9 +343,10 @@ def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     wanted = f"{file}: must hold {kind}"
     try:
-        with safe_open(file, framework="pt") as content:
-            text = (content.metadata() or {}).get(_KEY)
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        content = file.read_bytes()  # not mapped: the file may change while the tensors live
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        text = header.get("__metadata__", {}).get(_KEY)
         description = json.loads(text) if text else None
     except FileNotFoundError:
         raise ValueError(f"{wanted}, but there is no such file") from None
