@@ -263,7 +263,7 @@ class _Run:
             scores = self.network(tiles.contiguous(memory_format=torch.channels_last))
         ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
         # Divided by the sum over all processes: the mean of their means would be something else.
-        loss = ce / processes.add(_divisor(config.loss_reduction, target, weights))
+        loss = ce / _divisor(config.loss_reduction, target, weights, processes)
         self.scaler.scale(loss * processes.count).backward()  # processes take means of gradients
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -445,13 +445,15 @@ def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _divisor(reduction: str, target: Tensor, weights: Tensor) -> Tensor:
-    """What the sum of the loss is divided by; never 0."""
-    if reduction == "weighted_mean":
-        return weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+def _divisor(
+    reduction: str, target: Tensor, weights: Tensor, processes: Processes
+) -> Tensor | float:
+    """What the sum of the loss is divided by, that of all processes; never 0."""
+    if reduction == "sum":
+        return 1.0
     if reduction == "mean":
-        return (target != IGNORED).sum().clamp_min(1).to(weights.dtype)
-    return weights.new_ones(())
+        return processes.add((target != IGNORED).sum().to(weights.dtype)).clamp_min(1)
+    return processes.add(weights.sum()).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def _score(progress: Progress, scores: dict[str, float | None], by: str) -> bool:
