@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import usable_device
 from PIL import Image
 from runs import config, discs_in, options
 
@@ -25,6 +26,8 @@ from unet_fast import (
 )
 from unet_fast.cli import app, main
 from unet_fast.dataset import Dataset
+from unet_fast.processes import Processes
+from unet_fast.validation import evaluate
 
 
 @pytest.fixture
@@ -239,6 +242,132 @@ def test_settings_reach_the_loss(discs, tmp_path):
     assert not torch.equal(plain.head.weight, bordered.head.weight)
 
 
+def test_stops_early(discs, tmp_path):
+    """A learning rate of nearly nothing: no evaluation is better than the first."""
+    changes = {"steps": 50, "evaluate_every": 2, "patience": 3, "learning_rate": 1e-30}
+    train(config(discs, tmp_path / "run", **changes))
+    assert [row["step"] for row in data_rows(tmp_path)] == list(range(1, 9))
+    train(config(discs, tmp_path / "run", resume=True, **changes))
+    assert len(data_rows(tmp_path)) == 8
+
+
+def data_rows(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("by", "best"), [("iou", max), ("seg", max), ("loss", min)])
+def test_best_and_last_models(discs, tmp_path, by, best):
+    """The best evaluation's model is kept, by whatever is asked for, and the last."""
+    changes = {"steps": 8, "evaluate_every": 2, "learning_rate": 0.05, "momentum": 0.5}
+    changes |= {"precision": "float32", "best_by": by, "schedule": "constant"}
+    model = train(config(discs, tmp_path / "run", **changes))
+    scores = [row["validation"] for row in data_rows(tmp_path) if "validation" in row]
+    (name,) = json.loads((tmp_path / "run" / "split.json").read_text())["validation"]
+    kept = [s for s in data.load_samples(*discs) if s.name == name]
+    files = Dataset(
+        kept,
+        data.number_objects(kept, "instances", None),
+        BorderWeights(),
+        torch.device("cpu"),
+        math.inf,
+    )
+    found = evaluate(load_model(tmp_path / "run"), files, "weighted_mean", Processes())
+    wanted = best(s[by] for s in scores)
+    if by != "loss":  # whose class weights are those of the training images
+        assert found[by] == pytest.approx(wanted)
+    last = load_model(tmp_path / "run" / "last.safetensors")
+    found = evaluate(last, files, "weighted_mean", Processes())
+    assert found["iou"] == pytest.approx(scores[-1]["iou"])
+    same = torch.equal(last.head.bias, model.head.bias)
+    assert same == ([s[by] for s in scores].index(wanted) == len(scores) - 1)  # the first of equals
+
+
+def test_the_mean_of_the_weights_is_the_model(discs, tmp_path):
+    """ema 0.5 over two steps: the first is taken as it is, the second counts half."""
+    changes = {"validation": 0, "evaluate_every": 1, "dropout": 0, "schedule": "constant"}
+    changes |= {"warmup": 0, "precision": "float32"}
+    one, two = (
+        train(config(discs, tmp_path / f"{n}", steps=n, **changes)).state_dict() for n in (1, 2)
+    )
+    mean = train(config(discs, tmp_path / "mean", steps=2, ema=0.5, **changes)).state_dict()
+    for name, x in mean.items():
+        torch.testing.assert_close(x, 0.5 * (one[name] + two[name]))
+
+
+def test_clips_the_gradient(discs, tmp_path):
+    changes = {"steps": 1, "warmup": 0, "dropout": 0, "precision": "float32", "validation": 0}
+    changes |= {"learning_rate": 1.0, "momentum": 0.0}
+    torch.manual_seed(0)
+    start = UNet(base_channels=4, depth=2, dropout=0).state_dict()
+    moved = train(config(discs, tmp_path / "run", clip_gradient=0.01, **changes)).state_dict()
+    norm = math.sqrt(sum(float((moved[k] - x).square().sum()) for k, x in start.items()))
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert data_rows(tmp_path)[0]["gradient_norm"] > 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_schedule(discs, tmp_path, optimizer):
+    settings = config(discs, tmp_path, steps=100, optimizer=optimizer)
+    peak = {"sgd": 2e-3, "adam": 3e-4, "adamw": 3e-4}[optimizer]
+    rates = [settings.rate(step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(peak / 10)
+    assert max(rates) == rates[9] == peak
+    assert rates[55] == pytest.approx(peak / 2, rel=0.05)
+    assert 0 < rates[99] < peak / 100
+    constant = config(discs, tmp_path, steps=100, schedule="constant", warmup=0, learning_rate=1)
+    assert {constant.rate(step) for step in range(1, 101)} == {1}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+def test_compiled_network(discs, tmp_path):
+    changes = {"steps": 2, "precision": "float32", "dropout": 0, "depth": 1, "tile": 16}
+    plain = train(config(discs, tmp_path / "a", **changes)).state_dict()
+    compiled = train(config(discs, tmp_path / "b", compile=True, **changes)).state_dict()
+    for name, x in plain.items():
+        torch.testing.assert_close(compiled[name], x, rtol=1e-4, atol=1e-6)
+
+
+def test_tensorboard(discs, tmp_path, monkeypatch, capsys):
+    train(config(discs, tmp_path / "run", tensorboard=True))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    losses = [e.value for e in events.Scalars("loss")]
+    assert losses == pytest.approx([row["loss"] for row in data_rows(tmp_path)])
+    assert [e.step for e in events.Scalars("validation/iou")] == [3]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
+    call = [*arguments(discs, tmp_path / "other"), "--tensorboard"]
+    check_fails(
+        capsys, call, "tensorboard must be installed (pip install 'unet_fast[tensorboard]')"
+    )
+
+
+def test_pictures_of_a_run(discs, tmp_path):
+    train(config(discs, tmp_path / "run", steps=4, evaluate_every=2, previews=2))
+    pictures = sorted((tmp_path / "run" / "previews").iterdir())
+    assert [f.name for f in pictures] == ["step_000002.png", "step_000004.png", "tiles.png"]
+    for file in (*pictures, tmp_path / "run" / "curves.png"):
+        assert np.asarray(Image.open(file)).std() > 10
+
+
+def test_on_cuda(tmp_path, discs):
+    """The same run streamed, deterministic and as a CUDA graph."""
+    usable_device("cuda")
+    changes = {"steps": 8, "device": "cuda", "precision": "float32", "dropout": 0, "momentum": 0.9}
+    plain = train(config(discs, tmp_path / "plain", deterministic=True, **changes))
+    again = train(config(discs, tmp_path / "again", deterministic=True, **changes))
+    streamed = config(discs, tmp_path / "streamed", deterministic=True, data_budget=0, **changes)
+    graph = train(config(discs, tmp_path / "graph", cuda_graph=True, **changes)).state_dict()
+    other = train(streamed).state_dict()
+    for name, x in plain.state_dict().items():
+        assert torch.equal(again.state_dict()[name], x)
+        assert torch.equal(other[name], x)
+        torch.testing.assert_close(graph[name], x, rtol=1e-3, atol=1e-4)
+    train(config(discs, tmp_path / "half", **changes | {"precision": "float16"}))
+    train(config(discs, tmp_path / "compiled", compile=True, **changes))
+
+
 # The command line. Every mistake gets one line on standard error and exit code 2.
 
 
@@ -356,6 +485,21 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     check_fails(capsys, arguments(discs, out, "--learning-rate", "-1"), "must be > 0, got -1")
     check_fails(capsys, arguments(discs, out, "--device", "tpu"), "device must be")
     check_fails(capsys, arguments(discs, out, "--device", "cuda:9"), "device must be present")
+    check_fails(capsys, arguments(discs, out, "--validation", "1"), "validation must be in [0, 1)")
+    check_fails(capsys, arguments(discs, out, "--ema", "1"), "ema must be in (0, 1), got 1")
+    check_fails(capsys, arguments(discs, out, "--patience", "0"), "patience must be >= 1, got 0")
+    check_fails(capsys, arguments(discs, out, "--optimizer", "lion"), "lion")
+    check_fails(capsys, [*arguments(discs, out), "--cuda-graph"], "cuda_graph must be off but for")
+    broken = tmp_path / "broken.toml"
+    for text, message in (
+        ("steps = ", f"{broken}: must be a TOML file: Invalid value"),
+        ("stepps = 3", "stepps"),
+        ("steps = 0", "steps must be >= 1, got 0"),
+    ):
+        broken.write_text(text)
+        call = ["train", *map(str, discs), "--out", str(out), "--config", str(broken)]
+        check_fails(capsys, call, message)
+    check_fails(capsys, [*call[:-1], str(tmp_path / "no.toml")], "no.toml: no such file")
     check_fails(capsys, arguments(discs, out, "--unknown", "1"), "--unknown")
     check_fails(capsys, ["train"], "requires an argument")
     check_fails(capsys, ["nonsense"], "nonsense")

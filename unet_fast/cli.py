@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
+import numpy as np
 import torch
 from cyclopts import Parameter
 from tqdm import tqdm
@@ -169,7 +170,8 @@ def predict(
     out:
         Folder for the predictions, which are named like the images; made if it is missing.
     output:
-        instances and labels are written as PNG, probabilities and scores as TIFF.
+        instances and labels (classes, with the values of the training labels) are written as PNG,
+        probabilities and scores as TIFF.
     device:
         auto (CUDA if there is one), cpu, cuda or cuda:N.
     overwrite:
@@ -187,6 +189,8 @@ def predict(
             result = predict_image(model, image, output=output).numpy()
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+        if output == "labels" and model.class_values is not None:
+            result = np.asarray(model.class_values)[result]  # as in the training labels
         if suffix == ".png":
             write_labels(path, result)
         else:

@@ -190,6 +190,8 @@ class _Run:
         )
         with _interruption() as interrupted, bar, _log(out, first, progress.step) as log:
             for step in range(progress.step + 1, config.steps + 1):
+                if config.patience is not None and progress.since_best >= config.patience:
+                    break
                 rate = config.rate(step)
                 _set_rate(self.optimizer, rate)
                 shapes = self.input_shape, self.label_shape
@@ -241,8 +243,6 @@ class _Run:
                     raise KeyboardInterrupt(
                         f"stopped after step {step}, which is saved; go on with resume"
                     )
-                if config.patience is not None and progress.since_best >= config.patience:
-                    break
             if first and not (out / LAST).exists():  # resumed when all was done but this
                 self._save()
         if writer is not None:
