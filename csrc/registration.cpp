@@ -23,12 +23,13 @@ STABLE_TORCH_LIBRARY(unet_fast, m) {
       "float halo, float halo_sigma, float[] spacing) -> (Tensor, Tensor)");
   // displacement (N, 2, P, Q), affine (N, 2, 3), offset (N, 2): float32 or float64; gray_curve:
   // float64 for float64 images, else float32; orders: one for each channel; grid and boundary:
-  // numbers of numerics.h; scales: grid cells per pixel along each axis. Returns (image, labels).
+  // numbers of numerics.h; scales: grid cells per pixel along each axis; source (N,): int64, the
+  // image that each sample reads, or None for its own. Returns (image, labels).
   m.def(
       "elastic_deform(Tensor image, Tensor? displacement, Tensor? affine, Tensor? offset, "
       "Tensor? labels, Tensor? gray_curve, int[] orders, int grid, bool spans_input, "
-      "float[] scales, int boundary, float cval, int[] output_shape, int[] label_shape) "
-      "-> (Tensor, Tensor)");
+      "float[] scales, int boundary, float cval, int[] output_shape, int[] label_shape, "
+      "Tensor? source) -> (Tensor, Tensor)");
   // Returns the derivatives in image and, float64, displacement; what is not asked for is empty.
   m.def(
       "elastic_deform_backward(Tensor grad, Tensor image, Tensor? displacement, Tensor? affine, "

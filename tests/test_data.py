@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from runs import config, discs_in, options
 
-from unet_fast import BorderWeights, imageio, load_model, train
+from unet_fast import Augmentation, BorderWeights, imageio, load_model, train
 from unet_fast.checkpoint import read_log
 from unet_fast.cli import main
 from unet_fast.data import (
@@ -101,18 +101,18 @@ def test_targets_of_classes_and_ignored_pixels():
     objects = number_objects([one], "semantic", 200)
     weights = BorderWeights(class_weight=(1, 1, 3), ignore_label=200)
     data = Dataset([one], objects, weights, torch.device("cpu"), math.inf)
-    target, w = data.targets(data.labels[0][None])
+    target, w = data.targets(data.sample(0)[1][None])
     assert target[0, 5, 5] == 1
     assert target[0, 5, 15] == 2
     assert (target[0, 15:] == 255).all()
     assert (w[0, 15:] == 0).all()
     assert w[0, 5, 15] == 3
     assert w[0, 5, 10] == pytest.approx(1)  # distances are those of a class by itself
-    assert torch.equal(data.classes(data.labels[0]), target[0])
+    assert torch.equal(data.classes(data.sample(0)[1]), target[0])
     plain = Dataset(
         [one], number_objects([one], "instances", 200), weights, torch.device("cpu"), math.inf
     )
-    assert (plain.classes(plain.labels[0])[15:] == 255).all()
+    assert (plain.classes(plain.sample(0)[1])[15:] == 255).all()
 
 
 def test_streamed_data_are_the_same():
@@ -125,6 +125,42 @@ def test_streamed_data_are_the_same():
     assert resident.resident
     for a, b in zip(streamed.sample(0), resident.sample(0), strict=True):
         assert torch.equal(a, b)
+
+
+def test_one_pass_cuts_the_tiles_of_images_of_one_size(monkeypatch):
+    """Images of three sizes: three passes at most, and the same tiles as one by one."""
+    rng = np.random.default_rng(0)
+    sizes = [(30, 40), (50, 20), (30, 40), (60, 60), (50, 20), (30, 40)]
+    samples = [
+        Sample(str(i), rng.random((2, *s)).astype(np.float32), rng.integers(0, 9, s, np.int32))
+        for i, s in enumerate(sizes)
+    ]
+    objects = Objects([s.labels for s in samples], None, None)
+    calls = []
+    augmentation = Augmentation()
+    apply = Augmentation.apply
+    monkeypatch.setattr(Augmentation, "apply", lambda *a, **k: calls.append(a) or apply(*a, **k))
+    shapes = (28, 28), (12, 12)
+    results = []
+    for budget in (0, math.inf):
+        data = Dataset(samples, objects, BorderWeights(), torch.device("cpu"), budget)
+        drawn = data.draw(augmentation, 12, *shapes, seed=0, step=1)
+        calls.clear()
+        results.append(data.cut(augmentation, drawn, *shapes))
+        assert len(calls) == (3 if budget else 6)
+    for n, file in enumerate(drawn.files):
+        tile, labels = apply(
+            augmentation,
+            data.sample(file)[0][None],
+            data.sample(file)[1][None],
+            drawn.parameters[n : n + 1],
+            output_shape=shapes[0],
+            label_shape=shapes[1],
+            offset=drawn.offset[n : n + 1],
+        )
+        for images, ids in results:
+            assert torch.equal(images[n], tile[0])
+            assert torch.equal(ids[n], labels[0])
 
 
 def test_split():

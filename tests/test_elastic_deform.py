@@ -377,6 +377,45 @@ def test_equals_the_reference_in_float64(device, rng):
         assert torch.equal(results[1].cpu(), expected[1])
 
 
+def with_sources(rng, image, labels):
+    """More images and labels, and which of them each sample reads: the same ones as before."""
+    n, m = len(image), int(rng.integers(len(image), 5))
+    source = torch.from_numpy(rng.permutation(m)[:n].copy())
+    images = torch.rand(m, *image.shape[1:], dtype=torch.float64).to(image.dtype)
+    if image.stride(1) == 1 and image.shape[1] > 1:
+        images = images.contiguous(memory_format=torch.channels_last)
+    many = torch.zeros(m, *labels.shape[1:], dtype=labels.dtype)
+    for k, s in enumerate(source.tolist()):
+        images[s] = image[k]
+        many[s] = labels[k]
+    return images, many, source
+
+
+def test_source(deform, rng):
+    """Samples read the images that they are told to, as if those had been picked before."""
+    for _ in range(40):
+        image, options = random_case(rng, torch.float64)
+        expected = deform(image, **options)
+        images, labels, source = with_sources(rng, image, options.pop("labels"))
+        source = source.to(torch.int32) if rng.random() < 0.5 else source
+        results = deform(images, labels=labels, source=source, **options)
+        for a, b in zip(results, expected, strict=True):
+            assert torch.equal(a, b)
+    one = torch.rand(3, 1, 5, 6)
+    again = deform(one, source=torch.tensor([2, 0, 2, 2]))
+    assert torch.equal(again, one[[2, 0, 2, 2]])
+    assert deform(one, source=torch.zeros(0, dtype=torch.int64)).shape == (0, 1, 5, 6)
+
+
+@pytest.mark.parametrize("source", [[0, 3], [-1]], ids=str)
+@pytest.mark.parametrize("function", [elastic_deform, reference.elastic_deform])
+def test_source_out_of_range(function, source):
+    with pytest.raises(
+        ValueError, match=rf"source must be of images from 0 to 2, got {source[-1]}$"
+    ):
+        function(torch.zeros(3, 1, 4, 4), source=torch.tensor(source))
+
+
 @pytest.mark.parametrize("dtype", [*FLOATS[:3], torch.uint8, torch.uint16], ids=str)
 def test_equals_the_reference_in_other_types(device, rng, dtype):
     """But for the rounding of positions, which near a step may choose the other side."""
@@ -684,8 +723,12 @@ def test_cuda_kernels_on_host(host_kernels, rng, dtype):
     for _ in range(40 if dtype == torch.float64 else 10):
         image, options = random_case(rng, dtype)
         *parameters, labels, curve, settings, shape, window = native(image, options)
+        images, source = image, None
+        if rng.random() < 0.5:
+            images, labels, source = with_sources(rng, image, torch.from_numpy(labels))
+            labels, source = labels.numpy(), source.numpy()
         moved, ids = host_kernels.elastic_deform(
-            image.numpy(), *parameters, labels, curve, *settings, shape, window
+            images.numpy(), *parameters, labels, curve, *settings, shape, window, source
         )
         expected, expected_ids = elastic_deform(image, **options)
         error = np.abs(moved.astype(float) - expected.double().numpy())
@@ -736,7 +779,7 @@ def native_arguments(device):
     image = torch.rand(1, 2, 9, 10, dtype=torch.float64, device=device)
     displacement = torch.randn(1, 2, 3, 3, dtype=torch.float64, device=device)
     labels = torch.randint(0, 9, (1, 9, 10), device=device)
-    settings = ([1, 3], 0, False, [2 / 7, 2 / 8], 0, 0.0, [8, 9], [6, 5])
+    settings = ([1, 3], 0, False, [2 / 7, 2 / 8], 0, 0.0, [8, 9], [6, 5], None)
     return (image, displacement, None, None, labels, None, *settings)
 
 
@@ -744,6 +787,8 @@ def test_opcheck(device):
     arguments = native_arguments(device)
     torch.library.opcheck(OPS.elastic_deform.default, arguments)
     image, displacement, *rest = arguments
+    source = torch.zeros(1, dtype=torch.int64, device=device)
+    torch.library.opcheck(OPS.elastic_deform.default, (*arguments[:-1], source))
     arguments = (image.requires_grad_(), displacement.requires_grad_(), *rest)
     torch.library.opcheck(OPS.elastic_deform.default, arguments)
 
@@ -751,7 +796,7 @@ def test_opcheck(device):
 def test_fake_results_have_the_layout_of_real_ones(device):
     for last, size in itertools.product((False, True), ([8, 9], [1, 1])):
         image, *rest = native_arguments(device)
-        rest[-2:] = size, [1, 1]
+        rest[-3:-1] = size, [1, 1]
         image = image.contiguous(memory_format=torch.channels_last) if last else image
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake = OPS.elastic_deform(mode.from_tensor(image), *rest)
@@ -793,6 +838,13 @@ def test_what_cannot_be_differentiated_says_so():
     bytes_, d = torch.zeros(1, 1, 5, 5, dtype=torch.uint8), torch.zeros(1, 2, 1, 1)
     with pytest.raises(NotImplementedError, match="displacement must not require a gradient with"):
         elastic_deform(bytes_, d.requires_grad_())
+    source = torch.zeros(2, dtype=torch.int64)
+    for inputs in (
+        (image.clone().requires_grad_(),),
+        (image, torch.zeros(2, 2, 1, 1).requires_grad_()),
+    ):
+        with pytest.raises(NotImplementedError, match="must not require a gradient with source"):
+            elastic_deform(*inputs, source=source)
     x = image.clone().requires_grad_()
     (grad,) = torch.autograd.grad(elastic_deform(x).pow(2).sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives are not available"):
@@ -833,6 +885,17 @@ def test_what_cannot_be_differentiated_says_so():
         ({"affine": torch.zeros(1, 2, 2)}, ValueError, r"affine must have shape \(1, 2, 3\), got"),
         ({"offset": torch.zeros(2)}, ValueError, r"offset must have shape \(1, 2\), got \(2,\)"),
         ({"gray_curve": torch.zeros(1, 1, 1)}, ValueError, "at least 2 points, got 1"),
+        ({"source": torch.zeros(1)}, TypeError, "source must be integer, got torch.float32"),
+        (
+            {"source": torch.zeros(1, 1).int()},
+            ValueError,
+            r"source must have shape \(N,\), got \(1, 1\)",
+        ),
+        (
+            {"source": torch.zeros(3).int(), "offset": torch.zeros(1, 2)},
+            ValueError,
+            r"offset must have shape \(3, 2\), got \(1, 2\)",
+        ),
         ({"output_shape": (4,)}, ValueError, r"output_shape must be two sizes >= 1, got \(4,\)"),
         ({"output_shape": (0, 4)}, ValueError, r"output_shape must be two sizes >= 1"),
         ({"order": 2}, ValueError, "order must be 0, 1 or 3.*got 2"),

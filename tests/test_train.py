@@ -79,7 +79,8 @@ def ramp_set(height, width):
     sample = data.Sample("a", labels[None].astype(np.float32), labels)
     objects = data.Objects([labels], None, None)
     result = Dataset([sample], objects, BorderWeights(), torch.device("cpu"), math.inf)
-    result.images = [torch.from_numpy(labels[None]).double()]  # not normalised
+    ids = torch.from_numpy(labels)[None]
+    result.stacks = [(ids[:, None].double(), ids)]  # not normalised
     return result
 
 

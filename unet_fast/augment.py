@@ -28,7 +28,7 @@ class AugmentationParameters:
     def __len__(self) -> int:
         return len(self.affine)
 
-    def __getitem__(self, samples: slice) -> "AugmentationParameters":
+    def __getitem__(self, samples: slice | list[int]) -> "AugmentationParameters":
         """Those of some of the samples."""
         curve = self.gray_curve
         return AugmentationParameters(
@@ -235,12 +235,14 @@ class Augmentation:
         order: int | Sequence[int] = 1,
         boundary: str = "mirror",
         riders: int = 0,
+        source: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Deforms images and labels by drawn parameters, in one pass.
 
         Args:
-            image: (N, C, H, W), floating point, grey values about [0, 1], or uint8 or uint16.
-            labels: (N, H, W), integer, or None.
+            image: (N, C, H, W), floating point, grey values about [0, 1], or uint8 or uint16; with
+                `source`, any number of images.
+            labels: (N, H, W), integer, or None; as many as images.
             parameters: From :meth:`draw`, for N samples of `output_shape`.
             output_shape: See :func:`elastic_deform`; so are `label_shape` and `offset`.
             label_shape: Spatial shape of the label output.
@@ -249,6 +251,7 @@ class Augmentation:
             boundary: What lies outside the image.
             riders: So many channels at the end, weight maps for instance, keep their values: they
                 have no grey curve, and `parameters` none for them.
+            source: (N,), integer, which image each sample is made of; None: each its own.
 
         Returns:
             (image, labels); labels None if none were given.
@@ -272,6 +275,7 @@ class Augmentation:
             offset=None if offset is None else offset.to(device),
             order=order,
             boundary=boundary,
+            source=None if source is None else source.to(device),
         )
         return result if isinstance(result, tuple) else (result, None)
 

@@ -58,7 +58,7 @@ class Dataset:
         objects: Their labels, numbered.
         weights: How labels become targets and weights; "balanced" should have been counted.
         device: Where the network is.
-        budget: Bytes that images and labels may take on a GPU; if they take more, they stay in
+        budget: Bytes that images and labels may take on the device; if they take more, they stay in
             pinned memory of the host, and each image goes to the GPU when a tile of it is drawn.
     """
 
@@ -71,31 +71,49 @@ class Dataset:
         budget: float,
     ) -> None:
         self.names = [s.name for s in samples]
+        self.shapes = [x.shape for x in objects.labels]
+        self.channels = len(samples[0].image) if samples else 1
         self.device = device
         self.num_classes = objects.num_classes
-        self.images = [torch.from_numpy(normalise(s.image)) for s in samples]
-        self.labels = [torch.from_numpy(x) for x in objects.labels]
         self.table = None if objects.table is None else torch.from_numpy(objects.table).to(device)
         # The numbers of objects tell which pixels are ignored, where there is a table of them.
         self.weights = weights if self.table is None else replace(weights, ignore_label=None)
-        both = (*self.images, *self.labels)
-        self.resident = sum(x.numel() * x.element_size() for x in both) <= budget
-        if device.type == "cuda":
-            self.images = [self._placed(x) for x in self.images]
-            self.labels = [self._placed(x) for x in self.labels]
+        pixels = sum(h * w for h, w in self.shapes)
+        self.resident = pixels * (4 * self.channels + 4) <= budget
+        # Images of one size lie in one stack, out of which a single pass cuts the tiles of a step;
+        # streamed ones each in a stack of their own.
+        self.places: list[tuple[int, int]] = []
+        keys = [shape if self.resident else i for i, shape in enumerate(self.shapes)]
+        stacks = {key: (list[Tensor](), list[Tensor]()) for key in keys}
+        order = {key: k for k, key in enumerate(stacks)}
+        for key, sample, ids in zip(keys, samples, objects.labels, strict=True):
+            self.places.append((order[key], len(stacks[key][0])))
+            stacks[key][0].append(torch.from_numpy(normalise(sample.image)))
+            stacks[key][1].append(torch.from_numpy(ids))
+        self.stacks = [(self._placed(x), self._placed(y)) for x, y in stacks.values()]
 
-    def _placed(self, x: Tensor) -> Tensor:
-        return x.to(self.device) if self.resident else x.pin_memory()
+    def _placed(self, parts: list[Tensor]) -> Tensor:
+        stack = torch.stack(parts)
+        if self.device.type != "cuda":
+            return stack
+        return stack.to(self.device) if self.resident else stack.pin_memory()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.names)
+
+    def _stack(self, k: int) -> tuple[Tensor, Tensor]:
+        """Images, (M, C, H, W), and labels, (M, H, W), on the device."""
+        images, labels = self.stacks[k]
+        return (
+            images.to(self.device, non_blocking=True),
+            labels.to(self.device, non_blocking=True),
+        )
 
     def sample(self, i: int) -> tuple[Tensor, Tensor]:
         """An image, (C, H, W), and its labels, (H, W), on the device."""
-        return (
-            self.images[i].to(self.device, non_blocking=True),
-            self.labels[i].to(self.device, non_blocking=True),
-        )
+        stack, row = self.places[i]
+        images, labels = self._stack(stack)
+        return images[row], labels[row]
 
     def classes(self, labels: Tensor) -> Tensor:
         """The class of every pixel: 0 background, 255 ignored; no ridge."""
@@ -114,7 +132,7 @@ class Dataset:
 
     def balanced(self) -> None:
         """Counts the class weights "balanced" over all labels."""
-        labels = [x.to(self.device) for x in self.labels]
+        labels = [self.sample(i)[1] for i in range(len(self))]
         classes = None if self.table is None else [self.table[x] for x in labels]
         self.weights = self.weights.balanced(labels, classes)
 
@@ -151,12 +169,12 @@ class Dataset:
         generator = generator_of(seed, 1, step)
         offset = torch.empty(count, 2)
         for n, file in enumerate(files):
-            for axis, side in enumerate(self.labels[file].shape):
+            for axis, side in enumerate(self.shapes[file]):
                 room = side - label_shape[axis]
                 low, high = min(room, 0), max(room, 0)
                 position = torch.randint(low, high + 1, (), generator=generator)
                 offset[n, axis] = position - (input_shape[axis] - label_shape[axis]) // 2
-        shape = (len(self.images[0]), *input_shape)
+        shape = (self.channels, *input_shape)
         return Tiles(files, offset, augmentation.draw(count, shape, generator=generator))
 
     def cut(
@@ -166,25 +184,31 @@ class Dataset:
         input_shape: Sequence[int],
         label_shape: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
-        """Cuts tiles out of their images and deforms them, in one pass each.
+        """Cuts tiles out of their images and deforms them: one pass for images of one size.
 
         Returns:
             The image tiles, (N, C, *input_shape), and the labels of their centres,
             (N, *label_shape).
         """
-        parts = []
+        groups: dict[int, list[int]] = {}
         for n, file in enumerate(tiles.files):
-            image, labels = self.sample(file)
-            one = slice(n, n + 1)
-            parts.append(
-                augmentation.apply(
-                    image[None],
-                    labels[None],
-                    tiles.parameters[one],
-                    output_shape=input_shape,
-                    label_shape=label_shape,
-                    offset=tiles.offset[one],
-                )
+            groups.setdefault(self.places[file][0], []).append(n)
+        parts = []
+        for stack, members in groups.items():
+            images, labels = self._stack(stack)
+            rows = [self.places[tiles.files[n]][1] for n in members]
+            cut = augmentation.apply(
+                images,
+                labels,
+                tiles.parameters[members],
+                output_shape=input_shape,
+                label_shape=label_shape,
+                offset=tiles.offset[members],
+                source=torch.tensor(rows),
             )
-        images, labels_of = zip(*parts, strict=True)
-        return torch.cat(images), torch.cat(labels_of)
+            parts.append(cut)
+        tiles_of, labels_of = zip(*parts, strict=True)
+        if len(parts) == 1:
+            return tiles_of[0], labels_of[0]
+        back = torch.tensor([n for members in groups.values() for n in members]).argsort()
+        return torch.cat(tiles_of)[back], torch.cat(labels_of)[back]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from ._library import HAS_CUDA
@@ -35,6 +36,8 @@ from .validation import evaluate
 
 CONFIG, SPLIT = "config.toml", "split.json"
 """Files of a run: its settings, and which files it trains on."""
+SPAN = "unet_fast:"
+"""What the names of the parts of a step begin with in a profile of torch.profiler."""
 
 
 def train(config: TrainConfig) -> UNet:
@@ -198,7 +201,8 @@ class _Run:
                 drawn = self.train_set.draw(
                     config.augmentation, count, *shapes, seed=config.seed, step=step
                 )
-                tiles, labels = self.train_set.cut(config.augmentation, drawn[mine], *shapes)
+                with record_function(f"{SPAN} tiles"):
+                    tiles, labels = self.train_set.cut(config.augmentation, drawn[mine], *shapes)
                 if step == 1 and first and config.previews:
                     self._draw_tiles(tiles, labels)
                 torch.manual_seed(seed_of(config.seed, 2, step, processes.rank))  # for dropout
@@ -255,32 +259,36 @@ class _Run:
             This process's share of the loss of all, and the norm of the gradient.
         """
         config, processes = self.config, self.processes
-        target, weights = self.train_set.targets(labels)
+        with record_function(f"{SPAN} weights"):
+            target, weights = self.train_set.targets(labels)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
+        with record_function(f"{SPAN} network"), self._autocast():
             scores = self.network(tiles.contiguous(memory_format=torch.channels_last))
-        ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
-        # Divided by the sum over all processes: the mean of their means would be something else.
-        loss = ce / _divisor(config.loss_reduction, target, weights, processes)
-        self.scaler.scale(loss * processes.count).backward()  # processes take means of gradients
-        self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if config.clip_gradient is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, config.clip_gradient, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        with record_function(f"{SPAN} loss"):
+            ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
+            # Divided by the sum over all processes: the mean of their means is something else.
+            loss = ce / _divisor(config.loss_reduction, target, weights, processes)
+        with record_function(f"{SPAN} backward"):  # processes take means of gradients
+            self.scaler.scale(loss * processes.count).backward()
+        with record_function(f"{SPAN} optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if config.clip_gradient is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, config.clip_gradient, norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
         return loss.detach(), norm
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
     def _evaluate(self) -> dict[str, float | None]:
         reduction = self.config.loss_reduction
-        with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
+        with self._autocast():
             return evaluate(self.product, self.validation_set, reduction, self.processes)
 
     def _save(self) -> None:
@@ -317,9 +325,7 @@ class _Run:
         panels = []
         for i in range(min(self.config.previews, len(data))):
             image, labels = data.sample(i)
-            with torch.autocast(
-                self.device.type, self.precision, enabled=self.precision != torch.float32
-            ):
+            with self._autocast():
                 scores = scores_of(self.product, image, self.device)
             truth = data.classes(labels).cpu()
             found = scores.argmax(0).masked_fill(truth == IGNORED, 0)

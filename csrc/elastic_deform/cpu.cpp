@@ -401,7 +401,7 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
   const bool none = !wanted || std::find(orders.begin(), orders.end(), 3) == orders.end();
   const Sides sides = in.input;
   const int64_t pitch = sides.columns + 2, size = none ? 0 : (sides.rows + 2) * pitch;
-  Coefficients<A> result{new_tensor(image, {in.images * in.channels * size},
+  Coefficients<A> result{new_tensor(image, {in.sources * in.channels * size},
                                     std::is_same_v<A, double> ? aoti_torch_dtype_float64()
                                                               : aoti_torch_dtype_float32()),
                          sides};
@@ -410,7 +410,7 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
   const Strides strides = strides_to_read(image, "image");
   const T* const data = image.const_data_ptr<T>();
   const auto smooth = [&](int64_t plane) { return orders[plane % in.channels] == 3; };
-  const auto planes = in.images * in.channels;
+  const auto planes = in.sources * in.channels;
   // Along columns of pixels, kLines side by side, straight from the image.
   const int64_t strips = (sides.columns + kLines - 1) / kLines;
   torch::stable::parallel_for(0, planes * strips, 1, [&](int64_t begin, int64_t end) {
@@ -490,10 +490,12 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
   const T* const data = image.const_data_ptr<T>();
   T* const result = out.mutable_data_ptr<T>();
   const Strides ids = labels ? strides_to_read(*labels, "labels") : Strides{};
+  const int64_t* const source = in.source ? in.source->const_data_ptr<int64_t>() : nullptr;
   deformation.run([&](int64_t n, std::span<const Piece>, Block<A>& block) {
     deformation.find(block);
+    const int64_t s = source != nullptr ? source[n] : n;
     const auto label_plane =
-        Plane<Id>::of(labels ? static_cast<const Id*>(labels->data_ptr()) + n * ids.image : nullptr,
+        Plane<Id>::of(labels ? static_cast<const Id*>(labels->data_ptr()) + s * ids.image : nullptr,
                       ids.row, ids.column, in.input);
     if (labels) prefetch(label_plane, block);
     for (int64_t c = 0; c < in.channels; ++c) {
@@ -503,8 +505,8 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
       if constexpr (std::is_same_v<T, A>) {
         if (to.column == 1) value = destination;
       }
-      deformation.values(data + n * from.image + c * from.channel, from, smooth,
-                         n * in.channels + c, settings.orders[c], block, value);
+      deformation.values(data + s * from.image + c * from.channel, from, smooth,
+                         s * in.channels + c, settings.orders[c], block, value);
       if (in.gray_curve) apply(deformation.curve(n, c), block.size, value);
       if constexpr (std::is_same_v<T, A>) {
         if (to.column == 1) continue;
@@ -528,13 +530,19 @@ std::tuple<Tensor, Tensor> forward(
     const std::optional<Tensor>& labels, const std::optional<Tensor>& gray_curve,
     const std::vector<int64_t>& orders, int64_t grid, bool spans_input,
     const std::vector<double>& scales, int64_t boundary, double cval,
-    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape) {
+    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape,
+    const std::optional<Tensor>& source) {
   const Settings settings(orders, grid, spans_input, scales, boundary, cval);
-  const Operands in(image, displacement, affine, offset, gray_curve, settings);
+  const Operands in(image, displacement, affine, offset, gray_curve, settings, source);
   const Sides window = sides_of(label_shape);
-  Tensor out = new_image(image, sides_of(output_shape));
-  Tensor moved = new_labels(image, labels, sides_of(output_shape), window);
+  Tensor out = new_image(image, in.images, sides_of(output_shape));
+  Tensor moved = new_labels(image, labels, in.images, sides_of(output_shape), window);
   if (in.images * window.rows * window.columns == 0) return {out, moved};
+  for (int64_t n = 0; source && n < in.images; ++n) {
+    const int64_t s = source->const_data_ptr<int64_t>()[n];
+    STD_TORCH_CHECK(s >= 0 && s < in.sources, "source must be of images from 0 to ", in.sources - 1,
+                    ", got ", s);
+  }
   dispatch_image(image.scalar_type(), [&]<typename T>() {
     if (!labels) return deform<T, int8_t>(image, labels, in, settings, window, out, moved);
     dispatch_width(*labels, [&]<typename Id>() {

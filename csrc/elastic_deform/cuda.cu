@@ -37,6 +37,8 @@ struct Prepared {
                 in.values(in.displacement),
                 in.values(in.affine),
                 in.values(in.offset),
+                in.source ? in.source->const_data_ptr<int64_t>() : nullptr,
+                in.sources,
                 reinterpret_cast<Motion*>(start),
                 coefficients,
                 coefficients + in.images * 2 * in.coefficients()};
@@ -68,7 +70,7 @@ struct Channels {
     if (!reads || !image.any_smooth()) return;
     const Strides& s = image.smooth.strides;
     memory = new_tensor(
-        tensor, {in.images * s.image},
+        tensor, {in.sources * s.image},
         std::is_same_v<A, double> ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
     smooth = memory.template mutable_data_ptr<A>() + s.row + s.column;
     image.smooth.data = smooth;
@@ -85,13 +87,14 @@ std::tuple<Tensor, Tensor> forward(
     const std::optional<Tensor>& labels, const std::optional<Tensor>& gray_curve,
     const std::vector<int64_t>& orders, int64_t grid, bool spans_input,
     const std::vector<double>& scales, int64_t boundary, double cval,
-    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape) {
+    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape,
+    const std::optional<Tensor>& source) {
   const DeviceGuard guard(image.get_device_index());
   const Settings settings(orders, grid, spans_input, scales, boundary, cval);
-  const Operands in(image, displacement, affine, offset, gray_curve, settings);
+  const Operands in(image, displacement, affine, offset, gray_curve, settings, source);
   const Sides window = sides_of(label_shape);
-  Tensor out = new_image(image, sides_of(output_shape));
-  Tensor moved = new_labels(image, labels, sides_of(output_shape), window);
+  Tensor out = new_image(image, in.images, sides_of(output_shape));
+  Tensor moved = new_labels(image, labels, in.images, sides_of(output_shape), window);
   if (in.images == 0) return {out, moved};
   const Prepared prepared(image, in, settings, sides_of(out));
   LabelWindow taken{};

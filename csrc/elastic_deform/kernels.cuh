@@ -19,9 +19,11 @@ struct Movement {
   int32_t grid, boundary;
   bool spans_input;
   Values displacement, affine, offset;
-  Motion* motions;       // one for each image, and
-  double* coefficients;  // 2 x rows.size() x columns.size(): made by launch_prepare
-  double* knots;         // room for the displacements
+  const int64_t* source;  // the image that each reads, or null for its own
+  int64_t sources;        // how many there are
+  Motion* motions;        // one for each image, and
+  double* coefficients;   // 2 x rows.size() x columns.size(): made by launch_prepare
+  double* knots;          // room for the displacements
 
   __host__ __device__ int64_t component() const { return rows.size() * columns.size(); }
 };
@@ -85,7 +87,9 @@ __global__ void prepare(Movement m) {
   const int64_t n = blockIdx.x;
   const int64_t points = m.points.pixels();
   double* const knots = m.knots + n * 2 * points;
-  const Motion motion = Motion::of(m.affine, m.offset, m.spans_input, n);
+  Motion motion = Motion::of(m.affine, m.offset, m.spans_input, n);
+  motion.source = m.source != nullptr ? m.source[n] : n;
+  assert(motion.source >= 0 && motion.source < m.sources);
   if (threadIdx.x == 0) m.motions[n] = motion;
   double* const coefficients = m.coefficients + n * 2 * m.component();
   if (!m.displacement) {  // the same for all threads
@@ -196,6 +200,7 @@ __device__ Cubic<A> field_of(const Movement& m, int64_t image, int axis, int64_t
 template <typename A>
 struct Tile {
   int64_t image, row, column;  // the first pixel
+  int64_t source;              // the image that is read
   int32_t anchor[2];
   double corner[2];              // the field at the first pixel
   A base[2], down[2], right[2];  // the first position counted from the anchor, and its steps
@@ -233,6 +238,7 @@ __device__ void set_up(const Movement& m, Tile<A>& tile) {
     tile.right[axis] = static_cast<A>(motion.linear[axis][1]);
   } else if (thread == 2 * kTile + 2) {
     tile.image = image;
+    tile.source = motion.source;
     tile.row = row;
     tile.column = column;
   }
@@ -348,29 +354,29 @@ __device__ A value_of(const Image<T, A>& image, int64_t n, int64_t c, Sides side
 }
 
 template <typename Id, typename A>
-__device__ void take_label(const LabelWindow& labels, int64_t n, int64_t at, const Pixel<A>& p,
+__device__ void take_label(const LabelWindow& labels, int64_t source, int64_t at, const Pixel<A>& p,
                            Sides sides) {
-  const Id* const from = static_cast<const Id*>(labels.data) + n * labels.strides.image;
+  const Id* const from = static_cast<const Id*>(labels.data) + source * labels.strides.image;
   static_cast<Id*>(labels.out)[at] =
       p.state == kRead ? Around<0, A, Id>(from, labels.strides, sides, p).from[0] : Id(0);
 }
 
 template <typename A>
-__device__ void take_label(const LabelWindow& labels, int64_t n, const Pixel<A>& p, Sides input,
-                           Sides output) {
+__device__ void take_label(const LabelWindow& labels, int64_t source, int64_t n, const Pixel<A>& p,
+                           Sides input, Sides output) {
   const int64_t row = p.row - (output.rows - labels.window.rows) / 2;
   const int64_t column = p.column - (output.columns - labels.window.columns) / 2;
   if (row < 0 || row >= labels.window.rows || column < 0 || column >= labels.window.columns) return;
   const int64_t at = (n * labels.window.rows + row) * labels.window.columns + column;
   switch (labels.bytes) {
     case 1:
-      return take_label<int8_t>(labels, n, at, p, input);
+      return take_label<int8_t>(labels, source, at, p, input);
     case 2:
-      return take_label<int16_t>(labels, n, at, p, input);
+      return take_label<int16_t>(labels, source, at, p, input);
     case 4:
-      return take_label<int32_t>(labels, n, at, p, input);
+      return take_label<int32_t>(labels, source, at, p, input);
     default:
-      return take_label<int64_t>(labels, n, at, p, input);
+      return take_label<int64_t>(labels, source, at, p, input);
   }
 }
 
@@ -383,11 +389,11 @@ __global__ void deform(Movement m, Image<T, A> image, Strides to, T* out, LabelW
   march(m, tile, [&](int64_t n, Pixel<A> p) {
     p.fold_into(m.input, m.boundary);
     for (int64_t c = 0; c < image.channels; ++c) {
-      A value = value_of(image, n, c, m.input, p);
+      A value = value_of(image, tile.source, c, m.input, p);
       if (image.curves != nullptr) value = image.curve(n, c)(value);
       out[n * to.image + c * to.channel + p.row * to.row + p.column * to.column] = stored<T>(value);
     }
-    if (labels.data != nullptr) take_label(labels, n, p, m.input, m.output);
+    if (labels.data != nullptr) take_label(labels, tile.source, n, p, m.input, m.output);
   });
 }
 
@@ -638,13 +644,13 @@ template <typename T, typename A, typename Stream>
 void launch_prepare(const Movement& m, const Image<T, A>& image, A* smooth, Stream stream) {
   launch(&prepare, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m);
   if (smooth == nullptr) return;
-  const int64_t planes = m.images * image.channels;
+  const int64_t planes = m.sources * image.channels;
   launch(&filter_columns<T, A>, blocks_of(planes * m.input.columns), dim3(kThreads), stream, image,
-         m.images, m.input, smooth);
+         m.sources, m.input, smooth);
   launch(&filter_rows<T, A>, blocks_of(planes * m.input.rows), dim3(kThreads), stream, image,
-         m.images, m.input, smooth);
+         m.sources, m.input, smooth);
   launch(&border_rows<T, A>, blocks_of(planes * (m.input.columns + 2)), dim3(kThreads), stream,
-         image, m.images, m.input, smooth);
+         image, m.sources, m.input, smooth);
 }
 
 /// After launch_prepare.

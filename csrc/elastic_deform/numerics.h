@@ -183,6 +183,7 @@ struct Motion {
   double linear[2][2];
   double translation[2];
   double shift[2];
+  int64_t source = 0;  // the image that is read
 
   /// Of an image. `affine` (N, 2, 3), or null for identity; `offset` (N, 2), or null for 0.
   /// `spans_input`: the field is that of input pixels.

@@ -76,14 +76,20 @@ struct Settings {
 struct Operands {
   Operands(const Tensor& image, const std::optional<Tensor>& displacement,
            const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
-           const std::optional<Tensor>& gray_curve, const Settings& settings)
-      : images(image.size(0)),
+           const std::optional<Tensor>& gray_curve, const Settings& settings,
+           const std::optional<Tensor>& source = std::nullopt)
+      : images(source ? source->size(0) : image.size(0)),
+        sources(image.size(0)),
         channels(image.size(1)),
         input(sides_of(image)),
         displacement(parameter(displacement, 4)),
         affine(parameter(affine, 3)),
         offset(parameter(offset, 2)),
-        gray_curve(gray_curve) {
+        gray_curve(gray_curve),
+        source(source) {
+    STD_TORCH_CHECK(!source || (source->dim() == 1 && source->is_contiguous() &&
+                                source->scalar_type() == ScalarType::Long),
+                    "elastic_deform takes a contiguous source (N,) in int64");
     STD_TORCH_CHECK(image.dim() == 4 && settings.scales.size() == 2 &&
                         static_cast<int64_t>(settings.orders.size()) == channels,
                     "elastic_deform takes an image (N, C, H, W), two scales, C orders");
@@ -120,10 +126,12 @@ struct Operands {
   /// Coefficients of one component of the field of one image.
   int64_t coefficients() const { return rows.size() * columns.size(); }
 
-  int64_t images, channels;
+  int64_t images;   // of the output
+  int64_t sources;  // of the input
+  int64_t channels;
   Sides input, points;
   GridAxis rows = GridAxis::none(), columns = GridAxis::none();
-  std::optional<Tensor> displacement, affine, offset, gray_curve;
+  std::optional<Tensor> displacement, affine, offset, gray_curve, source;
 
  private:
   std::optional<Tensor> parameter(const std::optional<Tensor>& x, int64_t axes) const {
@@ -141,9 +149,9 @@ inline bool channels_last(const Tensor& image) {
   return image.size(1) > 1 && image.stride(1) == 1 && image.stride(3) == image.size(1);
 }
 
-/// An image with the dtype and the order of memory of `image`, of another spatial shape.
-inline Tensor new_image(const Tensor& image, Sides sides) {
-  const int64_t n = image.size(0), c = image.size(1);
+/// `n` images with the dtype and the order of memory of `image`, of another spatial shape.
+inline Tensor new_image(const Tensor& image, int64_t n, Sides sides) {
+  const int64_t c = image.size(1);
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(image.get(), &dtype));
   const std::vector<int64_t> shape{n, c, sides.rows, sides.columns};
@@ -152,9 +160,9 @@ inline Tensor new_image(const Tensor& image, Sides sides) {
                            dtype);
 }
 
-/// For the labels of a window; empty without labels.
-inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& labels, Sides output,
-                         Sides window) {
+/// For the labels of a window of `n` images; empty without labels.
+inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& labels, int64_t n,
+                         Sides output, Sides window) {
   STD_TORCH_CHECK(window.rows <= output.rows && window.columns <= output.columns,
                   "label_shape must fit into output_shape");
   if (!labels) return new_tensor(image, {0}, aoti_torch_dtype_uint8());
@@ -163,14 +171,14 @@ inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& label
                   "elastic_deform takes labels (N, H, W)");
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(labels->get(), &dtype));
-  return new_tensor(*labels, {image.size(0), window.rows, window.columns}, dtype);
+  return new_tensor(*labels, {n, window.rows, window.columns}, dtype);
 }
 
 /// For the derivatives in image and displacement; empty where not asked for.
 inline std::tuple<Tensor, Tensor> new_gradients(const Tensor& image,
                                                 const std::optional<Tensor>& displacement,
                                                 bool of_image, bool of_displacement) {
-  return {of_image ? new_image(image, sides_of(image))
+  return {of_image ? new_image(image, image.size(0), sides_of(image))
                    : new_tensor(image, {0}, aoti_torch_dtype_float32()),
           new_tensor(image, of_displacement ? sizes(*displacement) : std::vector<int64_t>{0},
                      aoti_torch_dtype_float64())};

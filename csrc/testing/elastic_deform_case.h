@@ -12,7 +12,8 @@ namespace unet_fast::elastic_deform {
 struct HostMovement {
   HostMovement(int64_t images, Sides input, Sides output, Sides points, int32_t grid,
                bool spans_input, double row_scale, double column_scale, int32_t boundary,
-               Values displacement, Values affine, Values offset)
+               Values displacement, Values affine, Values offset, const int64_t* source = nullptr,
+               int64_t sources = 0)
       : motions(images) {
     const GridAxis rows =
         displacement ? GridAxis::of(grid, points.rows, row_scale) : GridAxis::none();
@@ -20,10 +21,15 @@ struct HostMovement {
         displacement ? GridAxis::of(grid, points.columns, column_scale) : GridAxis::none();
     coefficients.resize(images * 2 * rows.size() * columns.size());
     knots.resize(images * 2 * points.pixels());
-    movement = {
-        images,      input,       output,       points, rows,   columns,        grid,
-        boundary,    spans_input, displacement, affine, offset, motions.data(), coefficients.data(),
-        knots.data()};
+    movement = {images,         input,
+                output,         points,
+                rows,           columns,
+                grid,           boundary,
+                spans_input,    displacement,
+                affine,         offset,
+                source,         source ? sources : images,
+                motions.data(), coefficients.data(),
+                knots.data()};
   }
 
   Movement movement;
@@ -45,7 +51,7 @@ struct HostImage {
               curve_points,    static_cast<A>(cval)} {
     for (int64_t c = 0; c < channels; ++c) image.orders.set(c, orders[c]);
     const Strides& s = image.smooth.strides;
-    memory.resize(image.any_smooth() ? m.images * s.image : 0);
+    memory.resize(image.any_smooth() ? m.sources * s.image : 0);
     if (image.any_smooth()) image.smooth.data = smooth = memory.data() + s.row + s.column;
     launch_prepare(m, image, smooth, cuda_on_host::Stream{});
   }

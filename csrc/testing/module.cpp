@@ -197,6 +197,8 @@ elastic_deform::Values values(const Parameter& x) {
 template <typename T>
 using Curves = std::optional<Contiguous<elastic_deform::Accumulator<T>>>;
 
+using SourceImages = std::optional<Contiguous<int64_t>>;
+
 // The settings as the schema has them.
 struct DeformSettings {
   std::vector<int64_t> orders;
@@ -212,13 +214,14 @@ template <typename T>
 struct Deformation {
   Deformation(const Array<T>& image, const Parameter& displacement, const Parameter& affine,
               const Parameter& offset, const Curves<T>& curves, const DeformSettings& settings,
-              elastic_deform::Sides output)
-      : movement(image.shape(0), {image.shape(2), image.shape(3)}, output,
-                 displacement
-                     ? elastic_deform::Sides{displacement->shape(2), displacement->shape(3)}
-                     : elastic_deform::Sides{1, 1},
-                 settings.grid, settings.spans_input, settings.scales[0], settings.scales[1],
-                 settings.boundary, values(displacement), values(affine), values(offset)),
+              elastic_deform::Sides output, const SourceImages& source = std::nullopt)
+      : movement(
+            source ? source->shape(0) : image.shape(0), {image.shape(2), image.shape(3)}, output,
+            displacement ? elastic_deform::Sides{displacement->shape(2), displacement->shape(3)}
+                         : elastic_deform::Sides{1, 1},
+            settings.grid, settings.spans_input, settings.scales[0], settings.scales[1],
+            settings.boundary, values(displacement), values(affine), values(offset),
+            source ? source->data() : nullptr, image.shape(0)),
         image(image.data(), strides_of(image), movement.movement, image.shape(1), settings.orders,
               curves ? curves->data() : nullptr, curves ? curves->shape(1) : 0,
               curves ? curves->shape(2) : 0, settings.cval) {}
@@ -233,13 +236,13 @@ py::tuple deform(const Array<T>& image, const Parameter& displacement, const Par
                  const Curves<T>& curves, const std::vector<int64_t>& orders, int32_t grid,
                  bool spans_input, const std::array<double, 2>& scales, int32_t boundary,
                  double cval, const std::array<int64_t, 2>& shape,
-                 const std::array<int64_t, 2>& window) {
-  Contiguous<T> out({image.shape(0), image.shape(1), shape[0], shape[1]});
+                 const std::array<int64_t, 2>& window, const SourceImages& source) {
+  const py::ssize_t images = source ? source->shape(0) : image.shape(0);
+  Contiguous<T> out({images, image.shape(1), shape[0], shape[1]});
   py::object moved = py::none();
   elastic_deform::LabelWindow taken{};
   if (labels) {
-    py::array result(labels->dtype(),
-                     std::vector<py::ssize_t>{image.shape(0), window[0], window[1]});
+    py::array result(labels->dtype(), std::vector<py::ssize_t>{images, window[0], window[1]});
     const int64_t bytes = labels->itemsize();
     taken = {
         labels->data(),
@@ -255,7 +258,7 @@ py::tuple deform(const Array<T>& image, const Parameter& displacement, const Par
     py::gil_scoped_release release;
     const Deformation<T> in(image, displacement, affine, offset, curves,
                             {orders, grid, spans_input, scales, boundary, cval},
-                            {shape[0], shape[1]});
+                            {shape[0], shape[1]}, source);
     launch_deform(in.movement.movement, in.image.image, to, data, taken, cuda_on_host::Stream{});
   }
   return py::make_tuple(out, moved);
@@ -293,7 +296,8 @@ void bind_deform(py::module_& m) {
   m.def("elastic_deform", &deform<T>, py::arg("image").noconvert(), py::arg("displacement"),
         py::arg("affine"), py::arg("offset"), py::arg("labels"), py::arg("gray_curve"),
         py::arg("orders"), py::arg("grid"), py::arg("spans_input"), py::arg("scales"),
-        py::arg("boundary"), py::arg("cval"), py::arg("output_shape"), py::arg("label_shape"));
+        py::arg("boundary"), py::arg("cval"), py::arg("output_shape"), py::arg("label_shape"),
+        py::arg("source") = py::none());
   m.def("elastic_deform_backward", &deform_backward<T>, py::arg("grad").noconvert(),
         py::arg("image").noconvert(), py::arg("displacement"), py::arg("affine"), py::arg("offset"),
         py::arg("gray_curve"), py::arg("orders"), py::arg("grid"), py::arg("spans_input"),

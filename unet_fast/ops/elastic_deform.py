@@ -44,6 +44,7 @@ def elastic_deform(
     output_shape: Sequence[int] | None = None,
     label_shape: Sequence[int] | None = None,
     offset: Tensor | None = None,
+    source: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Deforms images, and their labels alike, in one pass.
 
@@ -65,7 +66,8 @@ def elastic_deform(
             apart, or on CUDA there are more than 256 channels.
         RuntimeError: If the build has no kernels for the device, or under `torch.func.grad`.
         NotImplementedError: If another argument requires a gradient, or the displacement of an
-            integer image; in second derivatives and in forward-mode differentiation.
+            integer image, or any with `source`; in second derivatives and in forward-mode
+            differentiation.
     """
     check = _check.__wrapped__
     if not torch.compiler.is_compiling():
@@ -83,6 +85,7 @@ def elastic_deform(
             _kind(affine),
             _kind(gray_curve),
             _kind(offset),
+            _kind(source),
         ),
         order,
         grid,
@@ -93,7 +96,7 @@ def elastic_deform(
         label_shape,
     )
     if torch.is_grad_enabled():
-        _refuse_gradients(image, displacement, affine, offset, gray_curve)
+        _refuse_gradients(image, displacement, source, affine, offset, gray_curve)
     if gray_curve is not None:
         accumulator = torch.float64 if image.dtype == torch.float64 else torch.float32
         gray_curve = gray_curve.to(accumulator).contiguous()
@@ -108,6 +111,7 @@ def elastic_deform(
         cval,
         shape,
         inner,
+        None if source is None else source.to(torch.int64).contiguous(),
     )
     deformed, moved = _call(inputs, image, displacement, affine, offset, gray_curve)
     return deformed if labels is None else (deformed, moved)
@@ -130,14 +134,17 @@ def _call(
         with below_autograd():
             return _DEFORM(*inputs)
     except RuntimeError as error:
-        wrong = bad_value(_OP, error, "image") or bad_value(_OP, error, "labels")
-        raise wrong or error from None
+        wrong = [bad_value(_OP, error, name) for name in ("image", "labels", "source")]
+        raise next(filter(None, wrong), error) from None
 
 
 def _refuse_gradients(
-    image: Tensor, displacement: Tensor | None, *constants: Tensor | None
+    image: Tensor, displacement: Tensor | None, source: Tensor | None, *constants: Tensor | None
 ) -> None:
     """Raises NotImplementedError if something requires a gradient that there is none of."""
+    for name, tensor in (("image", image), ("displacement", displacement)):
+        if source is not None and tensor is not None and tensor.requires_grad:
+            raise NotImplementedError(f"{_OP}: {name} must not require a gradient with source")
     for name, tensor in zip(("affine", "offset", "gray_curve"), constants, strict=True):
         if tensor is not None and tensor.requires_grad:
             raise NotImplementedError(
@@ -204,11 +211,13 @@ def _(
     cval: float,
     output_shape: list[int],
     label_shape: list[int],
+    source: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    deformed = _new_image(image, output_shape)
+    n = len(image) if source is None else len(source)
+    deformed = _new_image(image, n, output_shape)
     if labels is None:
         return deformed, image.new_empty(0, dtype=torch.uint8)
-    return deformed, labels.new_empty(len(labels), *label_shape)
+    return deformed, labels.new_empty(n, *label_shape)
 
 
 @torch.library.register_fake("unet_fast::elastic_deform_backward")
@@ -229,15 +238,17 @@ def _(
     of_displacement: bool,
 ) -> tuple[Tensor, Tensor]:
     image_gradient = (
-        _new_image(image, image.shape[2:]) if of_image else image.new_empty(0, dtype=torch.float32)
+        _new_image(image, len(image), image.shape[2:])
+        if of_image
+        else image.new_empty(0, dtype=torch.float32)
     )
     shape = displacement.shape if of_displacement and displacement is not None else (0,)
     return image_gradient, image.new_empty(shape, dtype=torch.float64)
 
 
-def _new_image(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """Of another spatial shape; the channels of a pixel lie side by side as in `image`."""
-    n, channels = image.shape[:2]
+def _new_image(image: Tensor, n: int, shape: Sequence[int]) -> Tensor:
+    """N of another spatial shape; the channels of a pixel lie side by side as in `image`."""
+    channels = image.shape[1]
     height, width = shape
     if channels > 1 and image.stride(1) == 1 and image.stride(3) == channels:
         strides = channels * height * width, 1, channels * width, channels
@@ -256,11 +267,11 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     by_image = by_displacement = None
     if grad is not None:
         by_image, by_displacement = _GRADIENT(
-            grad, *ctx.saved_tensors, *ctx.settings[:-2], of_image, of_displacement
+            grad, *ctx.saved_tensors, *ctx.settings[:-3], of_image, of_displacement
         )
     if of_displacement and by_displacement is not None:
         by_displacement = by_displacement.to(ctx.saved_tensors[1].dtype)
-    none = (None,) * 12
+    none = (None,) * 13
     return by_image if of_image else None, by_displacement if of_displacement else None, *none
 
 

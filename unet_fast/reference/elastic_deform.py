@@ -34,6 +34,7 @@ def elastic_deform(
     output_shape: Sequence[int] | None = None,
     label_shape: Sequence[int] | None = None,
     offset: Tensor | None = None,
+    source: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Deforms images, and their labels alike, by a coarse grid of displacements and an affine map.
 
@@ -77,6 +78,8 @@ def elastic_deform(
             `output_shape`. The difference must be even.
         offset: o, (N, 2), floating point: input position of output pixel (0, 0), in pixels; None
             for 0.
+        source: (N,), integer: which image, in [0, M - 1], each of N outputs reads of M images and
+            labels, (M, C, H, W) and (M, H, W); None: each its own.
 
     Returns:
         The image, (N, C, \*output_shape), or (image, labels) if labels are given; dtypes as given,
@@ -89,7 +92,7 @@ def elastic_deform(
     Source: the augmentation of O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section
     3.1; docs/elastic_deform.md compares the grids.
     """
-    kinds = [facts(x) for x in (displacement, labels, affine, gray_curve, offset)]
+    kinds = [facts(x) for x in (displacement, labels, affine, gray_curve, offset, source)]
     of_image = Facts(image.shape, image.dtype, image.device)
     check_dtypes(of_image, *kinds)
     check_shapes(of_image, *kinds)
@@ -105,6 +108,14 @@ def elastic_deform(
     spanned = shape if grid_extent == "output" else tuple(image.shape[2:])
     scales = check_grid(kinds[0], grid, grid_spacing, spanned)
 
+    if source is not None:
+        wrong = source[(source < 0) | (source >= len(image))]
+        if wrong.numel():
+            raise ValueError(
+                f"elastic_deform: source must be of images from 0 to {len(image) - 1}, "
+                f"got {wrong[0].item()}"
+            )
+        image, labels = image[source], None if labels is None else labels[source]
     positions = _positions(image, displacement, affine, offset, shape, grid, grid_extent, scales)
     deformed = torch.stack(
         [
@@ -340,6 +351,7 @@ def check_dtypes(
     affine: Facts | None,
     gray_curve: Facts | None,
     offset: Facts | None,
+    source: Facts | None,
 ) -> None:
     """Raises TypeError, for the reference and the operator."""
     if image.dtype not in (*_FLOATS, torch.uint8, torch.uint16):
@@ -347,10 +359,11 @@ def check_dtypes(
             "elastic_deform: image must be float16, bfloat16, float32, float64, uint8 or uint16, "
             f"got {image.dtype}"
         )
-    if labels is not None and (
-        labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool
-    ):
-        raise TypeError(f"elastic_deform: labels must be integer, got {labels.dtype}")
+    for name, tensor in (("labels", labels), ("source", source)):
+        if tensor is not None and (
+            tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool
+        ):
+            raise TypeError(f"elastic_deform: {name} must be integer, got {tensor.dtype}")
     for name, tensor in (
         ("displacement", displacement),
         ("affine", affine),
@@ -368,23 +381,32 @@ def check_shapes(
     affine: Facts | None,
     gray_curve: Facts | None,
     offset: Facts | None,
+    source: Facts | None,
 ) -> None:
     """Raises ValueError if a tensor does not fit the image."""
     if len(image.shape) != 4 or 0 in image.shape[2:]:
         raise ValueError(
             f"elastic_deform: image must be (N, C, H, W) with H, W >= 1, got {tuple(image.shape)}"
         )
-    n, channels, height, width = image.shape
+    m, channels, height, width = image.shape
+    n = m
+    if source is not None:
+        if len(source.shape) != 1:
+            raise ValueError(
+                f"elastic_deform: source must have shape (N,), got {tuple(source.shape)}"
+            )
+        n = source.shape[0]
     for name, tensor, rule in (
+        ("source", source, (n,)),
         ("displacement", displacement, (n, 2, "P >= 1", "Q >= 1")),
-        ("labels", labels, (n, height, width)),
+        ("labels", labels, (m, height, width)),
         ("affine", affine, (n, 2, 3)),
         ("offset", offset, (n, 2)),
         ("gray_curve", gray_curve, (n, 1 if channels == 1 else f"1 or {channels}", "K >= 1")),
     ):
         if tensor is None:
             continue
-        fits = len(tensor.shape) == len(rule) and tensor.shape[0] == n
+        fits = len(tensor.shape) == len(rule) and tensor.shape[0] == rule[0]
         if not fits or (tensor.shape != rule and not _fits(tensor.shape, rule, channels)):
             wanted = f"({', '.join(map(str, rule))})"
             raise ValueError(
