@@ -43,8 +43,8 @@ export PYTHONPATH="$site:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 step 60 info "$python" -P -m unet_fast.cli info
 
 # Kernels run on the host need no GPU.
-tests=(tests/test_{weighted_ce,border_weight_map,elastic_deform,library}.py
-  -k 'not on_host and not under_sanitizers')
+tests=(tests/test_{weighted_ce,border_weight_map,elastic_deform,library}.py tests/test_train.py
+  -k 'not on_host and not under_sanitizers and (on_cuda or not test_train)')
 if [ "$dry" = 1 ]; then
   step 240 tests "$python" -P -m pytest -q "${tests[@]}"
   step 60 sanitizer_cases "$python" -P benchmarks/sanitizer_cases.py --device cpu
@@ -52,6 +52,7 @@ if [ "$dry" = 1 ]; then
   step 120 benchmark_deform "$python" -P benchmarks/bench_elastic_deform.py --rounds 5 --csv "$out/elastic_deform.csv"
   # The rivals of border_weight_map are slow; its benchmark is only looked at for errors.
   step 30 benchmark_map "$python" -P benchmarks/bench_border_weight_map.py --help
+  step 60 profile "$python" -P benchmarks/profile_step.py --base-channels 2 --csv "$out/profile.csv"
 else
   UNET_FAST_REQUIRE_CUDA=1 step 240 tests "$python" -P -m pytest -q "${tests[@]}"
   # The launches that the sanitizers watch are few and small: each costs seconds.
@@ -62,6 +63,10 @@ else
   done
   step 60 benchmark_map "$python" -P benchmarks/bench_border_weight_map.py --device cuda --csv "$out/border_weight_map.csv"
   step 60 benchmark_deform "$python" -P benchmarks/bench_elastic_deform.py --device cuda --csv "$out/elastic_deform.csv"
+  for batch in 1 8; do
+    step 60 "profile_$batch" "$python" -P benchmarks/profile_step.py --device cuda --steps 20 \
+      --batch-size "$batch" --csv "$out/profile.csv"
+  done
   step 180 benchmark "$python" -P benchmarks/bench_weighted_ce.py --device cuda --csv "$out/weighted_ce.csv"
 fi
 exit "$failed"

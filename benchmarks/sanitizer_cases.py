@@ -72,6 +72,14 @@ def elastic_deform(device, shape, order, grid):
         results.append([y.detach().cpu() for y in (out, ids, x.grad, d.grad)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+    source = torch.tensor([1, 1, 0])  # three samples of two images
+    for function, where in ((unet_fast.elastic_deform, device), (reference.elastic_deform, "cpu")):
+        parts = [x.double().to(where) for x in (image, displacement[[0, 1, 0]])]
+        ids = labels.to(where)
+        out = function(*parts, labels=ids, source=source.to(where), order=(order, 1), grid=grid)
+        results.append([y.cpu() for y in out])
+    for ours, theirs in zip(*results[2:], strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def main():

@@ -146,6 +146,7 @@ bool check_border_weights(int64_t depth, int64_t height, int64_t width, bool bal
 // derivatives are right.
 bool check_elastic_deform(elastic_deform::Sides input, elastic_deform::Sides output, int order) {
   constexpr int64_t kImages = 2;
+  constexpr int64_t kSource[kImages] = {1, 0};
   constexpr double kDown = 2, kRight = -1, kSlope = 3;
   std::vector<float> ramp(kImages * input.pixels());
   std::vector<int16_t> ids(ramp.size());
@@ -161,7 +162,8 @@ bool check_elastic_deform(elastic_deform::Sides input, elastic_deform::Sides out
   const auto scale = [](int64_t n) { return n > 1 ? 2.0 / (n - 1) : 0.0; };
   const elastic_deform::HostMovement movement(
       kImages, input, output, {3, 3}, elastic_deform::kInterpolating, false, scale(output.rows),
-      scale(output.columns), elastic_deform::kMirror, {displacement.data(), false}, {}, {});
+      scale(output.columns), elastic_deform::kMirror, {displacement.data(), false}, {}, {}, kSource,
+      kImages);
   const elastic_deform::Movement& m = movement.movement;
   const elastic_deform::Strides strides{input.pixels(), input.pixels(), input.columns, 1};
   const elastic_deform::HostImage<float> image(ramp.data(), strides, m, 1, {order}, nullptr, 0, 0,

@@ -59,6 +59,7 @@ def elastic_deform(
     CUDA those of an image's gradient are resolved to the greatest derivative times pixels / 2^61,
     and one that is not finite makes the image's whole gradient NaN. The backward pass needs a
     float32 copy of the image (8 bytes a pixel on CUDA, and 16 an output pixel for `displacement`).
+    On CUDA, where values are not waited for, a `source` out of range stops the kernel.
 
     Raises:
         TypeError: As the reference.
