@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from runs import config, discs_in, options
 
-from unet_fast import Augmentation, BorderWeights, imageio, load_model, train
+from unet_fast import Augmentation, BorderWeights, UNet, imageio, load_model, predict, train
 from unet_fast.checkpoint import read_log
 from unet_fast.cli import main
 from unet_fast.data import (
@@ -22,6 +22,8 @@ from unet_fast.data import (
     split_names,
 )
 from unet_fast.dataset import Dataset
+from unet_fast.processes import Processes
+from unet_fast.validation import evaluate
 
 
 @pytest.fixture
@@ -251,3 +253,36 @@ def test_classes_and_channels_end_to_end(discs, tmp_path):
     train(config(discs, run, classes=classes, weights=weights, steps=6, resume=True))
     assert len(read_log(run)) == 6
     assert len(load_samples(images, labels, classes)) == 4
+
+
+def test_evaluation_of_known_scores():
+    """Against counting by hand: three classes, ignored pixels, several images."""
+
+    rng = np.random.default_rng(0)
+    maps = [rng.choice([0, 0, 5, 9, 200], (24, 31)).astype(np.int32) for _ in range(3)]
+    samples = [
+        Sample(str(i), rng.random((1, *x.shape)).astype(np.float32), x) for i, x in enumerate(maps)
+    ]
+    objects = number_objects(samples, "semantic", 200)
+    weights = BorderWeights(class_weight=(1, 2, 3), ignore_label=200)
+    data = Dataset(samples, objects, weights, torch.device("cpu"), math.inf)
+    model = UNet(1, 3, base_channels=2, depth=1).eval()
+    scores = evaluate(model, data, "weighted_mean", Processes())
+    values, hits, unions = np.array([0, 5, 9]), np.zeros(3), np.zeros(3)
+    loss = total = 0.0
+    for i, truth in enumerate(maps):
+        logits = predict(model, data.sample(i)[0], output="scores")
+        found, counts = values[logits.argmax(0).numpy()], truth != 200
+        for k, v in enumerate(values):
+            hits[k] += ((found == v) & (truth == v)).sum()
+            unions[k] += (((found == v) | (truth == v)) & counts).sum()
+        target, w = data.targets(data.sample(i)[1][None])
+        ce = torch.nn.functional.cross_entropy(
+            logits[None], target.long(), ignore_index=255, reduction="none"
+        )
+        loss += float((ce * w).sum())
+        total += float(w.sum())
+    assert scores["iou"] == pytest.approx((hits / unions)[1:].mean())
+    assert scores["mean_iou"] == pytest.approx((hits / unions).mean())
+    assert scores["loss"] == pytest.approx(loss / total, rel=1e-5)
+    assert scores["seg"] is None

@@ -256,7 +256,9 @@ def data_rows(tmp_path):
     return [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("by", "best"), [("iou", max), ("seg", max), ("loss", min)])
+@pytest.mark.parametrize(
+    ("by", "best"), [("mean_iou", max), ("iou", max), ("seg", max), ("loss", min)]
+)
 def test_best_and_last_models(discs, tmp_path, by, best):
     """The best evaluation's model is kept, by whatever is asked for, and the last."""
     changes = {"steps": 8, "evaluate_every": 2, "learning_rate": 0.05, "momentum": 0.5}

@@ -98,8 +98,8 @@ class TrainConfig:
     """Steps from one evaluation to the next, >= 1. None: a twentieth of all, or 100."""
     checkpoint_every: int | None = None
     """Steps from one checkpoint to the next, >= 1; each evaluation makes one, too. None: 500."""
-    best_by: Literal["iou", "seg", "loss"] = "iou"
-    """What the best evaluation is best in."""
+    best_by: Literal["mean_iou", "iou", "seg", "loss"] = "mean_iou"
+    """What the best evaluation is best in: pixel IoU with or without the background's, SEG, loss."""
     patience: int | None = None
     """Stop after so many evaluations without a better one, >= 1. None: never."""
     previews: int = 3

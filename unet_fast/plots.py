@@ -19,6 +19,13 @@ Labels = NDArray[np.integer]
 
 HIT, FALSE_POSITIVE, MISSED = (0.85, 0.85, 0.85), (0.95, 0.25, 0.2), (0.2, 0.45, 1.0)
 """Colours of :func:`error_colours`."""
+_SCORES = {
+    "loss": ("validation", "C1"),
+    "iou": ("pixel IoU", "C0"),
+    "mean_iou": ("with background", "C3"),
+    "seg": ("SEG", "C2"),
+}
+"""How the scores of an evaluation are called and coloured."""
 CONFUSED = (0.9, 0.75, 0.1)
 """Foreground of another class."""
 
@@ -234,14 +241,13 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     steps = [row["step"] for row in rows]
     _draw_losses(left, [row["loss"] for row in rows])
     evaluated = [row for row in rows if "validation" in row]
-    for axes, names in ((left, ("loss",)), (middle, ("iou", "seg"))):
+    for axes, names in ((left, ("loss",)), (middle, ("iou", "mean_iou", "seg"))):
         for name in names:
             points = [(r["step"], r["validation"][name]) for r in evaluated]
             points = [(s, v) for s, v in points if v is not None]
             if points:
-                label = {"loss": "validation", "iou": "pixel IoU", "seg": "SEG"}[name]
-                colour = {"loss": "C1", "iou": "C0", "seg": "C2"}[name]
-                axes.plot(*zip(*points, strict=True), ".-", label=label, color=colour)
+                label = _SCORES[name][0]
+                axes.plot(*zip(*points, strict=True), ".-", label=label, color=_SCORES[name][1])
     left.legend(fontsize="small")
     middle.set(title="validation", xlabel="step", ylim=(0, 1))
     if middle.lines:

@@ -29,21 +29,27 @@ def evaluate(
         loss: The weighted cross-entropy, over all pixels of all images.
         iou: Pixel IoU of all images together, mean over the classes beside background; None where
             there is no such pixel.
+        mean_iou: The same over all classes, background too, so that a network that says one class
+            everywhere does badly whatever the class.
         seg: SEG over all reference objects (two classes only); None without one.
     """
-    classes = data.num_classes - 1
-    rows = torch.zeros(len(data), 4 + 2 * classes, dtype=torch.float64)
+    rows = torch.zeros(len(data), 4 + 2 * data.num_classes, dtype=torch.float64)
     for i in range(processes.rank, len(data), processes.count):
         rows[i] = _row(model, data, i, reduction)
     rows = processes.add(rows.to(data.device)).cpu()
     loss, total, seg, objects = rows[:, :4].sum(0).tolist()
-    both, either = rows[:, 4:].sum(0).reshape(2, classes)
-    present = either > 0
+    both, either = rows[:, 4:].sum(0).reshape(2, data.num_classes)
     return {
         "loss": loss / max(total, 1e-30),
-        "iou": float((both[present] / either[present]).mean()) if present.any() else None,
-        "seg": seg / objects if classes == 1 and objects else None,
+        "iou": _mean_ratio(both[1:], either[1:]),
+        "mean_iou": _mean_ratio(both, either),
+        "seg": seg / objects if data.num_classes == 2 and objects else None,
     }
+
+
+def _mean_ratio(both: Tensor, either: Tensor) -> float | None:
+    present = either > 0
+    return float((both[present] / either[present]).mean()) if present.any() else None
 
 
 def _row(model: UNet, data: Dataset, i: int, reduction: str) -> Tensor:
@@ -62,7 +68,7 @@ def _row(model: UNet, data: Dataset, i: int, reduction: str) -> Tensor:
     counts = truth != IGNORED
     hits = [
         (((truth == k) & (found == k)).sum(), (((truth == k) | (found == k)) & counts).sum())
-        for k in range(1, data.num_classes)
+        for k in range(data.num_classes)
     ]
     seg, objects = 0.0, 0
     if data.num_classes == 2:
