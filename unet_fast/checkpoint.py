@@ -143,6 +143,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def best_row(rows: list[dict[str, Any]], by: str) -> dict[str, Any] | None:
+    """The row of a log with the best evaluation; None without one."""
+    scored = [r for r in rows if r.get("validation", {}).get(by) is not None]
+    sign = -1 if by == "loss" else 1
+    return max(scored, key=lambda r: sign * r["validation"][by], default=None)
+
+
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
 

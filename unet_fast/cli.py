@@ -17,7 +17,7 @@ from . import demo as demonstration
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
 from .check import check as check_data
-from .checkpoint import read_log
+from .checkpoint import best_row, read_log
 from .config import TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples, normalise
 from .imageio import (
@@ -141,10 +141,11 @@ def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
     """
     run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        rows = [row for row in read_log(config.out) if "validation" in row]
-        for row in rows[-1:]:
-            scores = {k: v for k, v in row["validation"].items() if v is not None}
-            print("validation: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+        best = best_row(read_log(config.out), config.best_by)
+        if best is not None:
+            scores = {k: v for k, v in best["validation"].items() if v is not None}
+            text = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+            print(f"best validation, step {best['step']}: {text}")
         print(f"model: {config.out}")
 
 

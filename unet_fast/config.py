@@ -99,7 +99,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Steps from one checkpoint to the next, >= 1; each evaluation makes one, too. None: 500."""
     best_by: Literal["mean_iou", "iou", "seg", "loss"] = "mean_iou"
-    """What the best evaluation is best in: pixel IoU with or without the background's, SEG, loss."""
+    """What the best evaluation is best in; pixel IoU with or without that of the background."""
     patience: int | None = None
     """Stop after so many evaluations without a better one, >= 1. None: never."""
     previews: int = 3
