@@ -4,14 +4,12 @@ python benchmarks/profile_step.py [--base-channels 16] [--device cuda] [--csv FI
 """
 
 import argparse
-import csv
-import platform
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 import torch
+from interleave import header, write_csv
 from torch.profiler import ProfilerActivity, profile
 
 from unet_fast import TrainConfig, train
@@ -68,24 +66,15 @@ def main() -> None:
     print(f"convolutions: {100 * share:.1f} % of {whole / steps:.1f} ms a step, mean of {steps}")
     if options.csv is None:
         return
-    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    row = {
-        "device": f"{name}, {platform.machine()}",
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
+    row = header("step", torch.device(options.device)) | {
         "base_channels": options.base_channels,
         "tile": options.tile,
         "batch_size": options.batch_size,
-        "step_ms": f"{whole / steps:.2f}",
-        "convolution_share": f"{share:.4f}",
-        **{f"{part}_ms": f"{time:.2f}" for part, time in parts.items()},
+        "step ms": f"{whole / steps:.2f}",
+        "convolutions": f"{share:.4f}",
+        **{f"{part} ms": f"{time:.2f}" for part, time in parts.items()},
     }
-    new = not options.csv.exists()
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    write_csv(options.csv, [row])
 
 
 if __name__ == "__main__":

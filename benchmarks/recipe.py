@@ -10,17 +10,14 @@ import argparse
 import csv
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from interleave import header, write_csv
 
-import unet_fast
 from unet_fast import TrainConfig, train
 from unet_fast.checkpoint import read_log
 
@@ -30,6 +27,7 @@ SETS = {
     "dic_c2dh_hela": (range(0, 36, 3), range(44, 56, 2)),
     "isbi2012_em": ((*range(7), *range(10, 17)), (7, 8, 9, 17, 18, 19)),
 }
+SCORES = "loss", "iou", "mean_iou", "seg"
 SGD = {"optimizer": "sgd"}
 VARIANTS = [
     *[SGD | {"learning_rate": rate} for rate in (2e-3, 1e-3, 4e-3, 5e-4, 8e-3)],
@@ -91,27 +89,15 @@ def run(folder: Path, variant: dict[str, object], seed: int, options: argparse.N
             train(config)
             last = read_log(config.out)[-1]["validation"]
         except FloatingPointError:
-            last = {"loss": float("inf"), "iou": None, "seg": None}
+            last = dict.fromkeys(SCORES) | {"loss": float("inf")}
         seconds = time.perf_counter() - start
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     row = key | {
-        **{k: "" if last[k] is None else f"{last[k]:.4f}" for k in ("loss", "iou", "seg")},
+        **{k: "" if last[k] is None else f"{last[k]:.4f}" for k in SCORES},
         "seconds": f"{seconds:.0f}",
-        "device": f"CPU, {options.threads} threads, {platform.machine()}",
-        "torch": torch.__version__,
-        "unet_fast": unet_fast.build_info()["version"],
-        "commit": commit,
-        "date": datetime.now(UTC).date().isoformat(),
+        **header("train", torch.device("cpu")),
     }
-    print(" ".join(f"{k}={v}" for k, v in row.items() if k not in ("device", "torch")), flush=True)
-    new = not options.csv.exists()
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    print(" ".join(f"{k}={row[k]}" for k in (*key, *SCORES, "seconds")), flush=True)
+    write_csv(options.csv, [row])
 
 
 if __name__ == "__main__":

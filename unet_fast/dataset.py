@@ -75,11 +75,12 @@ class Dataset:
         self.channels = len(samples[0].image) if samples else 1
         self.device = device
         self.num_classes = objects.num_classes
+        self.class_values = objects.class_values
         self.table = None if objects.table is None else torch.from_numpy(objects.table).to(device)
         # The numbers of objects tell which pixels are ignored, where there is a table of them.
         self.weights = weights if self.table is None else replace(weights, ignore_label=None)
-        pixels = sum(h * w for h, w in self.shapes)
-        self.resident = pixels * (4 * self.channels + 4) <= budget
+        self.size = sum(h * w for h, w in self.shapes) * (4 * self.channels + 4)  # in bytes
+        self.resident = self.size <= budget
         # Images of one size lie in one stack, out of which a single pass cuts the tiles of a step;
         # streamed ones each in a stack of their own.
         self.places: list[tuple[int, int]] = []

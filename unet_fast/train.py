@@ -74,31 +74,16 @@ def train(config: TrainConfig) -> UNet:
         KeyboardInterrupt: After SIGINT (Ctrl-C) or SIGTERM, once a checkpoint is written.
     """
     device = local_device(find_device(config.device))
-    samples = load_samples(config.images, config.labels, config.classes)
-    ignored = config.weights.ignore_label
-    if config.label_type == "auto":
-        maps = [] if config.classes else [s.labels for s in samples]
-        config = replace(config, label_type=label_type_of(maps, ignored))  # type: ignore[arg-type]
-    objects = number_objects(samples, config.label_type, ignored)
-
+    out = config.out
+    resumed = config.resume and (out / STATE).exists()
+    config, train_set, validation_set = _load(config, resumed, device)
     with joined_processes(device) as processes, _settled(config, device):
-        out = config.out
-        resumed = config.resume and (out / STATE).exists()
         if processes.first:
             _claim(make_folder(out), config)
-        split = (out / SPLIT) if resumed else config.split
-        names = split_names([s.name for s in samples], config.validation, config.seed, split)
-        train_set, validation_set = (
-            _dataset(config, [s.name for s in samples], part, samples, objects, device)
-            for part in names
-        )
-        train_set.balanced()
-        validation_set.weights = train_set.weights
-
         torch.manual_seed(config.seed)  # the same weights in all processes
         model = UNet(
-            len(samples[0].image),
-            objects.num_classes,
+            train_set.channels,
+            train_set.num_classes,
             base_channels=config.base_channels,
             depth=config.depth,
             padding=config.padding,
@@ -106,17 +91,47 @@ def train(config: TrainConfig) -> UNet:
             dropout=config.dropout,
         )
         model.normalisation = "percentile"
-        model.class_values = objects.class_values
+        model.class_values = train_set.class_values
         run = _Run(config, model.to(device), train_set, validation_set, processes, device)
-        if processes.first and not resumed:
-            replace_file(out / CONFIG, as_toml(config).encode())
-            parts = dict(zip(("train", "validation"), names, strict=True))
-            replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
         if resumed:
             run.resume()
+        elif processes.first:
+            replace_file(out / CONFIG, as_toml(config).encode())
+            parts = {"train": train_set.names, "validation": validation_set.names}
+            replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
         run.loop()
         processes.meet(device)  # the model is written
-        return load_model(config.out, device=device)
+        return load_model(out, device=device)
+
+
+def _load(
+    config: TrainConfig, resumed: bool, device: torch.device
+) -> tuple[TrainConfig, Dataset, Dataset]:
+    """Settings with the type of the labels, and the data for training and for validation."""
+    samples = load_samples(config.images, config.labels, config.classes)
+    ignored = config.weights.ignore_label
+    if config.label_type == "auto":
+        maps = [] if config.classes else [s.labels for s in samples]
+        config = replace(config, label_type=label_type_of(maps, ignored))  # type: ignore[arg-type]
+    objects = number_objects(samples, config.label_type, ignored)
+    names = [s.name for s in samples]
+    split = config.out / SPLIT if resumed else config.split
+    parts = split_names(names, config.validation, config.seed, split)
+    budget = math.inf
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        budget = 0.5 * free if config.data_budget is None else 1e9 * config.data_budget
+    sets = []
+    for part in parts:
+        index = [names.index(name) for name in part]
+        chosen = replace(objects, labels=[objects.labels[i] for i in index])
+        data = Dataset([samples[i] for i in index], chosen, config.weights, device, budget)
+        budget -= data.size if data.resident else 0
+        sets.append(data)
+    train_set, validation_set = sets
+    train_set.balanced()
+    validation_set.weights = train_set.weights
+    return config, train_set, validation_set
 
 
 class _Run:
@@ -401,24 +416,6 @@ def _claim(out: Path, config: TrainConfig) -> None:
         )
     if config.resume and not (out / STATE).exists() and any(f.suffix != ".jsonl" for f in found):
         raise ValueError(f"{out}: must hold {STATE} to be resumed, but has only {found[0].name}")
-
-
-def _dataset(
-    config: TrainConfig,
-    names: list[str],
-    part: list[str],
-    samples: list[Any],
-    objects: Any,
-    device: torch.device,
-) -> Dataset:
-    """The images of some names."""
-    index = [names.index(name) for name in part]
-    budget = math.inf
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        budget = 0.5 * free if config.data_budget is None else 1e9 * config.data_budget
-    chosen = replace(objects, labels=[objects.labels[i] for i in index])
-    return Dataset([samples[i] for i in index], chosen, config.weights, device, budget)
 
 
 def _optimizer(
