@@ -49,15 +49,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--variants", type=int, nargs="+", default=range(len(VARIANTS)))
     options = parser.parse_args()
     if "UNET_FAST_DATA" not in os.environ:
         sys.exit("recipe.py: UNET_FAST_DATA must name the folder of the data sets")
     data = Path(os.environ["UNET_FAST_DATA"])
     torch.set_num_threads(options.threads)
     for seed in options.seeds:
-        for variant in VARIANTS:
-            for name in SETS:
-                run(data / name, variant, seed, options)
+        for number in options.variants:
+            for name in options.sets:
+                run(data / name, VARIANTS[number], seed, options)
 
 
 def run(folder: Path, variant: dict[str, object], seed: int, options: argparse.Namespace) -> None:

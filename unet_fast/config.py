@@ -35,16 +35,13 @@ class TrainConfig:
     classes: Path | None = None
     """Folder of class maps, 0 background, for instance labels of several classes."""
     label_type: Literal["auto", "instances", "semantic"] = "auto"
-    """instances: each object a number of its own; semantic: the values are classes, the smallest is
-    background, the connected parts of a class its objects; auto: semantic where all files together
-    have one value beside 0."""
+    """instances: a number for each object; semantic: one for each class; auto: by the values."""
     validation: float = 0.2
     """Share of the files that are kept for validation, in [0, 1); 0: none."""
     split: Path | None = None
     """File that says which are: JSON, {"train": [names], "validation": [names]}, no suffixes."""
     data_budget: float | None = None
-    """Gigabytes of images and labels kept on a GPU; what is more is streamed to it. None: half of
-    the memory that is free."""
+    """Gigabytes of data kept on a GPU, more is streamed. None: half of the memory that is free."""
 
     base_channels: int = 64
     """Channels of the uppermost level."""
@@ -76,19 +73,16 @@ class TrainConfig:
     clip_gradient: float | None = None
     """Greatest norm of the gradient, > 0; a longer one is shortened. None: any."""
     ema: float | None = None
-    """Share kept in each step by a running mean of the weights, in (0, 1), for instance 0.999; the
-    mean is what is evaluated and saved as the model. None: no mean."""
+    """Share that a step keeps of a running mean of the weights, the model then; None: no mean."""
     loss_reduction: Literal["weighted_mean", "mean", "sum"] = "weighted_mean"
-    """The loss over sum of weights or number of pixels, or the paper's sum, whose learning rate
-    must be smaller by the number of pixels."""
+    """Divides the loss by sum of weights or number of pixels; sum (the paper) wants tiny rates."""
     weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)
     """Targets and weights; "balanced" is counted over all training labels."""
     augmentation: Augmentation = field(default_factory=Augmentation.paper_2015)
     """Random deformation."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the convolutions; weights and loss stay in float32. auto: bfloat16 where the device has
-    units for it. float16 scales its gradients."""
+    """Of the convolutions. auto: bfloat16 where the device has units for it, else float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     cuda_graph: bool = False
