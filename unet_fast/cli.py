@@ -20,6 +20,7 @@ from .check import check as check_data
 from .checkpoint import best_row, read_log
 from .config import TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples, normalise
+from .device import find_device
 from .imageio import (
     fit_channels,
     list_images,
@@ -32,7 +33,6 @@ from .imageio import (
 )
 from .plots import draw_augmentation, draw_weights
 from .predict import predict as predict_image
-from .train import find_device
 from .train import train as run_training
 from .unet import load_model
 from .weights import BorderWeights

@@ -56,10 +56,3 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
-
-
-def local_device(device: torch.device) -> torch.device:
-    """With torchrun and CUDA, the GPU of this process; else the device as it is."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device

@@ -20,16 +20,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from ._library import HAS_CUDA
-from .checkpoint import LOG, STATE, Progress, cut_log, load_state, read_log, save_state
+from .checkpoint import LOG, STATE, Progress, cut_log, load_state, save_state
 from .config import FREE, TrainConfig, as_dict, as_toml
 from .data import label_type_of, load_samples, number_objects, split_names
 from .dataset import Dataset, Tiles, seed_of
+from .device import find_device, local_device, precision_of, recorded, settled
 from .imageio import make_folder, replace_file
 from .ops.weighted_ce import weighted_ce
-from .plots import draw_curves, draw_previews, draw_tiles
-from .predict import scores_of
-from .processes import Processes, joined_processes, local_device
+from .previews import Scalars, draw_first_tiles, draw_run
+from .processes import Processes, joined_processes
 from .reference.border_weight_map import IGNORED
 from .unet import BEST, LAST, MODEL, UNet, load_model, save_model
 from .validation import evaluate
@@ -77,7 +76,7 @@ def train(config: TrainConfig) -> UNet:
     out = config.out
     resumed = config.resume and (out / STATE).exists()
     config, train_set, validation_set = _load(config, resumed, device)
-    with joined_processes(device) as processes, _settled(config, device):
+    with joined_processes(device) as processes, settled(config, device):
         if processes.first:
             _claim(make_folder(out), config)
         torch.manual_seed(config.seed)  # the same weights in all processes
@@ -154,7 +153,7 @@ class _Run:
         self.parameters = list(model.parameters())
         rate = torch.tensor(config.peak_rate, device=device) if config.cuda_graph else 0.0
         self.optimizer = _optimizer(config, self.parameters, rate)
-        self.precision = _precision(config, device)
+        self.precision = precision_of(config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.average: AveragedModel | None = None
         if config.ema is not None:
@@ -195,10 +194,10 @@ class _Run:
         out, first = config.out, processes.first
         count = config.batch_size * processes.count
         mine = slice(processes.rank * config.batch_size, (processes.rank + 1) * config.batch_size)
-        compute = _recorded(self.compute, self.device) if config.cuda_graph else self.compute
+        compute = recorded(self.compute, self.device) if config.cuda_graph else self.compute
         start = time.perf_counter() - progress.seconds
         begun, done = time.perf_counter(), 0
-        writer = _tensorboard(out, progress.step) if first and config.tensorboard else None
+        scalars = Scalars(out, progress.step) if first and config.tensorboard else None
         bar = tqdm(
             total=config.steps,
             initial=progress.step,
@@ -219,7 +218,7 @@ class _Run:
                 with record_function(f"{SPAN} tiles"):
                     tiles, labels = self.train_set.cut(config.augmentation, drawn[mine], *shapes)
                 if step == 1 and first and config.previews:
-                    self._draw_tiles(tiles, labels)
+                    draw_first_tiles(out, self.train_set, tiles, labels)
                 torch.manual_seed(seed_of(config.seed, 2, step, processes.rank))  # for dropout
                 self.model.train()
                 try:
@@ -250,8 +249,8 @@ class _Run:
                         self._save()
                     if evaluated:
                         self._draw(step)
-                    if writer is not None:
-                        _write_scalars(writer, row)
+                    if scalars is not None:
+                        scalars.add(row)
                 done += count
                 bar.set_postfix_str(
                     f"loss {value:.3f}, {done / (time.perf_counter() - begun):.3g} images/s",
@@ -264,8 +263,8 @@ class _Run:
                     )
             if first and not (out / LAST).exists():  # resumed when all was done but this
                 self._save()
-        if writer is not None:
-            writer.close()
+        if scalars is not None:
+            scalars.close()
 
     def compute(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A step, from tiles and their labels to new weights.
@@ -306,6 +305,15 @@ class _Run:
         with self._autocast():
             return evaluate(self.product, self.validation_set, reduction, self.processes)
 
+    def _draw(self, step: int) -> None:
+        """Of training images where there are none for validation."""
+        data, kind = self.validation_set, "validation"
+        if not len(data):
+            data, kind = self.train_set, "training"
+        count, title = self.config.previews, f"{kind} images after {step} steps"
+        with self._autocast():
+            draw_run(self.config.out, self.product, data, count, step, title)
+
     def _save(self) -> None:
         self.progress.scaler = dict(self.scaler.state_dict())
         save_state(self.config.out, self.progress, self.settings, self.modules, self.optimizer)
@@ -323,87 +331,6 @@ class _Run:
             f"train: the loss must stay finite, got {value} at step {step} from {files} (how they "
             f"were deformed: {where}); try a learning_rate below {config.peak_rate}"
         )
-
-    def _draw_tiles(self, tiles: Tensor, labels: Tensor) -> None:
-        _, weights = self.train_set.targets(labels)
-        panels = [
-            (tile.mean(0).cpu().numpy(), ids.cpu().numpy(), w.cpu().numpy())
-            for tile, ids, w in zip(tiles[:4], labels, weights, strict=False)
-        ]
-        draw_tiles(make_folder(self.config.out / "previews") / "tiles.png", panels)
-
-    def _draw(self, step: int) -> None:
-        """Curves and previews; of training images where there are none for validation."""
-        out = self.config.out
-        draw_curves(out / "curves.png", read_log(out))
-        data = self.validation_set if len(self.validation_set) else self.train_set
-        panels = []
-        for i in range(min(self.config.previews, len(data))):
-            image, labels = data.sample(i)
-            with self._autocast():
-                scores = scores_of(self.product, image, self.device)
-            truth = data.classes(labels).cpu()
-            found = scores.argmax(0).masked_fill(truth == IGNORED, 0)
-            truth = truth.masked_fill(truth == IGNORED, 0)
-            panels.append(
-                (
-                    data.names[i],
-                    image.mean(0).cpu().numpy(),
-                    torch.where(truth > 0, labels.cpu(), 0).numpy(),
-                    1 - scores.softmax(0)[0].numpy(),
-                    truth.numpy(),
-                    found.numpy(),
-                )
-            )
-        if panels:
-            kind = "validation" if data is self.validation_set else "training"
-            name = f"step_{step:0{max(6, len(str(self.config.steps)))}d}.png"
-            folder = make_folder(out / "previews")
-            draw_previews(folder / name, panels, f"{kind} images after {step} steps")
-
-
-def find_device(name: str) -> torch.device:
-    """The device of a name: auto (CUDA if device and kernels are there), cpu, cuda or cuda:N.
-
-    Raises:
-        ValueError: If there is no such device, or no kernels for it.
-    """
-    if name == "auto":
-        return torch.device("cuda" if HAS_CUDA and torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cpu":
-        return device
-    count = torch.cuda.device_count()
-    if device.type != "cuda" or (device.index or 0) >= count:
-        raise ValueError(f"device must be present, got {name!r} with {count} CUDA devices")
-    if not HAS_CUDA:
-        raise ValueError(f"device must have kernels, got {name!r} with a build without CUDA")
-    return device
-
-
-@contextmanager
-def _settled(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Random numbers and algorithms of a run; the caller's are back afterwards."""
-    if config.cuda_graph and (device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) > 1):
-        raise ValueError(
-            f"train: cuda_graph must be off but for one process on a GPU, got {device.type}"
-        )
-    strict = torch.are_deterministic_algorithms_enabled()
-    search = torch.backends.cudnn.benchmark
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            if config.deterministic:
-                if device.type == "cuda":  # asked for by cuBLAS
-                    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = not config.deterministic
-            yield
-        finally:
-            torch.use_deterministic_algorithms(strict)
-            torch.backends.cudnn.benchmark = search
 
 
 def _claim(out: Path, config: TrainConfig) -> None:
@@ -433,19 +360,6 @@ def _set_rate(optimizer: Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Of the convolutions. Where bfloat16 is emulated it is slower than float32."""
-    if config.precision != "auto":
-        precision: torch.dtype = getattr(torch, config.precision)
-        return precision
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _divisor(
@@ -515,53 +429,3 @@ def _log(out: Path, first: bool, step: int) -> Iterator[TextIO]:
     path = out / LOG if first else Path(os.devnull)
     with path.open("a" if step else "w") as file:
         yield file
-
-
-def _recorded(
-    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], device: torch.device
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The same step as a CUDA graph: three as they are, the fourth recorded, then replayed."""
-    stream = torch.cuda.Stream(device)
-    graph = torch.cuda.CUDAGraph()
-    calls = 0
-    inputs: tuple[Tensor, Tensor]
-    results: tuple[Tensor, Tensor]
-
-    def call(tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal calls, inputs, results
-        calls += 1
-        if calls <= 3:
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                outcome = compute(tiles, labels)
-            torch.cuda.current_stream(device).wait_stream(stream)
-            return outcome
-        if calls == 4:
-            inputs = tiles.clone(), labels.clone()
-            with torch.cuda.graph(graph):
-                results = compute(*inputs)
-        for kept, new in zip(inputs, (tiles, labels), strict=True):
-            kept.copy_(new)
-        graph.replay()
-        return results
-
-    return call
-
-
-def _tensorboard(out: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            f"train: tensorboard must be installed (pip install 'unet_fast[tensorboard]'), "
-            f"got: {error}"
-        ) from None
-    return SummaryWriter(out / "tensorboard", purge_step=step + 1)
-
-
-def _write_scalars(writer: Any, row: dict[str, Any]) -> None:
-    scalars = {k: row[k] for k in ("loss", "learning_rate", "gradient_norm")}
-    scalars |= {f"validation/{k}": v for k, v in row.get("validation", {}).items()}
-    for name, value in scalars.items():
-        if value is not None:
-            writer.add_scalar(name, value, row["step"])
