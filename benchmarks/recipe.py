@@ -28,18 +28,21 @@ SETS = {
     "isbi2012_em": ((*range(7), *range(10, 17)), (7, 8, 9, 17, 18, 19)),
 }
 SCORES = "loss", "iou", "mean_iou", "seg"
-SGD = {"optimizer": "sgd"}
+FREE = {"clip_gradient": None}
+SGD = {"optimizer": "sgd", "learning_rate": 2e-3}
+ADAM = {"optimizer": "adam", "learning_rate": 3e-4}
 VARIANTS = [
-    *[SGD | {"learning_rate": rate} for rate in (2e-3, 1e-3, 4e-3, 5e-4, 8e-3)],
-    SGD | {"learning_rate": 2e-3, "warmup": 0.0},
-    SGD | {"learning_rate": 2e-3, "schedule": "constant"},
-    SGD | {"learning_rate": 2e-3, "loss_reduction": "mean"},
-    SGD | {"learning_rate": 5e-8, "loss_reduction": "sum"},
-    SGD | {"learning_rate": 2e-2, "momentum": 0.9},
-    *[{"optimizer": "adam", "learning_rate": rate} for rate in (3e-4, 1e-3, 1e-4)],
-    {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.01},
-    SGD | {"learning_rate": 2e-3, "clip_gradient": 1.0},
-    SGD | {"learning_rate": 2e-3, "ema": 0.99},
+    SGD | {"clip_gradient": 1.0},
+    *[SGD | {"learning_rate": rate} | FREE for rate in (2e-3, 1e-3, 4e-3, 5e-4, 8e-3)],
+    SGD | {"warmup": 0.0} | FREE,
+    SGD | {"schedule": "constant"} | FREE,
+    SGD | {"loss_reduction": "mean"} | FREE,
+    SGD | {"learning_rate": 5e-8, "loss_reduction": "sum"} | FREE,
+    SGD | {"learning_rate": 2e-2, "momentum": 0.9} | FREE,
+    *[ADAM | {"learning_rate": rate} | FREE for rate in (3e-4, 1e-3, 1e-4)],
+    ADAM | {"clip_gradient": 1.0},
+    ADAM | {"optimizer": "adamw", "weight_decay": 0.01, "clip_gradient": 1.0},
+    SGD | {"ema": 0.99, "clip_gradient": 1.0},
 ]
 
 

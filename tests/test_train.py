@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from unet_fast import (
     Augmentation,
     BorderWeights,
     UNet,
+    cli,
     data,
     imageio,
     load_model,
@@ -25,6 +27,7 @@ from unet_fast import (
     train,
 )
 from unet_fast.cli import app, main
+from unet_fast.config import as_toml
 from unet_fast.dataset import Dataset
 from unet_fast.processes import Processes
 from unet_fast.validation import evaluate
@@ -288,6 +291,7 @@ def test_best_and_last_models(discs, tmp_path, by, best):
 def test_the_mean_of_the_weights_is_the_model(discs, tmp_path):
     """ema 0.5 over two steps: the first is taken as it is, the second counts half."""
     changes = {"validation": 0, "evaluate_every": 1, "dropout": 0, "schedule": "constant"}
+    changes |= {"clip_gradient": None}
     changes |= {"warmup": 0, "precision": "float32"}
     one, two = (
         train(config(discs, tmp_path / f"{n}", steps=n, **changes)).state_dict() for n in (1, 2)
@@ -531,3 +535,21 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
 def test_stops_when_the_loss_explodes(discs, tmp_path, capsys):
     call = arguments(discs, tmp_path / "run", "--learning-rate", "1e30", "--steps", "50")
     check_fails(capsys, call, "the loss must stay finite")
+
+
+def test_settings_survive_their_file(discs, tmp_path, monkeypatch, capsys):
+    """None where the default is something else, tuples, tables: as they were."""
+    weights = BorderWeights(class_weight=None, halo=(0.1, 10), ignore_label=7)
+    augmentation = Augmentation(points=(4, 5), grid="approximating", flip=True)
+    changes = {"clip_gradient": None, "ema": 0.5, "label_type": "semantic", "deterministic": True}
+    settings = config(discs, tmp_path, weights=weights, augmentation=augmentation, **changes)
+    file = tmp_path / "settings.toml"
+    file.write_text(as_toml(settings, "# a comment\n"))
+    seen = []
+    monkeypatch.setattr(cli, "run_training", seen.append)
+    assert main(["train", "--config", str(file)]) == 0
+    assert main(["train", "--config", str(file), "--weights.w0", "3", "--seed", "4"]) == 0
+    assert seen[0] == replace(settings, learning_rate=2e-3)
+    assert seen[1].seed == 4
+    assert seen[1].weights == replace(weights, w0=3)
+    check_fails(capsys, ["check", *map(str, discs), "--config", str(file)], "must go with train")

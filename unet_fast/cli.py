@@ -352,11 +352,13 @@ def _with_settings(
     config:
         TOML file of settings, for `train`.
     """
-    files = []
+    sources = []
     if config is not None:
-        read_toml(config)  # for its messages
-        files = [cyclopts.config.Toml(config, must_exist=True, use_commands_as_keys=False)]
-    app.config = files
+        if words[:1] != ("train",):
+            raise ValueError(f"--config must go with train, got {' '.join(words[:1]) or 'nothing'}")
+        # Below the command's name: settings that are called like another command count, too.
+        sources = [cyclopts.config.Dict({"train": read_toml(config)}, source=str(config))]
+    app.config = sources
     code: int | None = app(
         words, exit_on_error=False, print_error=False, result_action="return_value"
     )

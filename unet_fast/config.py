@@ -70,7 +70,7 @@ class TrainConfig:
     """Momentum of sgd; 0.99 is the paper's."""
     weight_decay: float = 0.0
     """Weight decay, >= 0."""
-    clip_gradient: float | None = None
+    clip_gradient: float | None = 1.0
     """Greatest norm of the gradient, > 0; a longer one is shortened. None: any."""
     ema: float | None = None
     """Share that a step keeps of a running mean of the weights, the model then; None: no mean."""
