@@ -176,8 +176,9 @@ def test_full_disk(discs, tmp_path, capsys):
 def test_nonfinite_loss(discs, tmp_path, capsys):
     """Step, files and deformation of what made it; the checkpoint stays."""
     out = tmp_path / "run"
-    call = words(discs, out, steps=50, learning_rate=1e30, warmup=0, checkpoint_every=1)
-    check_fails(capsys, call, r"the loss must stay finite, got \S+ at step \d+ from \d \(how they")
+    call = words(discs, out, steps=50, learning_rate=1e15, warmup=0, checkpoint_every=1)
+    call += ["--clip-gradient", "none"]
+    check_fails(capsys, call, r"loss, gradient and weights must stay finite, got .* from \d \(how")
     facts = json.loads((out / "nonfinite.json").read_text())
     (tile,) = facts["tiles"]
     assert tile["file"] in "012"
@@ -191,7 +192,7 @@ def test_nonfinite_loss(discs, tmp_path, capsys):
 
 def test_damaged_and_foreign_checkpoints(discs, tmp_path, capsys):
     out = tmp_path / "run"
-    call = words(discs, out, steps=2, evaluate_every=2)
+    call = words(discs, out, steps=4, evaluate_every=2)
     assert main(call) == 0
     call.append("--resume")
     state = out / "state.safetensors"
@@ -242,3 +243,78 @@ def test_deterministic_is_set_while_it_trains(discs, tmp_path, monkeypatch):
     assert seen == [True] * 3 + [False] * 3
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ  # asked for on CUDA only
+
+
+def test_float16_leaves_out_steps_that_overflow(discs, tmp_path):
+    """A first step left out must not leave the momentum unset."""
+    changes = {"precision": "float16", "steps": 4, "base_channels": 16, "depth": 3}
+    for seed in (1, 4):
+        train(config(discs, tmp_path / f"{seed}", seed=seed, **changes))
+        assert read_log(tmp_path / f"{seed}")[0]["gradient_norm"] is None
+
+
+def test_no_momentum(discs, tmp_path):
+    """The optimiser then has nothing to keep."""
+    changes = {"momentum": 0, "schedule": "constant", "warmup": 0, "evaluate_every": 2}
+    train(config(discs, tmp_path / "whole", steps=4, **changes))
+    train(config(discs, tmp_path / "broken", steps=2, **changes))
+    train(config(discs, tmp_path / "broken", steps=4, resume=True, **changes))
+    assert same(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("writes", ["state", "best"])
+def test_a_kill_between_the_files_of_a_checkpoint(discs, tmp_path, monkeypatch, writes):
+    """Of the first and of the last checkpoint: the run ends up equal to an unbroken one."""
+    changes = {"steps": 6, "checkpoint_every": 3, "evaluate_every": 3}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config(discs, whole, **changes))
+    name = "save_state" if writes == "state" else "save_model"
+    save = getattr(loop, name)
+    for kill_at in (1, 2):
+        count = 0
+
+        def cut_off(*args, kill_at=kill_at):
+            nonlocal count
+            count += 1
+            if count == kill_at:
+                raise OSError("the power is gone")
+            save(*args)
+
+        monkeypatch.setattr(loop, name, cut_off)
+        with pytest.raises(OSError, match="the power is gone"):
+            train(config(discs, broken, resume=True, **changes))
+        monkeypatch.undo()
+        train(config(discs, broken, resume=True, **changes))
+        assert same(whole, broken)
+        shutil.rmtree(broken)
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(discs, tmp_path, monkeypatch):
+    """It ends the run before anything is saved; the checkpoint before is whole."""
+    out = tmp_path / "run"
+    total = torch.nn.utils.get_total_norm
+    norms = iter([False, False, True])
+    monkeypatch.setattr(
+        torch.nn.utils,
+        "get_total_norm",
+        lambda g: total(g) * (float("inf") if next(norms) else 1),
+    )
+    with pytest.raises(FloatingPointError, match=r"got loss \S+, gradient norm inf at step 3"):
+        train(config(discs, out, steps=5, checkpoint_every=1))
+    assert unpack(out / "state.safetensors", "")[1]["progress"]["step"] == 2
+    monkeypatch.undo()
+    train(config(discs, out, steps=5, checkpoint_every=1, resume=True))
+
+
+def test_an_evaluation_that_fails_loses_no_step(discs, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+
+    def fail(*args):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        train(config(discs, out, steps=4, evaluate_every=2))
+    monkeypatch.undo()
+    train(config(discs, out, steps=4, evaluate_every=2, resume=True))
+    assert [row["step"] for row in read_log(out)][-2:] == [3, 4]

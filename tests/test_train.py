@@ -406,6 +406,10 @@ def test_command_line(discs, tmp_path, capsys):
         (["--weights.w0", "5"], BorderWeights(w0=5)),  # the rest of the preset stays
         (["--weights.class-weight", "none"], BorderWeights(class_weight=None)),
         (["--weights.class-weight", "1", "3"], BorderWeights(class_weight=(1, 3))),
+        (
+            ["--weights.class-weight", "1", "3", "2", "--weights.spacing", "1", "2", "--seed", "3"],
+            BorderWeights(class_weight=(1, 3, 2), spacing=(1, 2)),
+        ),
         (["--weights.halo", "0.1", "10"], BorderWeights(halo=(0.1, 10))),
     ],
 )
@@ -534,12 +538,12 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
 
 def test_stops_when_the_loss_explodes(discs, tmp_path, capsys):
     call = arguments(discs, tmp_path / "run", "--learning-rate", "1e30", "--steps", "50")
-    check_fails(capsys, call, "the loss must stay finite")
+    check_fails(capsys, call, "loss, gradient and weights must stay finite")
 
 
 def test_settings_survive_their_file(discs, tmp_path, monkeypatch, capsys):
     """None where the default is something else, tuples, tables: as they were."""
-    weights = BorderWeights(class_weight=None, halo=(0.1, 10), ignore_label=7)
+    weights = BorderWeights(class_weight=(1, 2, 0.5), halo=(0.1, 10), ignore_label=7)
     augmentation = Augmentation(points=(4, 5), grid="approximating", flip=True)
     changes = {"clip_gradient": None, "ema": 0.5, "label_type": "semantic", "deterministic": True}
     settings = config(discs, tmp_path, weights=weights, augmentation=augmentation, **changes)
@@ -549,7 +553,10 @@ def test_settings_survive_their_file(discs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "run_training", seen.append)
     assert main(["train", "--config", str(file)]) == 0
     assert main(["train", "--config", str(file), "--weights.w0", "3", "--seed", "4"]) == 0
-    assert seen[0] == replace(settings, learning_rate=2e-3)
+    assert seen[0] == settings
     assert seen[1].seed == 4
     assert seen[1].weights == replace(weights, w0=3)
+    file.write_text(as_toml(replace(settings, weights=replace(weights, class_weight=None))))
+    assert main(["train", "--config", str(file)]) == 0
+    assert seen[2].weights.class_weight is None
     check_fails(capsys, ["check", *map(str, discs), "--config", str(file)], "must go with train")

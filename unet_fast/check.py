@@ -84,7 +84,7 @@ def check(
     files = _pairs(images, labels, report)
     samples = _read(files, report)
     if classes is not None:
-        samples = _add_classes(samples, classes, report)
+        samples = _add_classes(samples, list_images(images), classes, report)
     samples = _fit_channels(samples, report)
     _look_at_images(samples, report)
     if not samples:
@@ -144,11 +144,16 @@ def _read(files: Sequence[tuple[Path, Path]], report: Report) -> list[Sample]:
     return samples
 
 
-def _add_classes(samples: list[Sample], classes: Path, report: Report) -> list[Sample]:
+def _add_classes(
+    samples: list[Sample], images: list[Path], classes: Path, report: Report
+) -> list[Sample]:
     maps = {f.stem: f for f in list_images(classes)}
     missing = [s.name for s in samples if s.name not in maps]
     if missing:
         report.add("error", f"{len(missing)} images without a class map", missing)
+    alone = sorted(maps.keys() - {file.stem for file in images})
+    if alone:
+        report.add("error", f"{len(alone)} class maps without an image", alone)
     result = []
     for sample in samples:
         if sample.name in maps:
@@ -288,8 +293,8 @@ def _look_at_balance(
         else:
             kinds = objects.table[ids]
         counts += np.bincount(kinds.ravel(), minlength=256)
-        areas = np.bincount(ids[(kinds > 0) & (kinds < 255)])
-        sizes += areas[areas > 0].tolist()
+        _, areas = np.unique(ids[(kinds > 0) & (kinds < 255)], return_counts=True)
+        sizes += areas.tolist()
     shares = counts[: objects.num_classes] / max(1, counts[:255].sum())
     names = objects.class_values or [0, 1]
     text = ", ".join(f"{v}: {100 * s:.1f} %" for v, s in zip(names, shares, strict=True))

@@ -106,7 +106,7 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for i, parameter in enumerate(parameters):
         slots = _below(tensors, f"optimizer.{i}.")
-        if not slots:
+        if not slots and optimizer.state.get(parameter):
             raise ValueError("the optimiser has nothing of some weights")
         # In the order of memory of the parameter, which the fused steps ask for.
         state[i] = {
@@ -124,7 +124,7 @@ def cut_log(folder: Path, step: int) -> float:
     for row in read_log(folder):
         if row["step"] <= step:
             kept.append(json.dumps(row) + "\n")
-            seconds = row["seconds"]
+            seconds = row.get("seconds", seconds)
     replace_file(path, "".join(kept).encode())
     return seconds
 
@@ -133,7 +133,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """The rows of the log; a line that was cut off while it was written is left out."""
     path = folder / LOG
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):

@@ -375,6 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
     except (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError) as error:
         message = (str(error) or type(error).__name__).splitlines()[0]  # torch's run on
+        if "can't allocate memory" in message:
+            message = f"not enough memory{message[message.rindex(':') :]}"
     except KeyboardInterrupt as error:
         print(f"unet-fast: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 130

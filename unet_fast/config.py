@@ -142,13 +142,14 @@ class TrainConfig:
             if not holds:
                 raise ValueError(f"train: {name} must {rule}, got {getattr(self, name)}")
         for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type in (int, int | None) and not isinstance(value, int | None):
+                raise ValueError(f"train: {entry.name} must be an integer, got {value!r}")
             choices = getattr(entry.type, "__args__", ())
-            if getattr(entry.type, "__origin__", None) is Literal:
-                value = getattr(self, entry.name)
-                if value not in choices:
-                    raise ValueError(
-                        f"train: {entry.name} must be one of {', '.join(choices)}, got {value!r}"
-                    )
+            if getattr(entry.type, "__origin__", None) is Literal and value not in choices:
+                raise ValueError(
+                    f"train: {entry.name} must be one of {', '.join(choices)}, got {value!r}"
+                )
 
     @property
     def peak_rate(self) -> float:
@@ -208,7 +209,7 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 def as_toml(config: TrainConfig, comments: str = "") -> str:
     """A file of settings that `unet-fast train --config FILE` takes, but for `resume`."""
-    settings = as_dict(config) | {"learning_rate": config.peak_rate}
+    settings = as_dict(config)
     for name in ("images", "labels", "out", "classes", "split"):
         if name in settings:
             settings[name] = str(Path(settings[name]).absolute())

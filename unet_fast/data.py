@@ -150,8 +150,11 @@ def number_objects(samples: Sequence[Sample], label_type: str, ignore_label: int
         ignore_label: Value of pixels that do not count, in labels and class maps; or None.
 
     Raises:
-        ValueError: If there are no two classes, or more than 254.
+        ValueError: If there is no object, if there are no two classes, or more than 254.
     """
+    empty = all(not set(np.unique(s.labels).tolist()) - {0, ignore_label} for s in samples)
+    if empty:
+        raise ValueError("labels must hold an object, got none in any file")
     if label_type == "instances" and samples[0].classes is None:
         return Objects([s.labels for s in samples], None, None)
     maps = [s.labels if s.classes is None else s.classes for s in samples]
@@ -207,16 +210,14 @@ def split_names(
         ValueError: If the file cannot be read, lists an unknown name, or one on both sides.
     """
     if file is None:
-        count = round(share * len(names))
-        if share > 0 and len(names) > 1:
-            count = min(max(count, 1), len(names) - 1)
+        count = min(max(round(share * len(names)), share > 0), len(names) - 1)
         order = np.random.default_rng(seed).permutation(len(names)).tolist()
         kept = {names[i] for i in order[:count]}
         return [n for n in names if n not in kept], [n for n in names if n in kept]
     try:
         content = json.loads(file.read_text())
         parts = [content["train"], content.get("validation", [])]
-        if not all(isinstance(name, str) for part in parts for name in part):
+        if not all(isinstance(p, list) and all(isinstance(n, str) for n in p) for p in parts):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no such lists"

@@ -116,6 +116,10 @@ class Dataset:
         images, labels = self._stack(stack)
         return images[row], labels[row]
 
+    def _labels(self, i: int) -> Tensor:
+        stack, row = self.places[i]
+        return self.stacks[stack][1][row].to(self.device)
+
     def classes(self, labels: Tensor) -> Tensor:
         """The class of every pixel: 0 background, 255 ignored; no ridge."""
         if self.table is not None:
@@ -133,9 +137,15 @@ class Dataset:
 
     def balanced(self) -> None:
         """Counts the class weights "balanced" over all labels."""
-        labels = [self.sample(i)[1] for i in range(len(self))]
-        classes = None if self.table is None else [self.table[x] for x in labels]
+        labels = (self._labels(i) for i in range(len(self)))
+        classes = None
+        if self.table is not None:
+            classes = (self.table[self._labels(i)] for i in range(len(self)))
         self.weights = self.weights.balanced(labels, classes)
+        table = self.weights.class_weight
+        if isinstance(table, tuple) and len(table) < self.num_classes:  # the last have no pixels
+            table = (*table, *[0.0] * (self.num_classes - len(table)))
+            self.weights = replace(self.weights, class_weight=table)
 
     def draw(
         self,

@@ -1,8 +1,9 @@
 """Where and how a run computes: device, precision, determinism, CUDA graph."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ def find_device(name: str) -> torch.device:
     if not HAS_CUDA:
         raise ValueError(f"device must have kernels, got {name!r} with a build without CUDA")
     return device
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one for a while."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -62,7 +68,8 @@ def settled(config: TrainConfig, device: torch.device) -> Iterator[None]:
         )
     strict = torch.are_deterministic_algorithms_enabled()
     search = torch.backends.cudnn.benchmark
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
         try:
             if config.deterministic:
                 if device.type == "cuda":  # asked for by cuBLAS
@@ -90,13 +97,14 @@ def recorded(
         calls += 1
         if calls <= 3:
             stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an optimiser made for graphs runs without one
                 outcome = compute(tiles, labels)
             torch.cuda.current_stream(device).wait_stream(stream)
             return outcome
         if calls == 4:
             inputs = tiles.clone(), labels.clone()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 results = compute(*inputs)
         for kept, new in zip(inputs, (tiles, labels), strict=True):
             kept.copy_(new)

@@ -75,7 +75,7 @@ def is_palette(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return picture.mode in ("P", "PA")
-    except (OSError, ValueError):
+    except Exception:  # as in _read
         return False
 
 

@@ -32,6 +32,11 @@ class Processes:
             dist.all_reduce(x)
         return x
 
+    def spread(self, x: Tensor) -> None:
+        """Gives all processes the tensor of the first, in place."""
+        if self.count > 1:
+            dist.broadcast(x, 0)
+
     def meet(self, device: torch.device) -> None:
         """Waits until all processes are here."""
         self.add(torch.zeros((), device=device))

@@ -8,23 +8,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from .checkpoint import LOG, STATE, Progress, cut_log, load_state, save_state
+from .checkpoint import LOG, STATE, Progress, cut_log, load_state, read_log, save_state
 from .config import FREE, TrainConfig, as_dict, as_toml
 from .data import label_type_of, load_samples, number_objects, split_names
 from .dataset import Dataset, Tiles, seed_of
-from .device import find_device, local_device, precision_of, recorded, settled
+from .device import current, find_device, local_device, precision_of, recorded, settled
 from .imageio import make_folder, replace_file
 from .ops.weighted_ce import weighted_ce
 from .previews import Scalars, draw_first_tiles, draw_run
@@ -45,13 +46,13 @@ def train(config: TrainConfig) -> UNet:
     Each step takes random tiles: each is cut, deformed and changed in grey value in one pass,
     mirrored where it reaches over its image; targets and weights come from the deformed labels.
     Under torchrun every process takes its share of the tiles of a step, and one step of K processes
-    is one step of a single process with K times the batch size.
+    is one step of a single process with K times the batch size, but for dropout and batch norm.
 
     Args:
         config: The settings. `config.out` gets
 
             ====================  ==================================================================
-            config.toml           the settings; `unet-fast --config` of it repeats the run
+            config.toml           the settings; `unet-fast train --config` of it repeats the run
             split.json            the files of training and validation
             log.jsonl             a line a step: step, loss, learning_rate, gradient_norm, seconds
                                   and, after an evaluation, validation
@@ -67,12 +68,17 @@ def train(config: TrainConfig) -> UNet:
     Raises:
         ValueError: One line that names what is wrong: a setting, a file, a checkpoint, or an
             output folder that holds a run already or cannot be written.
-        FloatingPointError: If the loss is not finite; the line names step and files, and
-            `nonfinite.json` holds how they were deformed.
+        FloatingPointError: If loss, gradient or weights are not finite; the line names step and
+            files, and `nonfinite.json` holds how they were deformed.
         RuntimeError: If another process of the run is gone.
         KeyboardInterrupt: After SIGINT (Ctrl-C) or SIGTERM, once a checkpoint is written.
     """
     device = local_device(find_device(config.device))
+    with current(device):
+        return _train(config, device)
+
+
+def _train(config: TrainConfig, device: torch.device) -> UNet:
     out = config.out
     resumed = config.resume and (out / STATE).exists()
     config, train_set, validation_set = _load(config, resumed, device)
@@ -94,7 +100,7 @@ def train(config: TrainConfig) -> UNet:
         run = _Run(config, model.to(device), train_set, validation_set, processes, device)
         if resumed:
             run.resume()
-        elif processes.first:
+        if processes.first:
             replace_file(out / CONFIG, as_toml(config).encode())
             parts = {"train": train_set.names, "validation": validation_set.names}
             replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
@@ -155,10 +161,7 @@ class _Run:
         self.optimizer = _optimizer(config, self.parameters, rate)
         self.precision = precision_of(config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        self.average: AveragedModel | None = None
-        if config.ema is not None:
-            average = get_ema_multi_avg_fn(config.ema)
-            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.average = None if config.ema is None else deepcopy(model)
         network: nn.Module = model
         if processes.count > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -167,18 +170,26 @@ class _Run:
         self.progress = Progress()
         self.settings = {k: v for k, v in as_dict(config).items() if k not in FREE}
         self.settings["learning_rate"] = config.peak_rate
+        self.settings["batch_size"] = config.batch_size * processes.count
+        if config.best_by == "seg" and train_set.num_classes > 2:
+            raise ValueError("train: best_by must not be seg with more than two classes")
+        if config.patience is not None and not len(validation_set):
+            raise ValueError(
+                f"train: patience must be none without files for validation, got {config.patience}"
+            )
 
     @property
     def product(self) -> UNet:
         """The network that is evaluated and saved."""
-        if self.average is None:
-            return self.model
-        return cast(UNet, self.average.module)
+        return self.model if self.average is None else self.average
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """All that holds tensors, for the training state."""
-        return {"model": self.model} | ({"average": self.average} if self.average else {})
+        modules: dict[str, nn.Module] = {"model": self.model}
+        if self.average is not None:
+            modules["average"] = self.average
+        return modules
 
     def resume(self) -> None:
         """Goes back to the checkpoint in the output folder."""
@@ -228,24 +239,26 @@ class _Run:
                 except RuntimeError as error:
                     raise _lost(error, processes, step) or error from None
                 gradient = norm.item()
-                if not math.isfinite(value):
-                    self._report(step, value, drawn)
+                # The gradient scaler leaves out steps whose gradient is not finite.
+                if not math.isfinite(value + (0 if self.scaler.is_enabled() else gradient)):
+                    self._report(step, f"loss {value}, gradient norm {gradient}", drawn)
+                evaluated, saved = config.evaluates(step), stop > 0 or config.saves(step)
+                if saved and not all(bool(p.isfinite().all()) for p in self.parameters):
+                    self._report(step, "weights that are not", drawn)
                 progress.step = step
 
                 row: dict[str, Any] = {"step": step, "loss": value, "learning_rate": rate}
                 row["gradient_norm"] = gradient if math.isfinite(gradient) else None
-                evaluated = config.evaluates(step)
                 better = False
                 if evaluated and len(self.validation_set):
                     row["validation"] = self._evaluate()
                     better = _score(progress, row["validation"], config.best_by)
                 row["seconds"] = round(time.perf_counter() - start, 3)
                 if first:
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
+                    _write(log, out / LOG, row)
                     if better:
                         save_model(self.product, out / BEST)
-                    if stop or config.saves(step):
+                    if saved:
                         self._save()
                     if evaluated:
                         self._draw(step)
@@ -261,8 +274,6 @@ class _Run:
                     raise KeyboardInterrupt(
                         f"stopped after step {step}, which is saved; go on with resume"
                     )
-            if first and not (out / LAST).exists():  # resumed when all was done but this
-                self._save()
         if scalars is not None:
             scalars.close()
 
@@ -292,18 +303,39 @@ class _Run:
                 nn.utils.clip_grads_with_norm_(self.parameters, config.clip_gradient, norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            if self.average is not None:
-                self.average.update_parameters(self.model)
+            self._update_average()
         return loss.detach(), norm
+
+    def _update_average(self) -> None:
+        """The running mean of weights and statistics; the first step is taken as it is."""
+        if self.average is None or self.config.ema is None:
+            return
+        share = 1 - self.config.ema if self.progress.step > 0 else 1.0
+        pairs = zip(
+            self.average.state_dict().values(), self.model.state_dict().values(), strict=True
+        )
+        for mean, now in pairs:
+            if mean.is_floating_point():
+                mean.lerp_(now, share)
+            else:
+                mean.copy_(now)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.precision != torch.float32
         return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
     def _evaluate(self) -> dict[str, float | None]:
+        """Scores of all processes, which share one network, its statistics included."""
+        for x in self.product.buffers():
+            self.processes.spread(x)
         reduction = self.config.loss_reduction
-        with self._autocast():
-            return evaluate(self.product, self.validation_set, reduction, self.processes)
+        try:
+            with self._autocast():
+                return evaluate(self.product, self.validation_set, reduction, self.processes)
+        except (RuntimeError, MemoryError):  # images too large for the memory, say
+            if self.processes.first:
+                self._save()
+            raise
 
     def _draw(self, step: int) -> None:
         """Of training images where there are none for validation."""
@@ -315,43 +347,57 @@ class _Run:
             draw_run(self.config.out, self.product, data, count, step, title)
 
     def _save(self) -> None:
+        """The state comes last: what a kill leaves of the rest is written again from it."""
         self.progress.scaler = dict(self.scaler.state_dict())
-        save_state(self.config.out, self.progress, self.settings, self.modules, self.optimizer)
         save_model(self.product, self.config.out / LAST)
+        save_state(self.config.out, self.progress, self.settings, self.modules, self.optimizer)
 
-    def _report(self, step: int, value: float, drawn: Tiles) -> None:
+    def _report(self, step: int, value: str, drawn: Tiles) -> None:
         """Ends the run; the last checkpoint stays as it is."""
         config, names = self.config, self.train_set.names
         where = config.out / "nonfinite.json"
         if self.processes.first:
-            facts = {"step": step, "loss": str(value), "tiles": drawn.describe(names)}
+            facts = {"step": step, "found": value, "tiles": drawn.describe(names)}
             replace_file(where, (json.dumps(facts, indent=1) + "\n").encode())
         files = ", ".join(dict.fromkeys(names[i] for i in drawn.files))
         raise FloatingPointError(
-            f"train: the loss must stay finite, got {value} at step {step} from {files} (how they "
-            f"were deformed: {where}); try a learning_rate below {config.peak_rate}"
+            f"train: loss, gradient and weights must stay finite, got {value} at step {step} from "
+            f"{files} (how they were deformed: {where}); try a learning_rate below "
+            f"{config.peak_rate}"
         )
 
 
 def _claim(out: Path, config: TrainConfig) -> None:
     """Makes sure that no run is overwritten."""
-    files = (STATE, BEST, LAST, MODEL, LOG)
-    found = [out / name for name in files if (out / name).exists()]
-    if found and not config.resume:
-        raise ValueError(
-            f"train: out must be a folder without a run, or resume must be set, got {found[0]}"
-        )
-    if config.resume and not (out / STATE).exists() and any(f.suffix != ".jsonl" for f in found):
-        raise ValueError(f"{out}: must hold {STATE} to be resumed, but has only {found[0].name}")
+    models = [out / name for name in (BEST, LAST, MODEL) if (out / name).exists()]
+    others = [out / name for name in (STATE, LOG, CONFIG) if (out / name).exists()]
+    if not config.resume:
+        if models or others:
+            raise ValueError(
+                "train: out must be a folder without a run, or resume must be set, got "
+                f"{(models + others)[0]}"
+            )
+        return
+    # Without a state they are of a first checkpoint that was cut off, or somebody's.
+    first = next(step for step in range(1, config.steps + 1) if config.saves(step))
+    begun = others and max((row["step"] for row in read_log(out)), default=0) <= first
+    if models and not (out / STATE).exists() and not begun:
+        raise ValueError(f"{out}: must hold {STATE} to be resumed, but has only {models[0].name}")
 
 
 def _optimizer(
     config: TrainConfig, parameters: list[nn.Parameter], rate: Tensor | float
 ) -> Optimizer:
     options: dict[str, Any] = {"lr": rate, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "sgd":
-        return SGD(parameters, momentum=config.momentum, **options)
-    return (Adam if config.optimizer == "adam" else AdamW)(parameters, **options)
+    if config.optimizer != "sgd":
+        options["capturable"] = config.cuda_graph
+        return (Adam if config.optimizer == "adam" else AdamW)(parameters, **options)
+    optimizer = SGD(parameters, momentum=config.momentum, **options)
+    if config.momentum > 0:
+        # Made here: a first step that the gradient scaler leaves out would leave them unset.
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -375,15 +421,10 @@ def _divisor(
 
 def _score(progress: Progress, scores: dict[str, float | None], by: str) -> bool:
     """Whether an evaluation is the best so far, which it then is."""
-    value = scores[by]
-    if value is None and by != "loss":  # no such pixels, no objects
-        value = -float(scores["loss"] or 0)
-    elif value is not None and by == "loss":
-        value = -value
-    if value is None or not math.isfinite(value):
-        progress.since_best += 1
-        return False
-    if progress.best is not None and value <= progress.best:
+    value, loss = scores[by], scores["loss"]
+    if value is None or by == "loss":  # None: there are no objects in any file
+        value = None if loss is None else -loss
+    if value is None or loss is None or (progress.best is not None and value <= progress.best):
         progress.since_best += 1
         return False
     progress.best, progress.best_step, progress.since_best = value, progress.step, 0
@@ -424,8 +465,16 @@ def _interruption() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _log(out: Path, first: bool, step: int) -> Iterator[TextIO]:
+def _log(out: Path, first: bool, step: int) -> Iterator[FileIO]:
     """The log, open for more lines; another process than the first has none."""
     path = out / LOG if first else Path(os.devnull)
-    with path.open("a" if step else "w") as file:
+    with path.open("ab" if step else "wb", buffering=0) as file:
         yield file
+
+
+def _write(log: FileIO, path: Path, row: dict[str, Any]) -> None:
+    """Adds a line to the log."""
+    try:
+        log.write((json.dumps(row, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror}") from None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -350,8 +349,8 @@ def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         description = json.loads(text) if text else None
     except FileNotFoundError:
         raise ValueError(f"{wanted}, but there is no such file") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of broken files readers raise whatever they stumble over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{wanted}, but it cannot be read: {reason}") from None
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise ValueError(f"{wanted} of unet_fast, but has no description of one")

@@ -1,5 +1,7 @@
 """How well a network does on images that it is not trained on."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,8 +28,8 @@ def evaluate(
         processes: Who takes which image.
 
     Returns:
-        loss: The weighted cross-entropy, over all pixels of all images.
-        iou: Pixel IoU of all images together, mean over the classes beside background; None where
+        loss: The weighted cross-entropy, over all pixels of all images; None if it is not finite.
+        iou: Pixel IoU of all images together, mean over the classes beside background; 1 where
             there is no such pixel.
         mean_iou: The same over all classes, background too, so that a network that says one class
             everywhere does badly whatever the class.
@@ -39,17 +41,18 @@ def evaluate(
     rows = processes.add(rows.to(data.device)).cpu()
     loss, total, seg, objects = rows[:, :4].sum(0).tolist()
     both, either = rows[:, 4:].sum(0).reshape(2, data.num_classes)
+    loss /= max(total, 1e-30)
     return {
-        "loss": loss / max(total, 1e-30),
+        "loss": loss if math.isfinite(loss) else None,
         "iou": _mean_ratio(both[1:], either[1:]),
         "mean_iou": _mean_ratio(both, either),
         "seg": seg / objects if data.num_classes == 2 and objects else None,
     }
 
 
-def _mean_ratio(both: Tensor, either: Tensor) -> float | None:
+def _mean_ratio(both: Tensor, either: Tensor) -> float:
     present = either > 0
-    return float((both[present] / either[present]).mean()) if present.any() else None
+    return float((both[present] / either[present]).mean()) if present.any() else 1.0
 
 
 def _row(model: UNet, data: Dataset, i: int, reduction: str) -> Tensor:

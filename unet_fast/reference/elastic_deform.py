@@ -109,6 +109,7 @@ def elastic_deform(
     scales = check_grid(kinds[0], grid, grid_spacing, spanned)
 
     if source is not None:
+        source = source.long()
         wrong = source[(source < 0) | (source >= len(image))]
         if wrong.numel():
             raise ValueError(
