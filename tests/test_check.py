@@ -156,6 +156,8 @@ def test_empty_labels_and_class_maps(discs, tmp_path, capsys):
         rewrite(file, blank)
     output = run(capsys, discs, tmp_path, code=2)
     assert "error    labels must hold an object, got none in any file" in output
+    assert main(["train", *map(str, discs), "--out", str(tmp_path / "r"), "--steps", "1"]) == 2
+    assert "labels must hold an object, got none in any file" in capsys.readouterr().err
 
     rng = np.random.default_rng(0)
     for file in discs[1].iterdir():  # blobs of two classes
@@ -194,6 +196,9 @@ def test_classes_beside_instances(discs, tmp_path, capsys):
     (classes / "0.png").unlink()
     output = run(capsys, discs, tmp_path, "--classes", str(classes), code=2)
     assert "error    1 images without a class map: 0" in output
+    Image.new("L", (200, 200)).save(classes / "other.png")
+    output = run(capsys, discs, tmp_path, "--classes", str(classes), code=2)
+    assert "error    1 class maps without an image: other" in output
 
 
 def test_folders(discs, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,18 @@ def test_targets_of_classes_and_ignored_pixels():
     assert (plain.classes(plain.sample(0)[1])[15:] == 255).all()
 
 
+def test_a_class_without_training_pixels():
+    """Its weight is 0 where the others are balanced; validation may still meet it."""
+    one, other = sample([[0, 5], [0, 0]]), sample([[0, 5], [9, 0]])
+    objects = number_objects([one, other], "semantic", None)
+    first = replace(objects, labels=objects.labels[:1])
+    data = Dataset([one], first, BorderWeights(), torch.device("cpu"), math.inf)
+    data.balanced()
+    assert data.weights.class_weight == pytest.approx((2 / 3, 2.0, 0.0))
+    target, _ = data.targets(torch.from_numpy(objects.labels[1])[None])
+    assert target.tolist() == [[[0, 1], [2, 0]]]
+
+
 def test_streamed_data_are_the_same():
     one = sample([[0, 1], [2, 0]])
     streamed, resident = (
@@ -176,7 +189,7 @@ def test_split():
     assert [len(x) for x in split_names(names, 0.0, 0, None)] == [10, 0]
     assert [len(x) for x in split_names(names[:2], 0.01, 0, None)] == [1, 1]
     assert [len(x) for x in split_names(names[:2], 0.99, 0, None)] == [1, 1]
-    assert [len(x) for x in split_names(names[:1], 0.5, 0, None)] == [1, 0]
+    assert [len(x) for x in split_names(names[:1], 0.9, 0, None)] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +198,7 @@ def test_split():
         ('{"train": ["0", "9"]}', "must list files that are there, got 9"),
         ('{"train": ["0"], "validation": ["0"]}', "must list a file once, got 0 twice"),
         ('{"train": [], "validation": ["0"]}', "must list files for training, got none"),
+        ('{"train": "0123"}', 'must be JSON {"train": [names], "validation": [names]}'),
         ('{"train": 3}', 'must be JSON {"train": [names], "validation": [names]}'),
         ("[]", "must be JSON"),
         ("{", "must be JSON"),

@@ -397,7 +397,7 @@ def test_source(deform, rng):
         image, options = random_case(rng, torch.float64)
         expected = deform(image, **options)
         images, labels, source = with_sources(rng, image, options.pop("labels"))
-        source = source.to(torch.int32) if rng.random() < 0.5 else source
+        source = source.to([torch.int64, torch.int32, torch.uint8, torch.int16][rng.integers(4)])
         results = deform(images, labels=labels, source=source, **options)
         for a, b in zip(results, expected, strict=True):
             assert torch.equal(a, b)

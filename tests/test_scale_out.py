@@ -64,6 +64,18 @@ def test_two_processes_are_one_with_twice_the_batch(discs, tmp_path, reduction):
     assert (tmp_path / "two" / "previews" / "tiles.png").exists()
 
 
+def test_batch_norm_and_a_change_of_processes(discs, tmp_path):
+    """All evaluate the statistics of the first; one goes on where two began, with their batch."""
+    changes = {"norm": "batch", "batch_size": 2, "ema": 0.9}
+    process = torchrun(words(discs, tmp_path / "run", **changes))
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    more = words(discs, tmp_path / "run", **changes | {"steps": 14})
+    assert main([*more, "--resume"]) == 2  # a step would no longer be what it was
+    more = words(discs, tmp_path / "run", **changes | {"steps": 14, "batch_size": 4})
+    assert main([*more, "--resume"]) == 0
+
+
 def test_the_mean_of_means_is_something_else(discs, tmp_path):
     """What the test above would find if each process divided by its own weights."""
     assert main(words(discs, tmp_path / "both", dropout=0, batch_size=2, steps=1)) == 0

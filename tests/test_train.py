@@ -501,6 +501,8 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     check_fails(capsys, arguments(discs, out, "--patience", "0"), "patience must be >= 1, got 0")
     check_fails(capsys, arguments(discs, out, "--optimizer", "lion"), "lion")
     check_fails(capsys, [*arguments(discs, out), "--cuda-graph"], "cuda_graph must be off but for")
+    call = arguments(discs, out, "--validation", "0", "--patience", "3")
+    check_fails(capsys, call, "patience must be none without files for validation, got 3")
     broken = tmp_path / "broken.toml"
     for text, message in (
         ("steps = ", f"{broken}: must be a TOML file: Invalid value"),
@@ -539,6 +541,13 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
 def test_stops_when_the_loss_explodes(discs, tmp_path, capsys):
     call = arguments(discs, tmp_path / "run", "--learning-rate", "1e30", "--steps", "50")
     check_fails(capsys, call, "loss, gradient and weights must stay finite")
+
+
+def test_settings_of_other_types(discs, tmp_path):
+    with pytest.raises(ValueError, match=r"steps must be an integer, got 2.5"):
+        config(discs, tmp_path, steps=2.5)
+    with pytest.raises(ValueError, match=r"optimizer must be one of sgd, adam, adamw, got 'lion'"):
+        config(discs, tmp_path, optimizer="lion")
 
 
 def test_settings_survive_their_file(discs, tmp_path, monkeypatch, capsys):
