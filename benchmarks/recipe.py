@@ -30,7 +30,7 @@ SETS = {
 SCORES = "loss", "iou", "mean_iou", "seg"
 FREE = {"clip_gradient": None}
 SGD = {"optimizer": "sgd", "learning_rate": 2e-3}
-ADAM = {"optimizer": "adam", "learning_rate": 3e-4}
+ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
 VARIANTS = [
     SGD | {"clip_gradient": 1.0},
     *[SGD | {"learning_rate": rate} | FREE for rate in (2e-3, 1e-3, 4e-3, 5e-4, 8e-3)],

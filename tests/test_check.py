@@ -47,6 +47,7 @@ def test_train_takes_the_suggestion(discs, tmp_path, capsys):
     settings = tomllib.loads(suggested.read_text())
     assert settings["label_type"] == "instances"
     assert settings["tile"] == 196
+    assert settings["optimizer"] == "adam"
     out = tmp_path / "run"
     words = options({"steps": 2, "previews": 0})
     assert main(["train", "--config", str(suggested), "--out", str(out), *words]) == 0

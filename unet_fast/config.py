@@ -11,7 +11,7 @@ import tomli_w
 from .augment import Augmentation
 from .weights import BorderWeights
 
-LEARNING_RATE = {"sgd": 2e-3, "adam": 3e-4, "adamw": 3e-4}
+LEARNING_RATE = {"sgd": 2e-3, "adam": 1e-3, "adamw": 1e-3}
 """The defaults, for a loss divided by the sum of the weights; docs/training.md has the evidence."""
 
 
@@ -61,7 +61,7 @@ class TrainConfig:
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """sgd with momentum is the paper's."""
     learning_rate: float | None = None
-    """Its greatest value. None: 0.002 for sgd, 0.0003 for adam and adamw."""
+    """Its greatest value. None: 0.002 for sgd, 0.001 for adam and adamw."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: half a cosine to 0, or no change."""
     warmup: float = 0.1

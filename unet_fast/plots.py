@@ -251,7 +251,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     left.legend(fontsize="small")
     middle.set(title="validation", xlabel="step", ylim=(0, 1))
     if middle.lines:
-        middle.legend(fontsize="small", loc="lower right")
+        middle.legend(fontsize="small")
     right.plot(steps, [row["learning_rate"] for row in rows], color="tab:green")
     right.set(title="learning rate", xlabel="step")
     _save(figure, path)
