@@ -124,5 +124,6 @@ def test_a_process_that_dies_ends_the_run(discs, tmp_path, rank):
     )
     assert load_model(out)
     done = read_log(out)[-1]["step"]
-    assert main([*words(discs, out, **settings | {"steps": done + 3}), "--resume"]) == 0
+    settings |= {"steps": done + 3, "batch_size": 2}  # one process takes the tiles of both
+    assert main([*words(discs, out, **settings), "--resume"]) == 0
     assert read_log(out)[-1]["step"] == done + 3

@@ -193,7 +193,7 @@ def test_command(label_folder, tmp_path, capsys, preset):
     ],
 )
 def test_command_refuses(label_folder, tmp_path, capsys, words, message):
-    tifffile.imwrite(label_folder / "float.tif", np.zeros((2, 2), dtype=np.float32))
+    tifffile.imwrite(label_folder / "float.tif", np.full((2, 2), 0.5, dtype=np.float32))
     before = {f.name: f.read_bytes() for f in label_folder.iterdir()}
     if "float" not in words[0]:
         (label_folder / "float.tif").unlink()

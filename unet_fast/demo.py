@@ -14,7 +14,7 @@ from .dataset import Dataset
 from .imageio import make_folder
 from .plots import draw_summary
 from .predict import predict
-from .train import train
+from .train import CONFIG, train
 from .unet import BEST, LAST
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -47,7 +47,7 @@ def demo(out: Path) -> tuple[list[Score], Path]:
         ValueError: If the folder cannot be written, or holds a model that is not a demo's.
     """
     run, picture = make_folder(make_folder(out) / "model"), out / "demo.png"
-    names = (LAST, BEST, STATE, LOG)
+    names = (LAST, BEST, STATE, LOG, CONFIG)
     earlier = [run / name for name in names if (run / name).exists()]
     if earlier and not picture.exists():
         raise ValueError(f"demo: out must not hold a model of yours, got {earlier[0]}")
