@@ -157,6 +157,7 @@ def test_empty_labels_and_class_maps(discs, tmp_path, capsys):
         rewrite(file, blank)
     output = run(capsys, discs, tmp_path, code=2)
     assert "error    labels must hold an object, got none in any file" in output
+    assert output.count("must hold an object") == 1  # said once
     assert main(["train", *map(str, discs), "--out", str(tmp_path / "r"), "--steps", "1"]) == 2
     assert "labels must hold an object, got none in any file" in capsys.readouterr().err
 

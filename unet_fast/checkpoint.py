@@ -26,8 +26,6 @@ class Progress:
     """Steps done."""
     best: float | None = None
     """Score of the best evaluation; greater is better."""
-    best_step: int = 0
-    """The step of it."""
     since_best: int = 0
     """Evaluations after it."""
     seconds: float = 0.0

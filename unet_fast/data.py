@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +116,9 @@ def check_size(
         )
 
 
-def label_type_of(labels: Sequence[NDArray[np.int32]], ignore_label: int | None) -> str:
+def label_type_of(
+    labels: Sequence[NDArray[np.int32]], ignore_label: int | None
+) -> Literal["instances", "semantic"]:
     """What label files most likely hold: semantic if all together have one value beside 0."""
     values: set[int] = set()
     for image in labels:

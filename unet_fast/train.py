@@ -117,7 +117,7 @@ def _load(
     ignored = config.weights.ignore_label
     if config.label_type == "auto":
         maps = [] if config.classes else [s.labels for s in samples]
-        config = replace(config, label_type=label_type_of(maps, ignored))  # type: ignore[arg-type]
+        config = replace(config, label_type=label_type_of(maps, ignored))
     objects = number_objects(samples, config.label_type, ignored)
     names = [s.name for s in samples]
     split = config.out / SPLIT if resumed else config.split
@@ -427,7 +427,7 @@ def _score(progress: Progress, scores: dict[str, float | None], by: str) -> bool
     if value is None or loss is None or (progress.best is not None and value <= progress.best):
         progress.since_best += 1
         return False
-    progress.best, progress.best_step, progress.since_best = value, progress.step, 0
+    progress.best, progress.since_best = value, 0
     return True
 
 
