@@ -19,7 +19,7 @@ from .augment import Augmentation
 from .check import check as check_data
 from .checkpoint import best_row, read_log
 from .config import TrainConfig, as_toml, read_toml
-from .data import find_pairs, load_samples, normalise
+from .data import find_pairs, load_samples
 from .device import find_device
 from .imageio import (
     fit_channels,
@@ -31,6 +31,7 @@ from .imageio import (
     write_labels,
     write_tiff,
 )
+from .intensity import normalise
 from .plots import draw_augmentation, draw_weights
 from .predict import predict as predict_image
 from .train import train as run_training

@@ -13,9 +13,6 @@ from scipy import ndimage
 from .imageio import fit_channels, list_images, read_image, read_labels
 from .reference.border_weight_map import IGNORED
 
-LOW, HIGH = 1.0, 99.8
-"""Percentiles of an image that :func:`normalise` maps to 0 and 1."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -88,22 +85,6 @@ def fit_all_channels(samples: list[Sample]) -> list[Sample]:
                 f"{len(sample.image)}"
             )
     return samples
-
-
-def normalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Maps the 1st percentile of each channel to 0 and the 99.8th to 1, linearly beyond.
-
-    Args:
-        image: (C, H, W). Where the percentiles are equal (a few bright pixels on black), smallest
-            and largest value take their place; a channel of one value becomes 0.
-    """
-    low, high = np.percentile(image, [LOW, HIGH], axis=(1, 2), keepdims=True)
-    flat = low == high
-    low = np.where(flat, image.min((1, 2), keepdims=True), low)
-    high = np.where(flat, image.max((1, 2), keepdims=True), high)
-    scale = np.where(high > low, high - low, 1)
-    result: NDArray[np.float32] = ((image - low) / scale).astype(np.float32)
-    return result
 
 
 def check_size(

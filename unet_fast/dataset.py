@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from .augment import Augmentation, AugmentationParameters
-from .data import Objects, Sample, normalise
+from .data import Objects, Sample
+from .intensity import normalise
 from .weights import BorderWeights
 
 

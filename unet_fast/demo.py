@@ -9,9 +9,10 @@ import torch
 from . import metrics
 from .checkpoint import LOG, STATE, read_log
 from .config import TrainConfig
-from .data import Objects, Sample, load_samples, normalise
+from .data import Objects, Sample, load_samples
 from .dataset import Dataset
 from .imageio import make_folder
+from .intensity import normalise
 from .plots import draw_summary
 from .predict import predict
 from .train import CONFIG, train

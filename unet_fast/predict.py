@@ -1,47 +1,82 @@
-"""Prediction on images of any size."""
+"""Overlap-tile prediction: images of any size, tile by tile, as if all at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from .data import normalise
+from .intensity import Range, as_float32, range_of
+from .tiling import Tiling, mirrored, plan
+from .tta import Region, views_of
 from .unet import UNet
 from .weights import label_components
 
-_OUTPUTS = ("scores", "probabilities", "labels", "instances")
+OUTPUTS = ("scores", "probabilities", "labels", "instances")
+AVERAGES = ("scores", "probabilities")
+
+Pixels = Callable[[slice, slice], NDArray[np.generic]]
+"""Reads rows and columns of an image, (C, rows, columns), real values of any dtype."""
 
 
 def predict(
     model: UNet,
     image: Tensor | NDArray[np.generic],
     *,
+    tile: int | Sequence[int] | None = None,
+    memory_budget: int | None = None,
+    batch_size: int | None = None,
     output: str = "probabilities",
+    tta: str | Sequence[float] | None = None,
+    average: str | None = None,
+    precision: torch.dtype | None = None,
+    compile: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Predicts a whole image, whose outside is mirrored to give every pixel its full context.
+    """Predicts an image in tiles that give what the whole image gives, whatever their size.
+
+    The outside of the image is mirrored, so that every pixel has its full context. Tiles of
+    another size give the same numbers up to the rounding of other sums (docs/prediction.md).
 
     Args:
-        model: The network; it runs in evaluation mode and is left as it was. A bare
-            `UNet` sees the values as given; one from :func:`load_model` gets them normalised as in
-            training.
-        image: (H, W) or (C, H, W), any size from 1 x 1, any real dtype; computed in the dtype of
-            the model's weights.
+        model: The network; it runs in evaluation mode and is left as it was. A bare `UNet` sees the
+            values as given; one from :func:`load_model` gets them normalised as in training.
+        image: (H, W) or (C, H, W), any size from 1 x 1, any real dtype, finite.
+        tile: Side or sides of a tile of the output in pixels, >= 1, rounded up to multiples of
+            2^depth; one that covers the image: all at once. None: chosen, up to 1024 on a CPU.
+        memory_budget: Bytes that tiles in work may take, beside model, image and result. None:
+            1 GiB on a CPU, 4 GiB on a GPU, or what the given tile takes.
+        batch_size: Tiles at once, >= 1. None: chosen.
         output: ``"scores"``, (K, H, W) before softmax; ``"probabilities"``, (K, H, W);
             ``"labels"``, the most probable class, (H, W), uint8 (int64 over 256 classes);
             ``"instances"``, connected parts of what is not class 0, (H, W), int32.
+        tta: Test-time averaging over views of the image: ``"flips"`` (4), ``"rotations"`` (4, by
+            right angles), ``"square"`` (8, both), or a list of angles in degrees (the paper took
+            seven and does not say which). None: one view.
+        average: Of what: ``"scores"`` or ``"probabilities"``. None: scores (as the authors'
+            programs).
+        precision: Of the convolutions: bfloat16 or float16 (autocast); None: that of the weights.
+        compile: Whether `torch.compile` makes the network faster: worth it for many tiles.
         device: Where to compute; None for where the model is.
 
     Returns:
-        The prediction, on the CPU.
+        The prediction, on the CPU; scores and probabilities in float32.
 
     Raises:
-        ValueError: If the image has another shape or number of channels, or `output` is unknown.
+        ValueError: If an argument breaks its rule; if the image is larger than a tile and the
+            network takes statistics from all that it sees (instance and group norm, batch norm
+            without running mean), for then no tile agrees with the whole.
+
+    Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section 2 and figure 2.
     """
-    if output not in _OUTPUTS:
-        raise ValueError(f"predict: output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
+    if output not in OUTPUTS:
+        raise ValueError(f"predict: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
     channels = model.config["in_channels"]
-    if isinstance(image, torch.Tensor):
+    if isinstance(image, Tensor):
         pixels = image.detach().cpu().float().numpy()
     else:
         pixels = np.asarray(image)
@@ -51,44 +86,205 @@ def predict(
             f"predict: image must be (H, W) or (C, H, W) with C = {channels}, "
             f"got {tuple(np.shape(image))}"
         )
-    values = pixels.astype(np.float32)
-    if model.normalisation == "percentile":
-        values = normalise(values)
-    home = next(model.parameters()).device
-    scores = scores_of(model, torch.from_numpy(values), torch.device(device or home))
-    if output == "scores":
-        return scores
-    if output == "probabilities":
-        return scores.softmax(0)
-    labels = scores.argmax(0)
-    if output == "instances":
-        return label_components(labels)
-    return labels.to(torch.uint8) if scores.shape[0] <= 256 else labels
+    if pixels.dtype.kind not in "buif":
+        raise ValueError(f"predict: image must hold real numbers, got {pixels.dtype}")
+    values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
+    with evaluating(model, device):
+        predictor = Predictor(
+            model, output=output, tta=tta, average=average, precision=precision, compile=compile
+        )
+        tiling = predictor.plan(
+            pixels.shape[1:], tile=tile, memory_budget=memory_budget, batch_size=batch_size
+        )
+        result = _image(predictor, tiling, pixels, values)
+    return label_components(result) if output == "instances" else result
 
 
 def scores_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
     """Scores of an image (C, H, W) that is normalised, (K, H, W), on the CPU."""
-    height, width = image.shape[1:]
-    rows, columns = model.input_shape((height, width))
-    margin = model.shrink // 2
-    padded = image[:, _mirrored(rows, margin, height)][:, :, _mirrored(columns, margin, width)]
-    weight = next(model.parameters())
-    home, training = weight.device, [m for m in model.modules() if m.training]
+    with evaluating(model, device):
+        predictor = Predictor(model, output="scores")
+        pixels = image.detach().cpu().numpy()
+        return _image(predictor, predictor.plan(pixels.shape[1:]), pixels, None)
+
+
+@contextmanager
+def evaluating(model: UNet, device: torch.device | str | None) -> Iterator[None]:
+    """Puts a network in evaluation mode on a device for a while."""
+    home, training = next(model.parameters()).device, [m for m in model.modules() if m.training]
     try:
-        model.to(device).eval()
-        with torch.inference_mode():
-            scores: Tensor = model(padded[None].to(device, weight.dtype))[0, :, :height, :width]
+        model.to(home if device is None else device).eval()
+        yield
     finally:
         model.to(home)
         for module in training:
             module.training = True
-    return scores.float().cpu().clone()
 
 
-def _mirrored(length: int, margin: int, n: int) -> Tensor:
-    """Indices of an axis of n pixels continued by mirroring, without repeating the edge pixel."""
-    position = torch.arange(-margin, length - margin)
-    if n == 1:
-        return torch.zeros_like(position)
-    position = position.remainder(2 * (n - 1))
-    return torch.minimum(position, 2 * (n - 1) - position)
+def _image(
+    predictor: "Predictor", tiling: Tiling, pixels: NDArray[np.generic], values: Range | None
+) -> Tensor:
+    result = torch.empty(predictor.shape(tiling.image), dtype=predictor.dtype)
+
+    def write(origin: tuple[int, int], part: Tensor) -> None:
+        rows, columns = (slice(o, o + n) for o, n in zip(origin, part.shape[-2:], strict=True))
+        result[..., rows, columns] = part
+
+    predictor.run(tiling, lambda rows, columns: pixels[:, rows, columns], values, write)
+    return result
+
+
+class Predictor:
+    """A network made ready to predict tiles.
+
+    Args:
+        model: The network, in evaluation mode, where it is to compute.
+        output: As in :func:`predict`; "instances" gives labels.
+        tta: As in :func:`predict`.
+        average: As in :func:`predict`.
+        precision: As in :func:`predict`.
+        compile: As in :func:`predict`.
+
+    Raises:
+        ValueError: If an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        model: UNet,
+        *,
+        output: str,
+        tta: str | Sequence[float] | None = None,
+        average: str | None = None,
+        precision: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
+        if average not in (None, *AVERAGES):
+            raise ValueError(f"predict: average must be one of {AVERAGES}, got {average!r}")
+        if average == "probabilities" and output == "scores":
+            raise ValueError("predict: average must be scores for output scores, got probabilities")
+        self.model = model
+        self.output = output
+        self.average = average or "scores"
+        self.views = views_of(model, tta)
+        weight = next(model.parameters())
+        self.device, self.weights = weight.device, weight.dtype
+        self.precision = precision
+        self.classes: int = model.config["num_classes"]
+        self.net: nn.Module = torch.compile(model, dynamic=False) if compile else model  # type: ignore[assignment]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the result."""
+        if self.output in ("scores", "probabilities"):
+            return torch.float32
+        return torch.uint8 if self.classes <= 256 else torch.int64
+
+    def shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the result for an image of that size."""
+        return (self.classes, *size) if self.output in ("scores", "probabilities") else size
+
+    def plan(self, image: Sequence[int], **wishes: Any) -> Tiling:
+        """Chooses tiles for an image of that size: see :func:`plan`."""
+        precision = self.precision or self.weights
+        if torch.is_autocast_enabled(self.device.type):
+            precision = torch.get_autocast_dtype(self.device.type)
+        size = image[0], image[1]
+        kind, width = self.device.type, precision.itemsize
+        return plan(self.model, size, device=kind, value_bytes=width, **wishes)
+
+    def run(
+        self,
+        tiling: Tiling,
+        pixels: Pixels,
+        values: Range | None,
+        write: Callable[[tuple[int, int], Tensor], None],
+        origins: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Predicts tiles; the next ones are read and the last ones written meanwhile.
+
+        Args:
+            tiling: The tiles.
+            pixels: Reads the image, in another thread.
+            values: Its normalisation, or None.
+            write: Takes the first pixel of a tile and its prediction, cut off where the image ends,
+                on the CPU; in another thread, one tile at a time.
+            origins: Which tiles; None: all.
+        """
+        origins = tiling.origins if origins is None else origins
+        batches = [origins[i : i + tiling.batch] for i in range(0, len(origins), tiling.batch)]
+
+        def read(batch: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+            return [self._parts(tiling, pixels, values, origin) for origin in batch]
+
+        def hand_out(batch: Sequence[tuple[int, int]], results: Tensor) -> None:
+            for origin, result in zip(batch, results.cpu(), strict=True):
+                rows, columns = (n - o for n, o in zip(tiling.image, origin, strict=True))
+                write(origin, result[..., :rows, :columns])
+
+        # NumPy, torch and compressors let other threads run while they work. The network stays in
+        # this one: autocast and inference mode are a thread's own.
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            ahead = reader.submit(read, batches[0])
+            behind: Future[None] | None = None
+            for i, batch in enumerate(batches):
+                parts = ahead.result()
+                if i + 1 < len(batches):
+                    ahead = reader.submit(read, batches[i + 1])
+                results = self._compute(tiling, parts, batch)
+                if behind is not None:
+                    behind.result()
+                behind = writer.submit(hand_out, batch, results)
+            if behind is not None:
+                behind.result()
+
+    def _parts(
+        self, tiling: Tiling, pixels: Pixels, values: Range | None, origin: tuple[int, int]
+    ) -> list[Tensor]:
+        """What each view needs of the plane for a tile."""
+        read: dict[Region, Tensor] = {}
+        for view in self.views:
+            region = view.region(tiling, origin)
+            if region not in read:
+                read[region] = torch.from_numpy(_plane(pixels, tiling.image, region, values))
+        return [read[view.region(tiling, origin)] for view in self.views]
+
+    @torch.inference_mode()
+    def _compute(
+        self, tiling: Tiling, parts: list[list[Tensor]], origins: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Predictions of a batch of tiles."""
+        total = torch.zeros((), device=self.device)
+        # A view at a time: they may have different shapes, and memory is that of one.
+        for view, of_view in zip(self.views, zip(*parts, strict=True), strict=True):
+            there = [part.to(self.device, self.weights) for part in of_view]
+            pairs = zip(there, origins, strict=True)
+            inputs = torch.stack([view.enter(part, tiling, o) for part, o in pairs])
+            with self._autocast():
+                scores = self.net(inputs.contiguous(memory_format=torch.channels_last)).float()
+            pairs = zip(scores, origins, strict=True)
+            scores = torch.stack([view.leave(x, tiling, origin) for x, origin in pairs])
+            total = total + (scores if self.average == "scores" else scores.softmax(1))
+        mean = total / len(self.views)
+        if self.output in ("labels", "instances"):
+            return mean.argmax(1).to(self.dtype)
+        if self.output == "probabilities" and self.average == "scores":
+            return mean.softmax(1)
+        return mean
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision in (None, self.weights):
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+
+def _plane(
+    pixels: Pixels, size: tuple[int, int], region: Region, values: Range | None
+) -> NDArray[np.float32]:
+    """A part of the mirrored plane, (C, h, w)."""
+    spans = zip(region[:2], region[2:], size, strict=True)
+    rows, columns = (mirrored(start, length, n) for start, length, n in spans)
+    box = [slice(int(i.min()), int(i.max()) + 1) for i in (rows, columns)]
+    part = as_float32(pixels(*box))
+    part = part if values is None else values.apply(part)
+    return part[:, rows[:, None] - box[0].start, columns - box[1].start]

@@ -159,7 +159,7 @@ class UNet(nn.Module):
         x = self.dropout(self.bottom(x))
         for level in reversed(range(self.depth)):
             x = self.up[level](x)
-            x = torch.cat([x, _crop(skips[level], x.shape[2:])], dim=1)
+            x = torch.cat([x, _crop(skips.pop(), x.shape[2:])], dim=1)
             x = self.merge[level](x)
         scores: Tensor = self.head(x)
         return scores
