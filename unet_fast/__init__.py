@@ -8,6 +8,7 @@ __path__ = extend_path(__path__, __name__)
 from . import metrics, reference
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
+from .components import label_components
 from .config import TrainConfig
 from .ops.border_weight_map import border_weight_map, separate_touching, two_nearest
 from .ops.elastic_deform import elastic_deform
@@ -15,7 +16,7 @@ from .ops.weighted_ce import WeightedCELoss, weighted_ce
 from .predict import predict
 from .train import train
 from .unet import UNet, load_model, save_model
-from .weights import BorderWeights, label_components
+from .weights import BorderWeights
 
 __all__ = [
     "HAS_CUDA",

@@ -1,6 +1,7 @@
 """The command line."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
-import numpy as np
 import torch
 from cyclopts import Parameter
 from tqdm import tqdm
@@ -18,24 +18,21 @@ from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
 from .check import check as check_data
 from .checkpoint import best_row, read_log
+from .cluster import cluster
 from .config import TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples
-from .device import find_device
+from .device import find_device, precision_of
 from .imageio import (
-    fit_channels,
     list_images,
     make_folder,
-    read_image,
     read_labels,
     replace_file,
-    write_labels,
     write_tiff,
 )
 from .intensity import normalise
 from .plots import draw_augmentation, draw_weights
-from .predict import predict as predict_image
+from .predict_files import predict_files
 from .train import train as run_training
-from .unet import load_model
 from .weights import BorderWeights
 
 SUGGESTED = """# Settings that fit the images, for `unet-fast train --config THIS_FILE`;
@@ -158,7 +155,20 @@ def predict(
     *,
     out: Path,
     output: Literal["instances", "labels", "probabilities", "scores"] = "instances",
+    format: Literal["auto", "png", "tiff", "ome-tiff", "ome-zarr"] = "auto",
+    overlay: Annotated[bool, Parameter(negative="--no-overlay")] = True,
+    tta: str | None = None,
+    average: Literal["scores", "probabilities"] | None = None,
+    tile: int | None = None,
+    memory_budget: str | None = None,
+    batch_size: int | None = None,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    compile: bool = False,
     device: str = "auto",
+    workers: int = 0,
+    scheduler: str | None = None,
+    missing_chunks: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Predict images of any size with a trained network.
@@ -168,36 +178,67 @@ def predict(
     run:
         Folder of a training run.
     images:
-        An image, or a folder of images.
+        An image (PNG, JPEG, BMP, TIFF, OME-Zarr), or a folder of images. Stacks are predicted plane
+        by plane.
     out:
         Folder for the predictions, which are named like the images; made if it is missing.
     output:
-        instances and labels (classes, with the values of the training labels) are written as PNG,
-        probabilities and scores as TIFF.
+        instances (objects, numbered), labels (classes, with the values of the training labels),
+        probabilities or scores.
+    format:
+        auto writes instances and labels as PNG, all else and stacks as TIFF, and results of
+        OME-Zarr and of very large images as OME-Zarr.
+    overlay:
+        Draw the objects over each image: overlays/NAME.png.
+    tta:
+        Average over views: flips (4), rotations (4), square (8), or angles in degrees: 0,30,60.
+    average:
+        What is averaged; scores, if nothing is said.
+    tile:
+        Side of a tile in pixels; chosen, if nothing is said. The result is the same.
+    memory_budget:
+        Memory for the tiles in work, like 500MB or 2GiB.
+    batch_size:
+        Tiles at once.
+    precision:
+        Of the convolutions; auto is bfloat16 where the device has units for it.
+    compile:
+        Let torch.compile make the network faster: for many tiles.
     device:
         auto (CUDA if there is one), cpu, cuda or cuda:N.
+    workers:
+        Processes on this machine that share the blocks of each image (needs dask; OME-Zarr).
+    scheduler:
+        Address of a Dask scheduler whose workers share them (needs dask; OME-Zarr).
+    missing_chunks:
+        Take chunks that an OME-Zarr lacks as its fill value.
+    resume:
+        Keep results that are there; go on with an OME-Zarr that was begun.
     overwrite:
         Replace files of the same names in the output folder.
     """
-    target = find_device(device)
-    model = load_model(run, device=target)
-    files = _files(images)
-    suffix = ".png" if output in ("instances", "labels") else ".tif"
-    results = _results(out, files, (suffix,), overwrite)
-    progress = tqdm(files, desc="predict", unit="image", disable=None)
-    for file, (path,) in zip(progress, results, strict=True):
-        image = fit_channels(read_image(file), model.config["in_channels"])
-        try:
-            result = predict_image(model, image, output=output).numpy()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-        if output == "labels" and model.class_values is not None:
-            result = np.asarray(model.class_values)[result]  # as in the training labels
-        if suffix == ".png":
-            write_labels(path, result)
-        else:
-            write_tiff(path, result)
-    print(f"{len(files)} {output}: {out}")
+    with cluster(workers, scheduler) as client:
+        results = predict_files(
+            run,
+            images,
+            out,
+            output=output,
+            format=format,
+            overlay=overlay,
+            tta=_views_in(tta),
+            average=average,
+            tile=tile,
+            memory_budget=None if memory_budget is None else _bytes_in(memory_budget),
+            batch_size=batch_size,
+            precision=precision_of(precision, find_device(device)),
+            compile=compile,
+            device=device,
+            client=client,
+            missing_chunks=missing_chunks,
+            resume=resume,
+            overwrite=overwrite,
+        )
+    print(f"{len(results)} {output}: {out}")
 
 
 @app.command
@@ -317,6 +358,28 @@ def info() -> None:
     facts["cuda_devices"] = ", ".join(devices) or "none"
     for name, value in facts.items():
         print(f"{name:<20} {value}")
+
+
+def _bytes_in(text: str) -> int:
+    """The number that 500MB or 2GiB stands for."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?", text.strip())
+    if found is None:
+        raise ValueError(f"memory-budget must be like 500MB or 2GiB, got {text}")
+    number, prefix, binary = found.groups()
+    power: int = (1024 if binary else 1000) ** " kMGT".index(prefix or " ")
+    return int(float(number) * power)
+
+
+def _views_in(text: str | None) -> str | list[float] | None:
+    """The angles of a list, or the name of a group of views."""
+    if text is None or text in ("flips", "rotations", "square"):
+        return text
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"tta must be flips, rotations, square or angles like 0,30,60, got {text}"
+        ) from None
 
 
 def _files(path: Path) -> list[Path]:

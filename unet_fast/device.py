@@ -46,10 +46,10 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
-def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Of the convolutions. Where bfloat16 is emulated it is slower than float32."""
-    if config.precision != "auto":
-        precision: torch.dtype = getattr(torch, config.precision)
+def precision_of(name: str, device: torch.device) -> torch.dtype:
+    """Of the convolutions, by name; auto: bfloat16 where it is not emulated, which is slow."""
+    if name != "auto":
+        precision: torch.dtype = getattr(torch, name)
         return precision
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

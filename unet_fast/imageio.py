@@ -2,15 +2,18 @@
 
 import contextlib
 import io
-import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+
+from .formats import open_file, reason_of
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
@@ -84,26 +87,72 @@ def is_lossy(path: Path) -> bool:
     return path.suffix.lower() in (".jpg", ".jpeg")
 
 
-def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
+def write_labels(
+    path: Path, labels: NDArray[np.integer], pixel_size: Mapping[str, float] | None = None
+) -> None:
     """Writes an instance or class map as PNG, 8 bit or, for larger ids, 16 bit.
+
+    Args:
+        path: The file.
+        labels: (H, W).
+        pixel_size: Micrometres along X and Y, if known.
 
     Raises:
         ValueError: If an id is over 65535.
     """
     high = int(labels.max(initial=0))
     if high > 65535:
-        raise ValueError(f"{path}: a PNG holds labels up to 65535, got {high}")
+        raise ValueError(f"{path}: a PNG holds labels up to 65535, got {high}; TIFF holds more")
     png = io.BytesIO()
-    Image.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16)).save(png, "png")
+    options: dict[str, Any] = {}
+    if pixel_size and {"X", "Y"} <= pixel_size.keys():
+        options["dpi"] = tuple(25400 / pixel_size[axis] for axis in "XY")
+    picture = Image.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16))
+    picture.save(png, "png", **options)
     replace_file(path, png.getvalue())
 
 
-def write_tiff(path: Path, array: NDArray[np.float32]) -> None:
-    """Writes float values, (C, H, W) or (H, W), as TIFF."""
-    axes = "CYX"[-array.ndim :]
+def write_tiff(
+    path: Path,
+    array: NDArray[np.generic],
+    axes: str | None = None,
+    pixel_size: Mapping[str, float] | None = None,
+    *,
+    ome: bool = False,
+) -> None:
+    """Writes an array as TIFF; integers as the narrowest unsigned ones that hold them.
+
+    Args:
+        path: The file.
+        array: Any real values.
+        axes: A letter for each axis, of T, Z, C, Y and X; None: (C, Y, X) or (Y, X).
+        pixel_size: Micrometres along X, Y and Z, as far as known.
+        ome: Whether it is an OME-TIFF.
+    """
+    axes = axes or "CYX"[-array.ndim :]
+    sizes = dict(pixel_size or {})
+    if array.dtype.kind in "iu":
+        array = array.astype(np.min_scalar_type(int(array.max(initial=0))))
+    metadata: dict[str, Any] = {"axes": axes}
+    options: dict[str, Any] = {}
+    if {"X", "Y"} <= sizes.keys():
+        options = {
+            "resolution": tuple(1e4 / sizes[axis] for axis in "XY"),
+            "resolutionunit": "CENTIMETER",
+        }
+    if ome:
+        for axis, size in sizes.items():
+            metadata[f"PhysicalSize{axis}"] = size
+            metadata[f"PhysicalSize{axis}Unit"] = "µm"
     tiff = io.BytesIO()
     tifffile.imwrite(
-        tiff, array, photometric="minisblack", compression="zlib", metadata={"axes": axes}
+        tiff,
+        array,
+        ome=ome,
+        photometric="minisblack",
+        compression="zlib",
+        metadata=metadata,
+        **options,
     )
     replace_file(path, tiff.getvalue())
 
@@ -174,57 +223,22 @@ def replace_file(path: Path, content: bytes) -> None:
 def _read(path: Path, *, palette_as_colour: bool) -> NDArray[np.generic]:
     """The pixels of a file, (C, H, W), without alpha."""
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            array, axes = _read_tiff(path)
-        else:
-            array, axes = _read_picture(path, palette_as_colour)
+        opened = open_file(path, palette_as_colour=palette_as_colour)
+        array = np.asarray(opened.array)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # decoders of broken files raise whatever they stumble over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: cannot be read as an image: {reason}") from None
+        raise ValueError(f"{path}: cannot be read as an image: {reason_of(error)}") from None
     if array.size == 0:
         raise ValueError(f"{path}: must have at least one pixel, got shape {array.shape}")
-    kept = [i for i, axis in enumerate(axes) if array.shape[i] > 1 or axis in "YX"]
+    kept = [i for i, axis in enumerate(opened.axes) if array.shape[i] > 1 or axis in "YX"]
     plane = array.reshape([array.shape[i] for i in kept])
-    order = "".join(axes[i] for i in kept)
+    order = "".join(opened.axes[i] for i in kept)
     if order == "YX":
         return plane[None]
     if order == "YXS":
-        return np.ascontiguousarray(np.moveaxis(plane, -1, 0))
+        colours = plane.shape[-1] - opened.alpha
+        return np.moveaxis(plane[..., :colours] if colours else plane, -1, 0)
     if order in ("CYX", "SYX"):
         return plane
     raise ValueError(f"{path}: must be one 2D image, got axes {order} of shape {plane.shape}")
-
-
-def _read_picture(path: Path, palette_as_colour: bool) -> tuple[NDArray[np.generic], str]:
-    """Pixels and axes of what Pillow reads."""
-    modes = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
-    if palette_as_colour:
-        modes["P"] = "RGB"
-    with Image.open(path) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
-            raise ValueError(f"must be one image, got {picture.n_frames}")  # type: ignore[attr-defined]
-        array = np.asarray(picture.convert(modes.get(picture.mode, picture.mode)))
-    return array, "YXS"[: array.ndim]
-
-
-def _read_tiff(path: Path) -> tuple[NDArray[np.generic], str]:
-    """Pixels and axes of a TIFF, without the extra samples (alpha) of colour images."""
-    logger = logging.getLogger("tifffile")  # tells of broken files on standard error
-    logger.disabled = True
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            array, axes = series.asarray(), series.axes
-            alpha = len(series.keyframe.extrasamples)
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        return _read_picture(path, palette_as_colour=False)  # Pillow has LZW and JPEG built in
-    finally:
-        logger.disabled = False
-    if alpha and "S" in axes and array.shape[axes.index("S")] > alpha:
-        axis = axes.index("S")
-        array = np.take(array, range(array.shape[axis] - alpha), axis)
-    return array, axes

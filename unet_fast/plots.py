@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from .imageio import replace_file
 from .reference.border_weight_map import IGNORED
@@ -32,9 +33,11 @@ CONFUSED = (0.9, 0.75, 0.1)
 
 def instance_colours(labels: Labels) -> NDArray[np.floating]:
     """A colour per object, (H, W, 3) in [0, 1]; background black. Close ids differ clearly."""
-    hue = (labels * 0.618034) % 1  # golden ratio: successive hues lie far apart
-    value = np.where(labels > 0, 1.0, 0.0)
-    rgb: NDArray[np.floating] = hsv_to_rgb(np.stack([hue, np.full(hue.shape, 0.65), value], -1))
+    ids, index = np.unique(labels, return_inverse=True)
+    hue = (ids * 0.618034) % 1  # golden ratio: successive hues lie far apart
+    value = np.where(ids > 0, 1.0, 0.0)
+    table = hsv_to_rgb(np.stack([hue, np.full(hue.shape, 0.65), value], -1)).astype(np.float32)
+    rgb: NDArray[np.floating] = table[index.reshape(labels.shape)]
     return rgb
 
 
@@ -56,6 +59,23 @@ def outlines(labels: Labels) -> NDArray[np.bool_]:
     edge[:, 1:] |= columns
     edge[:, :-1] |= columns
     return edge & (labels > 0)
+
+
+def draw_overlay(path: Path, *, image: Gray, labels: Labels) -> None:
+    """Draws objects over their image, pixel by pixel: tinted, with bright outlines.
+
+    Args:
+        path: The PNG to write.
+        image: (C, H, W) in about [0, 1]; three channels are taken as colours, of others the mean.
+        labels: (H, W), 0 background.
+    """
+    ground = image if len(image) == 3 else np.repeat(image.mean(0, keepdims=True), 3, axis=0)
+    ground = np.moveaxis(ground.clip(0, 1), 0, -1)
+    share = np.where(outlines(labels), 1.0, np.where(labels > 0, 0.2, 0.0))[..., None]
+    picture = ground * (1 - share) + instance_colours(labels) * share
+    png = io.BytesIO()
+    Image.fromarray((255 * picture + 0.5).astype(np.uint8)).save(png, "png")
+    replace_file(path, png.getvalue())
 
 
 def draw_summary(

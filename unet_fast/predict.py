@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .components import label_components
 from .intensity import Range, as_float32, range_of
 from .tiling import Tiling, mirrored, plan
 from .tta import Region, views_of
 from .unet import UNet
-from .weights import label_components
 
 OUTPUTS = ("scores", "probabilities", "labels", "instances")
 AVERAGES = ("scores", "probabilities")
@@ -96,8 +96,7 @@ def predict(
         tiling = predictor.plan(
             pixels.shape[1:], tile=tile, memory_budget=memory_budget, batch_size=batch_size
         )
-        result = _image(predictor, tiling, pixels, values)
-    return label_components(result) if output == "instances" else result
+        return predictor.image(tiling, lambda *region: pixels[:, *region], values)
 
 
 def scores_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
@@ -105,7 +104,8 @@ def scores_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
     with evaluating(model, device):
         predictor = Predictor(model, output="scores")
         pixels = image.detach().cpu().numpy()
-        return _image(predictor, predictor.plan(pixels.shape[1:]), pixels, None)
+        tiling = predictor.plan(pixels.shape[1:])
+        return predictor.image(tiling, lambda *region: pixels[:, *region], None)
 
 
 @contextmanager
@@ -119,19 +119,6 @@ def evaluating(model: UNet, device: torch.device | str | None) -> Iterator[None]
         model.to(home)
         for module in training:
             module.training = True
-
-
-def _image(
-    predictor: "Predictor", tiling: Tiling, pixels: NDArray[np.generic], values: Range | None
-) -> Tensor:
-    result = torch.empty(predictor.shape(tiling.image), dtype=predictor.dtype)
-
-    def write(origin: tuple[int, int], part: Tensor) -> None:
-        rows, columns = (slice(o, o + n) for o, n in zip(origin, part.shape[-2:], strict=True))
-        result[..., rows, columns] = part
-
-    predictor.run(tiling, lambda rows, columns: pixels[:, rows, columns], values, write)
-    return result
 
 
 class Predictor:
@@ -190,8 +177,26 @@ class Predictor:
         if torch.is_autocast_enabled(self.device.type):
             precision = torch.get_autocast_dtype(self.device.type)
         size = image[0], image[1]
-        kind, width = self.device.type, precision.itemsize
-        return plan(self.model, size, device=kind, value_bytes=width, **wishes)
+        known: dict[str, Any] = {"device": self.device.type, "value_bytes": precision.itemsize}
+        return plan(self.model, size, **known | wishes)
+
+    def image(
+        self,
+        tiling: Tiling,
+        pixels: Pixels,
+        values: Range | None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Predicts an image into memory; see :meth:`run`. `progress` is called for each tile."""
+        result = torch.empty(self.shape(tiling.image), dtype=self.dtype)
+
+        def write(origin: tuple[int, int], part: Tensor) -> None:
+            rows, columns = (slice(o, o + n) for o, n in zip(origin, part.shape[-2:], strict=True))
+            result[..., rows, columns] = part
+            progress()
+
+        self.run(tiling, pixels, values, write)
+        return label_components(result) if self.output == "instances" else result
 
     def run(
         self,
@@ -199,7 +204,7 @@ class Predictor:
         pixels: Pixels,
         values: Range | None,
         write: Callable[[tuple[int, int], Tensor], None],
-        origins: Sequence[tuple[int, int]] | None = None,
+        groups: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         """Predicts tiles; the next ones are read and the last ones written meanwhile.
 
@@ -209,10 +214,17 @@ class Predictor:
             values: Its normalisation, or None.
             write: Takes the first pixel of a tile and its prediction, cut off where the image ends,
                 on the CPU; in another thread, one tile at a time.
-            origins: Which tiles; None: all.
+            groups: Which tiles, by their first pixels, in groups that no batch exceeds; None: all,
+                as one group.
         """
-        origins = tiling.origins if origins is None else origins
-        batches = [origins[i : i + tiling.batch] for i in range(0, len(origins), tiling.batch)]
+        size = tiling.batch
+        batches = [
+            group[i : i + size]
+            for group in ([tiling.origins] if groups is None else groups)
+            for i in range(0, len(group), size)
+        ]
+        if not batches:
+            return
 
         def read(batch: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
             return [self._parts(tiling, pixels, values, origin) for origin in batch]

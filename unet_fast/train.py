@@ -159,7 +159,7 @@ class _Run:
         self.parameters = list(model.parameters())
         rate = torch.tensor(config.peak_rate, device=device) if config.cuda_graph else 0.0
         self.optimizer = _optimizer(config, self.parameters, rate)
-        self.precision = precision_of(config, device)
+        self.precision = precision_of(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.average = None if config.ema is None else deepcopy(model)
         network: nn.Module = model

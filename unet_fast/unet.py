@@ -305,13 +305,7 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
     Raises:
         ValueError: If there is no model, or a damaged or foreign one.
     """
-    path = Path(path)
-    file = path
-    if not path.is_file():
-        found = [path / name for name in (BEST, LAST, MODEL) if (path / name).is_file()]
-        if not found:
-            raise ValueError(f"{path}: must hold a model, but has no {BEST}, {LAST} or {MODEL}")
-        file = found[0]
+    file = find_model(Path(path))
     weights, description = unpack(file, "a model")
     try:
         with torch.device("meta"):  # without memory and random numbers of its own
@@ -323,6 +317,20 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: must hold a model, but it cannot be read: {reason}") from None
     return model.to(device).eval()
+
+
+def find_model(path: Path) -> Path:
+    """The file that :func:`load_model` reads.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if path.is_file():
+        return path
+    found = [path / name for name in (BEST, LAST, MODEL) if (path / name).is_file()]
+    if not found:
+        raise ValueError(f"{path}: must hold a model, but has no {BEST}, {LAST} or {MODEL}")
+    return found[0]
 
 
 _KEY = "unet_fast"  # one key only: several would come in random order

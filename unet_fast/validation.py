@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from . import metrics
+from .components import label_components
 from .dataset import Dataset
 from .ops.weighted_ce import weighted_ce
 from .predict import scores_of
 from .processes import Processes
 from .reference.border_weight_map import IGNORED
 from .unet import UNet
-from .weights import label_components
 
 
 def evaluate(

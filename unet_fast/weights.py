@@ -5,14 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from cyclopts import Parameter
-from scipy import ndimage
 from torch import Tensor
 
 from .ops.border_weight_map import border_weights
-from .reference.border_weight_map import IGNORED, spatial_axes
+from .reference.border_weight_map import IGNORED
 
 _SEVERAL = Parameter(
     n_tokens=-1, consume_multiple=True
@@ -149,36 +147,3 @@ class BorderWeights:
             halo=self.halo,
             spacing=self.spacing,
         )
-
-
-def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
-    """Numbers the connected parts of a mask, from 1; touching objects become one.
-
-    Args:
-        mask: (H, W), (N, H, W) or (N, D, H, W), bool or integer; everything not 0 is foreground.
-            Each image is numbered by itself.
-        connectivity: How many axes a step between connected pixels may take at once: 1 along the
-            axes only (4 neighbours in 2D, 6 in 3D), 2 diagonally too, up to the number of axes.
-
-    Returns:
-        int32 labels, of the shape and device of `mask`.
-
-    Raises:
-        ValueError: If `mask` has another number of axes or `connectivity` is out of range.
-    """
-    if mask.dim() not in (2, 3, 4):
-        raise ValueError(
-            "label_components: mask must be (H, W), (N, H, W) or (N, D, H, W), "
-            f"got {tuple(mask.shape)}"
-        )
-    axes = spatial_axes(mask)
-    if not 1 <= connectivity <= axes:
-        raise ValueError(
-            f"label_components: connectivity must be in [1, {axes}], got {connectivity}"
-        )
-    structure = ndimage.generate_binary_structure(axes, connectivity)
-    images = mask.reshape(-1, *mask.shape[-axes:]).cpu().numpy() != 0
-    labels = [ndimage.label(image, structure)[0] for image in images]
-    numbered = np.stack(labels) if labels else images
-    result = torch.from_numpy(numbered.astype(np.int32)).reshape(mask.shape)
-    return result.to(mask.device)

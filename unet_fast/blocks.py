@@ -1,0 +1,395 @@
+"""Prediction of one image into an OME-Zarr, block by block, in one process or in many.
+
+`OUT.part` holds what a run needs to go on wherever it was killed: the job, the image so far, and an
+empty file for each block that has reached the disk. The whole is renamed to OUT at the end.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .cluster import spread
+from .components import label_in_blocks
+from .device import find_device
+from .formats import reason_of
+from .imageio import replace_file
+from .intensity import Range, range_of
+from .omezarr import create, need_zarr
+from .predict import Predictor
+from .source import Source, open_source, stem_of
+from .tiling import Tiling
+from .unet import find_model, load_model
+
+SIDE = 512
+"""Pixels that a chunk has at least along Y and X, if tiles are smaller."""
+
+Block = tuple[tuple[int, ...], int, int]
+"""Index of a plane, first row, first column."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs to know to compute any block, as it is in `job.json`."""
+
+    image: str
+    model: str
+    image_stamp: str
+    """Tells whether the image has changed since."""
+    model_stamp: str
+    output: str
+    tta: str | list[float] | None
+    average: str | None
+    precision: str
+    compile: bool
+    missing_chunks: bool
+    tile: tuple[int, int]
+    batch: int
+    ranges: list[Range] | None
+    """The normalisation of every plane."""
+
+
+def predict_blocks(
+    run: Path,
+    source: Source,
+    out: Path,
+    *,
+    output: str = "labels",
+    tta: str | list[float] | None = None,
+    average: str | None = None,
+    precision: torch.dtype = torch.float32,
+    compile: bool = False,
+    missing_chunks: bool = False,
+    tile: int | None = None,
+    memory_budget: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    client: Any = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Predicts an image that need not fit into memory into an OME-Zarr (0.5).
+
+    Args:
+        run: A model, as for :func:`load_model`.
+        source: The image, a plane or a stack.
+        out: The folder to make, `NAME.ome.zarr`.
+        output: As for :func:`predict`; chunks of one channel. Objects are numbered as if all at
+            once, each plane by itself.
+        tta: As for :func:`predict`.
+        average: As for :func:`predict`.
+        precision: Of the convolutions.
+        compile: As for :func:`predict`.
+        missing_chunks: As for :func:`open_source`.
+        tile: As for :func:`predict`.
+        memory_budget: As for :func:`predict`.
+        batch_size: As for :func:`predict`.
+        device: As for training; with `client` that of the workers.
+        resume: Go on where a killed run stopped; blocks that are done stay.
+        overwrite: Replace what is there.
+        client: A `distributed.Client`, whose workers compute the blocks, one a task, and see the
+            same files; None: this process does.
+        progress: Is told the blocks done and all blocks.
+
+    Raises:
+        ValueError: One line, if an argument breaks its rule, the image cannot be read, or a file
+            cannot be written; what was computed is kept for `resume`.
+    """
+    need_zarr()
+    part = out.with_name(out.name + ".part")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out}: must not exist, or go with --overwrite")
+    if part.exists() and not resume:
+        if not overwrite:
+            raise ValueError(f"{part}: was begun; --resume goes on, --overwrite starts again")
+        shutil.rmtree(part)
+    file = find_model(run)
+    model = load_model(file)
+    predictor = Predictor(model, output=output, tta=tta, average=average, precision=precision)
+    kind = find_device(device).type
+    tiling = predictor.plan(
+        source.size, device=kind, tile=tile, memory_budget=memory_budget, batch_size=batch_size
+    )
+    source.layout(())
+    job = Job(
+        image=str(source.path.resolve()),
+        model=str(file.resolve()),
+        image_stamp=_stamp(source.path),
+        model_stamp=hashlib.sha256(file.read_bytes()).hexdigest(),
+        output=output,
+        tta=tta,
+        average=average,
+        precision=str(precision).removeprefix("torch."),
+        compile=compile,
+        missing_chunks=missing_chunks,
+        tile=tiling.tile,
+        batch=tiling.batch,
+        ranges=None,
+    )
+    try:
+        if (part / "job.json").exists():
+            _same(part, read_job(part), job)
+        else:
+            _begin(part, source, predictor, tiling, job)
+        worker = Worker(part, device)
+        left = [block for block in worker.blocks if not worker.marker(block).exists()]
+        count, total = len(worker.blocks) - len(left), len(worker.blocks)
+        progress(count, total)
+
+        def done(block: Block) -> None:
+            nonlocal count
+            count += 1
+            progress(count, total)
+
+        if client is None:
+            worker.run(left, done)
+        else:
+            place = str(part.resolve())
+            spread(client, functools.partial(_compute, place, device), left, done)
+        if output == "instances":
+            _number(part, source, tiling)
+        if out.exists():
+            shutil.rmtree(out)
+        (part / "image").rename(out)
+        shutil.rmtree(part)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
+
+
+class Worker:
+    """Computes blocks of a job that was begun.
+
+    Args:
+        part: Its folder.
+        device: Where to compute.
+    """
+
+    def __init__(self, part: Path, device: str) -> None:
+        job = read_job(part)
+        model = load_model(job.model, device=find_device(device))
+        self.part = part
+        self.source = open_source(
+            Path(job.image), model.config["in_channels"], missing_chunks=job.missing_chunks
+        )
+        self.predictor = Predictor(
+            model,
+            output=job.output,
+            tta=job.tta,
+            average=job.average,
+            precision=getattr(torch, job.precision),
+            compile=job.compile,
+        )
+        self.tiling = self.predictor.plan(self.source.size, tile=job.tile, batch_size=job.batch)
+        self.ranges = job.ranges
+        values = model.class_values if job.output == "labels" else None
+        self.class_values = None if values is None else np.asarray(values)
+        self.array = need_zarr().open_array(part / _folder(job.output) / "0", mode="r+")
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks, plane by plane, row by row."""
+        sides = zip(self.source.size, block_of(self.tiling), strict=True)
+        rows, columns = (range(0, n, side) for n, side in sides)
+        return [(p, r, c) for p in self.source.planes for r in rows for c in columns]
+
+    def marker(self, block: Block) -> Path:
+        """The file that says that a block is done."""
+        plane, row, column = block
+        return self.part / "blocks" / ".".join(map(str, (*plane, row, column)))
+
+    def run(self, blocks: list[Block], done: Callable[[Block], None] = lambda block: None) -> None:
+        """Computes blocks and writes them; tells of each that has reached the disk."""
+        for number, plane in enumerate(self.source.planes):
+            chosen = [block for block in blocks if block[0] == plane]
+            if chosen:
+                self._run(chosen, None if self.ranges is None else self.ranges[number], done)
+
+    def _run(
+        self, blocks: list[Block], values: Range | None, done: Callable[[Block], None]
+    ) -> None:
+        """The same for blocks of one plane."""
+        groups = [self._tiles(block) for block in blocks]
+        owner = {tile: b for b, group in zip(blocks, groups, strict=True) for tile in group}
+        left = {block: len(group) for block, group in zip(blocks, groups, strict=True)}
+        buffers: dict[Block, Tensor] = {}
+
+        def write(origin: tuple[int, int], tile: Tensor) -> None:
+            block = owner[origin]
+            row, column = origin[0] - block[1], origin[1] - block[2]
+            if block not in buffers:
+                rows, columns = self._place(block)
+                shape = rows.stop - rows.start, columns.stop - columns.start
+                buffers[block] = tile.new_empty(self.predictor.shape(shape))
+            height, width = tile.shape[-2:]
+            buffers[block][..., row : row + height, column : column + width] = tile
+            left[block] -= 1
+            if left[block] == 0:
+                self._write(block, buffers.pop(block).numpy())
+                done(block)
+
+        self.predictor.run(self.tiling, self.source.pixels(blocks[0][0]), values, write, groups)
+
+    def _place(self, block: Block) -> tuple[slice, slice]:
+        """Its rows and columns of the image."""
+        sides = zip(block[1:], block_of(self.tiling), self.source.size, strict=True)
+        rows, columns = (slice(start, min(start + side, n)) for start, side, n in sides)
+        return rows, columns
+
+    def _tiles(self, block: Block) -> list[tuple[int, int]]:
+        """First pixels of its tiles."""
+        pairs = zip(self._place(block), self.tiling.tile, strict=True)
+        rows, columns = (range(part.start, part.stop, side) for part, side in pairs)
+        return [(row, column) for row in rows for column in columns]
+
+    def _write(self, block: Block, values: NDArray[np.generic]) -> None:
+        """Writes a block so that it outlives this process, and the power."""
+        rows, columns = self._place(block)
+        index = self.source.place(self.array, block[0], rows, columns)
+        self.array[index] = values if self.class_values is None else self.class_values[values]
+        root = self.part / _folder(self.predictor.output) / "0"
+        sides = zip(index, self.array.shape, self.array.chunks, strict=True)
+        spans = [i if isinstance(i, slice) else slice(i, i + 1) for i, *_ in sides]
+        chunks = (
+            range((s.start or 0) // c, -(-(n if s.stop is None else s.stop) // c))
+            for s, n, c in zip(spans, self.array.shape, self.array.chunks, strict=True)
+        )
+        for place in itertools.product(*chunks):
+            _flush(root / self.array.metadata.encode_chunk_key(place))
+        self.marker(block).touch()
+
+
+def read_job(part: Path) -> Job:
+    """Reads `job.json`.
+
+    Raises:
+        ValueError: If it is not there or foreign.
+    """
+    file = part / "job.json"
+    try:
+        content = json.loads(file.read_text())
+        if content["ranges"] is not None:
+            pairs = [(tuple(r["low"]), tuple(r["width"])) for r in content["ranges"]]
+            content["ranges"] = [Range(low, width) for low, width in pairs]
+        return Job(**content | {"tile": tuple(content["tile"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: must hold a job of unet_fast: {reason_of(error)}") from None
+
+
+def block_of(tiling: Tiling) -> tuple[int, int]:
+    """Sides of a block: of a tile, or of as many small ones as make :data:`SIDE`."""
+    sides = zip(tiling.tile, tiling.image, strict=True)
+    rows, columns = (min(tile * max(1, SIDE // tile), n) for tile, n in sides)
+    return rows, columns
+
+
+def _begin(part: Path, source: Source, predictor: Predictor, tiling: Tiling, job: Job) -> None:
+    """Makes the folder of a job."""
+    if predictor.model.normalisation == "percentile":
+        readings = (functools.partial(source.parts, plane) for plane in source.planes)
+        job = replace(job, ranges=[range_of(reading) for reading in readings])
+    shutil.rmtree(part, ignore_errors=True)  # of a run killed before it wrote its job
+    (part / "blocks").mkdir(parents=True)
+    dtype = str(predictor.dtype).removeprefix("torch.")
+    if job.output == "labels" and predictor.model.class_values is not None:
+        dtype = str(np.min_scalar_type(max(predictor.model.class_values)))
+    _create(part / _folder(job.output), source, predictor.shape(()), tiling, dtype)
+    replace_file(part / "job.json", json.dumps(asdict(job), indent=1).encode())
+
+
+def _create(
+    folder: Path, source: Source, channels: tuple[int, ...], tiling: Tiling, dtype: str
+) -> Any:
+    """Makes an OME-Zarr for a result."""
+    axes, shape = source.layout(channels)
+    chunk = dict(zip("YX", block_of(tiling), strict=True))
+    return create(
+        folder,
+        name=stem_of(source.path),
+        shape=shape,
+        axes=axes,
+        chunks=tuple(chunk.get(axis, 1) for axis in axes),
+        dtype=dtype,
+        pixel_size=source.pixel_size,
+        labels=not channels,
+    )
+
+
+def _folder(output: str) -> str:
+    """Where the blocks of a job go; objects are numbered in the end only."""
+    return "classes" if output == "instances" else "image"
+
+
+def _same(part: Path, begun: Job, job: Job) -> None:
+    """Raises ValueError if a job was begun with other settings."""
+    for field in fields(Job):
+        old, new = getattr(begun, field.name), getattr(job, field.name)
+        if field.name != "ranges" and old != new:
+            raise ValueError(
+                f"{part}: must go on with the settings it was begun with, {field.name} was {old}, "
+                f"got {new}; --overwrite starts again"
+            )
+
+
+def _stamp(image: Path) -> str:
+    """Changes when an image does: size and time of its file, or of what describes its array."""
+    names = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
+    files = (
+        [image / name for name in names if (image / name).exists()] if image.is_dir() else [image]
+    )
+    return " ".join(f"{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.exists())
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _compute(part: str, device: str, block: Block) -> None:
+    """A task: one block, unless a worker that was lost has done it."""
+    worker = _worker(part, device)
+    if not worker.marker(block).exists():
+        worker.run([block])
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(part: str, device: str) -> Worker:
+    """Kept for the next block."""
+    return Worker(Path(part), device)
+
+
+def _number(part: Path, source: Source, tiling: Tiling) -> None:
+    """Makes the result of the classes of all pixels: the objects of every plane, numbered."""
+    classes = need_zarr().open_array(part / "classes" / "0", mode="r")
+    shutil.rmtree(part / "image", ignore_errors=True)  # of a run killed here
+    result = _create(part / "image", source, (), tiling, "int32")
+    for plane in source.planes:
+
+        def read(array: Any, rows: slice, columns: slice, plane: Any = plane) -> Any:
+            return array[source.place(array, plane, rows, columns)]
+
+        def write(rows: slice, columns: slice, ids: Any, plane: Any = plane) -> None:
+            result[source.place(result, plane, rows, columns)] = ids
+
+        label_in_blocks(
+            source.size,
+            block_of(tiling),
+            functools.partial(read, classes),
+            functools.partial(read, result),
+            write,
+        )
