@@ -324,7 +324,7 @@ def test_command_line(discs, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     assert main([*arguments(discs, run, "--weights.w0", "5"), "--augmentation.flip"]) == 0
     assert main(["predict", str(run), str(discs[0]), "--out", str(out)]) == 0
-    assert {f.name for f in out.iterdir()} == {"0.png", "1.png", "2.png"}
+    assert {f.name for f in out.glob("*.png")} == {"0.png", "1.png", "2.png"}
     one = str(discs[0] / "0.png")
     assert main(["predict", str(run), one, "--out", str(out), "--output", "probabilities"]) == 0
     probability = data.read_image(out / "0.tif")

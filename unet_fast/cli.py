@@ -1,5 +1,6 @@
 """The command line."""
 
+import logging
 import os
 import re
 import sys
@@ -431,6 +432,7 @@ def _with_settings(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: the command's, or 2 after one line on wrong input."""
+    logging.getLogger("asyncio").disabled = True  # zarr's other tasks tell of an error once more
     try:
         code: int | None = app.meta(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import weakref
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,7 @@ def _decoded(path: Path) -> Any:
         opened = zarr.open(store, mode="r")
     if isinstance(opened, zarr.Group):  # with levels of lower resolution
         opened = opened["0"]
+    weakref.finalize(opened, store.close)
     return opened
 
 

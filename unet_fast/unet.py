@@ -363,5 +363,6 @@ def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise ValueError(f"{wanted} of unet_fast, but has no description of one")
     if description["format"] != FORMAT:
-        raise ValueError(f"{wanted} of format {FORMAT}, got {description['format']}")
+        newer = ": it is of a newer unet_fast" if description["format"] > FORMAT else ""
+        raise ValueError(f"{wanted} of format {FORMAT}, got {description['format']}{newer}")
     return tensors, description
