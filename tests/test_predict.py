@@ -420,6 +420,7 @@ def test_predict_rejects():
         ({"tta": "all"}, "tta must be flips, rotations, square or a list of angles, got 'all'"),
         ({"tta": []}, "tta must hold at least one angle"),
         ({"tta": [float("nan")]}, "tta must hold at least one angle, all finite"),
+        ({"precision": torch.float64}, "precision must be float32 as the weights, .*got float64"),
         ({"average": "votes"}, "average must be one of .*got 'votes'"),
         ({"average": "probabilities", "output": "scores"}, "average must be scores for output"),
     ):

@@ -26,6 +26,7 @@ from unet_fast.cli import main
 from unet_fast.cluster import cluster
 from unet_fast.components import label_in_blocks
 from unet_fast.omezarr import create
+from unet_fast.predict import Options
 from unet_fast.source import open_source
 
 SIZE = {"X": 0.65, "Y": 0.5}
@@ -326,6 +327,7 @@ def test_a_cluster_gives_the_same(run, tmp_path, kill):
     """Two processes; one of them dies while it works."""
     image = zarr_in(tmp_path / "x.ome.zarr", pixels(1100, 900), chunks=(128, 128))
     source, out = open_source(image, 1), tmp_path / "out.ome.zarr"
+    options = Options("instances", tile=64)
     with cluster(2, None) as client:
         if kill:
             victim = next(iter(client.run(os.getpid).values()))
@@ -340,8 +342,7 @@ def test_a_cluster_gives_the_same(run, tmp_path, kill):
             run,
             source,
             out,
-            output="instances",
-            tile=64,
+            options,
             client=client,
             progress=lambda *done: told.append(done),
         )
@@ -349,7 +350,7 @@ def test_a_cluster_gives_the_same(run, tmp_path, kill):
             assert victim not in client.run(os.getpid).values()
     assert told[-1] == (told[0][1], told[0][1])
     found = zarr.open_array(out / "0", mode="r")[...]
-    predict_blocks(run, source, tmp_path / "alone.ome.zarr", output="instances", tile=64)
+    predict_blocks(run, source, tmp_path / "alone.ome.zarr", options)
     alone = zarr.open_array(tmp_path / "alone.ome.zarr" / "0", mode="r")[...]
     assert np.array_equal(found, alone)
     assert np.array_equal(found, predicted(run, pixels(1100, 900)))
@@ -444,9 +445,8 @@ def test_refuses_foreign_models(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("unet_fast.unet.FORMAT", 2)
     model_in(tmp_path / "run")
     monkeypatch.undo()
-    assert "must hold a model of format 1, got 2: it is of a newer unet_fast" in complaint(
-        capsys, *words
-    )
+    text = complaint(capsys, *words)
+    assert "must hold a model of format 1, got 2: it is of a newer unet_fast" in text
 
 
 def test_nothing_looks_finished_on_a_full_disk(run, tmp_path):

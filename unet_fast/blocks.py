@@ -11,12 +11,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from .formats import reason_of
 from .imageio import replace_file
 from .intensity import Range, range_of
 from .omezarr import create, need_zarr
-from .predict import Predictor
+from .predict import Options, Predictor
 from .source import Source, open_source, stem_of
 from .tiling import Tiling
 from .unet import find_model, load_model
@@ -48,15 +47,10 @@ class Job:
     image_stamp: str
     """Tells whether the image has changed since."""
     model_stamp: str
-    output: str
-    tta: str | list[float] | None
-    average: str | None
-    precision: str
-    compile: bool
     missing_chunks: bool
-    tile: tuple[int, int]
-    batch: int
-    ranges: list[Range] | None
+    options: Options
+    """With the tiles that were chosen."""
+    ranges: list[Range] | None = None
     """The normalisation of every plane."""
 
 
@@ -64,17 +58,10 @@ def predict_blocks(
     run: Path,
     source: Source,
     out: Path,
+    options: Options,
     *,
-    output: str = "labels",
-    tta: str | list[float] | None = None,
-    average: str | None = None,
-    precision: torch.dtype = torch.float32,
-    compile: bool = False,
-    missing_chunks: bool = False,
-    tile: int | None = None,
-    memory_budget: int | None = None,
-    batch_size: int | None = None,
     device: str = "auto",
+    missing_chunks: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     client: Any = None,
@@ -85,18 +72,11 @@ def predict_blocks(
     Args:
         run: A model, as for :func:`load_model`.
         source: The image, a plane or a stack.
-        out: The folder to make, `NAME.ome.zarr`.
-        output: As for :func:`predict`; chunks of one channel. Objects are numbered as if all at
-            once, each plane by itself.
-        tta: As for :func:`predict`.
-        average: As for :func:`predict`.
-        precision: Of the convolutions.
-        compile: As for :func:`predict`.
-        missing_chunks: As for :func:`open_source`.
-        tile: As for :func:`predict`.
-        memory_budget: As for :func:`predict`.
-        batch_size: As for :func:`predict`.
+        out: The folder to make, `NAME.ome.zarr`; its chunks are blocks of one channel. Objects are
+            numbered as if all at once, each plane by itself.
+        options: What to predict, and how.
         device: As for training; with `client` that of the workers.
+        missing_chunks: As for :func:`open_source`.
         resume: Go on where a killed run stopped; blocks that are done stay.
         overwrite: Replace what is there.
         client: A `distributed.Client`, whose workers compute the blocks, one a task, and see the
@@ -108,38 +88,27 @@ def predict_blocks(
             cannot be written; what was computed is kept for `resume`.
     """
     need_zarr()
-    part = out.with_name(out.name + ".part")
-    if out.exists() and not overwrite:
+    part = _part(out)
+    goes_on = resume and is_begun(out)
+    if out.exists() and not (overwrite or goes_on):
         raise ValueError(f"{out}: must not exist, or go with --overwrite")
-    if part.exists() and not resume:
-        if not overwrite:
-            raise ValueError(f"{part}: was begun; --resume goes on, --overwrite starts again")
-        shutil.rmtree(part)
+    if is_begun(out) and not (resume or overwrite):
+        raise ValueError(f"{part}: was begun; --resume goes on, --overwrite starts again")
     file = find_model(run)
     model = load_model(file)
-    predictor = Predictor(model, output=output, tta=tta, average=average, precision=precision)
-    kind = find_device(device).type
-    tiling = predictor.plan(
-        source.size, device=kind, tile=tile, memory_budget=memory_budget, batch_size=batch_size
-    )
-    source.layout(())
+    predictor = Predictor(model, options)
+    tiling = predictor.plan(source.size, find_device(device).type)
+    source.layout(())  # has a place for every axis
     job = Job(
         image=str(source.path.resolve()),
         model=str(file.resolve()),
         image_stamp=_stamp(source.path),
         model_stamp=hashlib.sha256(file.read_bytes()).hexdigest(),
-        output=output,
-        tta=tta,
-        average=average,
-        precision=str(precision).removeprefix("torch."),
-        compile=compile,
         missing_chunks=missing_chunks,
-        tile=tiling.tile,
-        batch=tiling.batch,
-        ranges=None,
+        options=replace(options, tile=tiling.tile, memory_budget=None, batch_size=tiling.batch),
     )
     try:
-        if (part / "job.json").exists():
+        if goes_on:
             _same(part, read_job(part), job)
         else:
             _begin(part, source, predictor, tiling, job)
@@ -158,15 +127,27 @@ def predict_blocks(
         else:
             place = str(part.resolve())
             spread(client, functools.partial(_compute, place, device), left, done)
-        if output == "instances":
+        if options.output == "instances":
             _number(part, source, tiling)
         if out.exists():
             shutil.rmtree(out)
         (part / "image").rename(out)
+        (part / "job.json").unlink()
         shutil.rmtree(part)
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
+
+
+def is_begun(out: Path) -> bool:
+    """Whether there is an unfinished result to go on with."""
+    part = _part(out)
+    folders = ("image", "classes")
+    return (part / "job.json").exists() and any((part / name).exists() for name in folders)
+
+
+def _part(out: Path) -> Path:
+    return out.with_name(out.name + ".part")
 
 
 class Worker:
@@ -184,19 +165,12 @@ class Worker:
         self.source = open_source(
             Path(job.image), model.config["in_channels"], missing_chunks=job.missing_chunks
         )
-        self.predictor = Predictor(
-            model,
-            output=job.output,
-            tta=job.tta,
-            average=job.average,
-            precision=getattr(torch, job.precision),
-            compile=job.compile,
-        )
-        self.tiling = self.predictor.plan(self.source.size, tile=job.tile, batch_size=job.batch)
+        self.predictor = Predictor(model, job.options)
+        self.tiling = self.predictor.plan(self.source.size)
         self.ranges = job.ranges
-        values = model.class_values if job.output == "labels" else None
+        values = model.class_values if job.options.output == "labels" else None
         self.class_values = None if values is None else np.asarray(values)
-        self.array = need_zarr().open_array(part / _folder(job.output) / "0", mode="r+")
+        self.array = need_zarr().open_array(part / _folder(job.options.output) / "0", mode="r+")
 
     @property
     def blocks(self) -> list[Block]:
@@ -283,7 +257,9 @@ def read_job(part: Path) -> Job:
         if content["ranges"] is not None:
             pairs = [(tuple(r["low"]), tuple(r["width"])) for r in content["ranges"]]
             content["ranges"] = [Range(low, width) for low, width in pairs]
-        return Job(**content | {"tile": tuple(content["tile"])})
+        options = content["options"]
+        options["tile"] = tuple(options["tile"])
+        return Job(**content | {"options": Options(**options)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: must hold a job of unet_fast: {reason_of(error)}") from None
 
@@ -303,9 +279,9 @@ def _begin(part: Path, source: Source, predictor: Predictor, tiling: Tiling, job
     shutil.rmtree(part, ignore_errors=True)  # of a run killed before it wrote its job
     (part / "blocks").mkdir(parents=True)
     dtype = str(predictor.dtype).removeprefix("torch.")
-    if job.output == "labels" and predictor.model.class_values is not None:
+    if job.options.output == "labels" and predictor.model.class_values is not None:
         dtype = str(np.min_scalar_type(max(predictor.model.class_values)))
-    _create(part / _folder(job.output), source, predictor.shape(()), tiling, dtype)
+    _create(part / _folder(job.options.output), source, predictor.shape(()), tiling, dtype)
     replace_file(part / "job.json", json.dumps(asdict(job), indent=1).encode())
 
 
@@ -334,12 +310,12 @@ def _folder(output: str) -> str:
 
 def _same(part: Path, begun: Job, job: Job) -> None:
     """Raises ValueError if a job was begun with other settings."""
-    for field in fields(Job):
-        old, new = getattr(begun, field.name), getattr(job, field.name)
-        if field.name != "ranges" and old != new:
+    old, new = (asdict(j) | asdict(j.options) for j in (begun, job))
+    for name in sorted(old.keys() - {"options", "ranges"}):
+        if old[name] != new[name]:
             raise ValueError(
-                f"{part}: must go on with the settings it was begun with, {field.name} was {old}, "
-                f"got {new}; --overwrite starts again"
+                f"{part}: must go on with the settings it was begun with, {name} was {old[name]}, "
+                f"got {new[name]}; --overwrite starts again"
             )
 
 

@@ -32,6 +32,7 @@ from .imageio import (
 )
 from .intensity import normalise
 from .plots import draw_augmentation, draw_weights
+from .predict import Options
 from .predict_files import predict_files
 from .train import train as run_training
 from .weights import BorderWeights
@@ -218,21 +219,24 @@ def predict(
     overwrite:
         Replace files of the same names in the output folder.
     """
+    options = Options(
+        output=output,
+        tta=_views_in(tta),
+        average=average,
+        precision=str(precision_of(precision, find_device(device))).removeprefix("torch."),
+        compile=compile,
+        tile=tile,
+        memory_budget=None if memory_budget is None else _bytes_in(memory_budget),
+        batch_size=batch_size,
+    )
     with cluster(workers, scheduler) as client:
         results = predict_files(
             run,
             images,
             out,
-            output=output,
+            options,
             format=format,
             overlay=overlay,
-            tta=_views_in(tta),
-            average=average,
-            tile=tile,
-            memory_budget=None if memory_budget is None else _bytes_in(memory_budget),
-            batch_size=batch_size,
-            precision=precision_of(precision, find_device(device)),
-            compile=compile,
             device=device,
             client=client,
             missing_chunks=missing_chunks,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +21,21 @@ AVERAGES = ("scores", "probabilities")
 
 Pixels = Callable[[slice, slice], NDArray[np.generic]]
 """Reads rows and columns of an image, (C, rows, columns), real values of any dtype."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to predict, and how: the arguments of :func:`predict`."""
+
+    output: str = "probabilities"
+    tta: str | Sequence[float] | None = None
+    average: str | None = None
+    precision: str | None = None
+    """The name of the dtype."""
+    compile: bool = False
+    tile: int | Sequence[int] | None = None
+    memory_budget: int | None = None
+    batch_size: int | None = None
 
 
 def predict(
@@ -73,8 +88,6 @@ def predict(
 
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section 2 and figure 2.
     """
-    if output not in OUTPUTS:
-        raise ValueError(f"predict: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
     channels = model.config["in_channels"]
     if isinstance(image, Tensor):
         pixels = image.detach().cpu().float().numpy()
@@ -88,24 +101,22 @@ def predict(
         )
     if pixels.dtype.kind not in "buif":
         raise ValueError(f"predict: image must hold real numbers, got {pixels.dtype}")
+    name = None if precision is None else str(precision).removeprefix("torch.")
+    options = Options(output, tta, average, name, compile, tile, memory_budget, batch_size)
     values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
     with evaluating(model, device):
-        predictor = Predictor(
-            model, output=output, tta=tta, average=average, precision=precision, compile=compile
-        )
-        tiling = predictor.plan(
-            pixels.shape[1:], tile=tile, memory_budget=memory_budget, batch_size=batch_size
-        )
-        return predictor.image(tiling, lambda *region: pixels[:, *region], values)
+        predictor = Predictor(model, options)
+        size = pixels.shape[1], pixels.shape[2]
+        return predictor.image(predictor.plan(size), lambda *part: pixels[:, *part], values)
 
 
 def scores_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
     """Scores of an image (C, H, W) that is normalised, (K, H, W), on the CPU."""
     with evaluating(model, device):
-        predictor = Predictor(model, output="scores")
+        predictor = Predictor(model, Options("scores"))
         pixels = image.detach().cpu().numpy()
-        tiling = predictor.plan(pixels.shape[1:])
-        return predictor.image(tiling, lambda *region: pixels[:, *region], None)
+        size = pixels.shape[1], pixels.shape[2]
+        return predictor.image(predictor.plan(size), lambda *part: pixels[:, *part], None)
 
 
 @contextmanager
@@ -126,39 +137,37 @@ class Predictor:
 
     Args:
         model: The network, in evaluation mode, where it is to compute.
-        output: As in :func:`predict`; "instances" gives labels.
-        tta: As in :func:`predict`.
-        average: As in :func:`predict`.
-        precision: As in :func:`predict`.
-        compile: As in :func:`predict`.
+        options: What to predict, and how.
 
     Raises:
-        ValueError: If an argument breaks its rule.
+        ValueError: If an option breaks its rule.
     """
 
-    def __init__(
-        self,
-        model: UNet,
-        *,
-        output: str,
-        tta: str | Sequence[float] | None = None,
-        average: str | None = None,
-        precision: torch.dtype | None = None,
-        compile: bool = False,
-    ) -> None:
+    def __init__(self, model: UNet, options: Options) -> None:
+        output, average = options.output, options.average
+        if output not in OUTPUTS:
+            raise ValueError(f"predict: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
         if average not in (None, *AVERAGES):
             raise ValueError(f"predict: average must be one of {AVERAGES}, got {average!r}")
         if average == "probabilities" and output == "scores":
             raise ValueError("predict: average must be scores for output scores, got probabilities")
         self.model = model
+        self.options = options
         self.output = output
         self.average = average or "scores"
-        self.views = views_of(model, tta)
+        self.views = views_of(model, options.tta)
         weight = next(model.parameters())
         self.device, self.weights = weight.device, weight.dtype
-        self.precision = precision
+        name, own = options.precision, str(self.weights).removeprefix("torch.")
+        if name not in (None, own, "bfloat16", "float16"):
+            raise ValueError(
+                f"predict: precision must be {own} as the weights, bfloat16 or float16, got {name}"
+            )
+        self.precision: torch.dtype = getattr(torch, name or own)
         self.classes: int = model.config["num_classes"]
-        self.net: nn.Module = torch.compile(model, dynamic=False) if compile else model  # type: ignore[assignment]
+        self.net: nn.Module = model
+        if options.compile:
+            self.net = torch.compile(model, dynamic=False)  # type: ignore[assignment]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -171,14 +180,20 @@ class Predictor:
         """Of the result for an image of that size."""
         return (self.classes, *size) if self.output in ("scores", "probabilities") else size
 
-    def plan(self, image: Sequence[int], **wishes: Any) -> Tiling:
-        """Chooses tiles for an image of that size: see :func:`plan`."""
-        precision = self.precision or self.weights
+    def plan(self, image: tuple[int, int], device: str | None = None) -> Tiling:
+        """Chooses tiles for an image of that size, for this device or that type of device."""
+        precision = self.precision
         if torch.is_autocast_enabled(self.device.type):
             precision = torch.get_autocast_dtype(self.device.type)
-        size = image[0], image[1]
-        known: dict[str, Any] = {"device": self.device.type, "value_bytes": precision.itemsize}
-        return plan(self.model, size, **known | wishes)
+        return plan(
+            self.model,
+            image,
+            device=device or self.device.type,
+            value_bytes=precision.itemsize,
+            tile=self.options.tile,
+            memory_budget=self.options.memory_budget,
+            batch_size=self.options.batch_size,
+        )
 
     def image(
         self,
@@ -285,7 +300,7 @@ class Predictor:
         return mean
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision in (None, self.weights):
+        if self.precision == self.weights:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
 

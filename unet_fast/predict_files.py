@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .blocks import predict_blocks
+from .blocks import is_begun, predict_blocks
 from .device import find_device
 from .imageio import make_folder, write_labels, write_tiff
 from .intensity import normalise, range_of
 from .omezarr import is_zarr, need_zarr, zarr_library
 from .plots import draw_overlay
-from .predict import Predictor
+from .predict import Options, Predictor
 from .source import Source, list_sources, open_source, stem_of
 from .unet import load_model
 
@@ -33,17 +32,10 @@ def predict_files(
     run: Path,
     images: Path,
     out: Path,
+    options: Options,
     *,
-    output: str,
     format: str = "auto",
     overlay: bool = True,
-    tile: int | None = None,
-    memory_budget: int | None = None,
-    batch_size: int | None = None,
-    tta: str | list[float] | None = None,
-    average: str | None = None,
-    precision: torch.dtype = torch.float32,
-    compile: bool = False,
     device: str = "auto",
     missing_chunks: bool = False,
     client: Any = None,
@@ -57,19 +49,13 @@ def predict_files(
         images: An image (PNG, JPEG, BMP, TIFF, Zarr) or a folder of such; stacks are predicted
             plane by plane.
         out: Folder for the results, named like the images; made if it is missing.
-        output: As for :func:`predict`; "labels" are written with the values of the training labels.
+        options: What to predict, and how; "labels" are written with the values of the training
+            labels.
         format: "png" (labels and instances of single planes), "tiff", "ome-tiff", "ome-zarr"; or
             "auto": PNG where it can be, else TIFF; OME-Zarr for Zarr and for planes of
             :data:`LARGE` pixels.
         overlay: Whether `overlays/NAME.png` shows the objects over the image (of a stack the
             middle plane).
-        tile: As for :func:`predict`.
-        memory_budget: As for :func:`predict`.
-        batch_size: As for :func:`predict`.
-        tta: As for :func:`predict`.
-        average: As for :func:`predict`.
-        precision: Of the convolutions.
-        compile: As for :func:`predict`.
         device: auto, cpu, cuda or cuda:N.
         missing_chunks: As for :func:`open_source`.
         client: As for :func:`predict_blocks`; all results are OME-Zarr then.
@@ -85,67 +71,67 @@ def predict_files(
     """
     if client is not None and format not in ("auto", "ome-zarr"):
         raise ValueError(f"format must be ome-zarr with several workers, got {format}")
-    if format == "png" and output in ("scores", "probabilities"):
-        raise ValueError(f"format must not be png for output {output}")
+    if format == "png" and options.output in ("scores", "probabilities"):
+        raise ValueError(f"format must not be png for output {options.output}")
     if format == "ome-zarr" or client is not None:
         need_zarr()
         format = "ome-zarr"
-    model = load_model(run, device=find_device(device))
-    predictor = Predictor(
-        model, output=output, tta=tta, average=average, precision=precision, compile=compile
-    )
+    predictor = Predictor(load_model(run, device=find_device(device)), options)
     files = list_sources(images)
-    _check_results(make_folder(out), files, format, resume=resume, overwrite=overwrite)
-    results = []
+    results = [make_folder(out) / _name(file, format, options.output) for file in files]
+
+    def is_there(path: Path) -> bool:
+        """Whether a result is to be kept."""
+        if path.exists() and any(path.samefile(file) for file in files):
+            raise ValueError(f"out must not be the folder of the input, got {out}")
+        if path.exists() and not (resume or overwrite):
+            raise ValueError(
+                f"out must not hold files of the results' names, got {path} "
+                "(--overwrite replaces, --resume keeps them)"
+            )
+        return resume and path.exists() and not is_begun(path)
+
+    kept = [is_there(path) for path in results]  # of all, before the first is made
     with _bar(len(files), "predict", "image", leave=True) as advance:
-        for file in files:
-            there = [p for p in _candidates(out, file, format) if p.exists()]
-            if resume and there:
-                results.append(there[0])
-                advance()
-                continue
-            source = open_source(file, model.config["in_channels"], missing_chunks=missing_chunks)
-            chosen = _format(source, output) if format == "auto" else format
-            path = out / (stem_of(file) + SUFFIXES[chosen])
-            tiling = {"tile": tile, "memory_budget": memory_budget, "batch_size": batch_size}
+        for i, file in enumerate(files):
+            if not kept[i]:
+                channels = predictor.model.config["in_channels"]
+                source = open_source(file, channels, missing_chunks=missing_chunks)
+                chosen = _format(source, options.output) if format == "auto" else format
+                results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # of a stack, say
+                kept[i] = is_there(results[i])
             try:
-                if chosen == "ome-zarr":
+                if not kept[i] and chosen == "ome-zarr":
                     with _bar(None, stem_of(file), "block") as show:
                         predict_blocks(
                             run,
                             source,
-                            path,
-                            output=output,
-                            tta=tta,
-                            average=average,
-                            precision=precision,
-                            compile=compile,
-                            missing_chunks=missing_chunks,
+                            results[i],
+                            options,
                             device=device,
+                            missing_chunks=missing_chunks,
                             resume=resume,
                             overwrite=overwrite,
                             client=client,
                             progress=show,
-                            **tiling,
                         )
-                    read: Any = need_zarr().open_array(path / "0", mode="r")
-                else:
-                    read = _in_memory(predictor, source, tiling)
-                    _write(path, chosen, read, source, predictor)
-                if overlay:
-                    _draw(out, source, read, predictor)
+                    found: Any = need_zarr().open_array(results[i] / "0", mode="r")
+                elif not kept[i]:
+                    found = _in_memory(predictor, source)
+                    _write(results[i], chosen, found, source, predictor)
+                if overlay and not kept[i]:
+                    _draw(out, source, found, predictor)
             except ValueError as error:
                 text = str(error).removeprefix("predict: ")
-                known = text.startswith((str(file), str(path)))
+                known = text.startswith((str(file), str(results[i])))
                 raise ValueError(text if known else f"{file}: {text}") from None
-            results.append(path)
             advance()
     return results
 
 
-def _in_memory(predictor: Predictor, source: Source, wishes: dict[str, Any]) -> NDArray[Any]:
+def _in_memory(predictor: Predictor, source: Source) -> NDArray[Any]:
     """The prediction of all planes."""
-    tiling = predictor.plan(source.size, **wishes)
+    tiling = predictor.plan(source.size)
     _, shape = source.layout(predictor.shape(()))
     dtype = np.dtype(str(predictor.dtype).removeprefix("torch."))
     result = np.empty(shape, np.int32 if predictor.output == "instances" else dtype)
@@ -193,27 +179,12 @@ def _format(source: Source, output: str) -> str:
     return "png" if output in ("labels", "instances") and not source.stack else "tiff"
 
 
-def _candidates(out: Path, file: Path, format: str) -> list[Path]:
-    """What the result of a file may be called."""
-    suffixes = (".png", ".tif", ".ome.zarr") if format == "auto" else (SUFFIXES[format],)
-    return [out / (stem_of(file) + suffix) for suffix in suffixes]
-
-
-def _check_results(
-    out: Path, files: list[Path], format: str, *, resume: bool, overwrite: bool
-) -> None:
-    """Raises ValueError if results are there and neither to be kept nor to be replaced."""
-    for file in files:
-        for path in _candidates(out, file, format):
-            if not path.exists():
-                continue
-            if any(path.samefile(other) for other in files):
-                raise ValueError(f"out must not be the folder of the input, got {out}")
-            if not (resume or overwrite):
-                raise ValueError(
-                    f"out must not hold files of the results' names, got {path} "
-                    "(--overwrite replaces, --resume keeps them)"
-                )
+def _name(file: Path, format: str, output: str) -> str:
+    """What the result of a file is called most likely, as far as its name tells."""
+    if format == "auto":
+        picture = output in ("labels", "instances")
+        format = "ome-zarr" if is_zarr(file) else "png" if picture else "tiff"
+    return stem_of(file) + SUFFIXES[format]
 
 
 @contextmanager
