@@ -222,7 +222,7 @@ def test_split_file(tmp_path, discs, capsys, content, message):
 
 def test_semantic_masks_end_to_end(discs, tmp_path, capsys):
     """0/255 masks: trained without a word more, and predicted as 0 and 255."""
-    for file in discs[1].iterdir():
+    for file in discs[1].glob("*.png"):
         mask = 255 * (np.asarray(Image.open(file)) > 0).astype(np.uint8)
         Image.fromarray(mask).save(file)
     run, out = tmp_path / "run", tmp_path / "out"
@@ -233,7 +233,7 @@ def test_semantic_masks_end_to_end(discs, tmp_path, capsys):
     assert 'label_type = "semantic"' in (run / "config.toml").read_text()
     call = ["predict", str(run), str(discs[0]), "--out", str(out), "--output", "labels"]
     assert main(call) == 0
-    found = {v for f in out.iterdir() for v in np.unique(imageio.read_labels(f)).tolist()}
+    found = {v for f in out.glob("*.png") for v in np.unique(imageio.read_labels(f)).tolist()}
     assert found == {0, 255}
     (preview,) = (run / "previews").glob("step_*.png")
     assert np.asarray(Image.open(preview)).std() > 10

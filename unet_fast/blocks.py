@@ -23,11 +23,11 @@ from .cluster import spread
 from .components import label_in_blocks
 from .device import find_device
 from .formats import reason_of
-from .imageio import replace_file
+from .imageio import replace_file, stem_of
 from .intensity import Range, range_of
 from .omezarr import create, need_zarr
 from .predict import Options, Predictor
-from .source import Source, open_source, stem_of
+from .source import Source, open_source
 from .tiling import Tiling
 from .unet import find_model, load_model
 

@@ -169,14 +169,27 @@ def list_images(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != ".")
     if not files:
         raise ValueError(f"{folder}: must hold images ({', '.join(SUFFIXES)}), got none")
+    return unique(folder, files)
+
+
+def stem_of(path: Path) -> str:
+    """The name without what says that it is an image: .png, .tif, .ome.tif, .zarr, .ome.zarr."""
+    return path.stem.removesuffix(".ome")
+
+
+def unique(folder: Path, files: list[Path]) -> list[Path]:
+    """The files of a folder, if no two differ in suffix only.
+
+    Raises:
+        ValueError: If two do.
+    """
     stems: dict[str, Path] = {}
     for file in files:
-        if file.stem in stems:
+        other = stems.setdefault(stem_of(file), file)
+        if other != file:
             raise ValueError(
-                f"{folder}: names must be unique without suffix, got {stems[file.stem].name} "
-                f"and {file.name}"
+                f"{folder}: names must be unique without suffix, got {other.name} and {file.name}"
             )
-        stems[file.stem] = file
     return files
 
 

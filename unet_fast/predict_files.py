@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from .blocks import is_begun, predict_blocks
 from .device import find_device
-from .imageio import make_folder, write_labels, write_tiff
+from .imageio import make_folder, stem_of, write_labels, write_tiff
 from .intensity import normalise, range_of
 from .omezarr import is_zarr, need_zarr, zarr_library
 from .plots import draw_overlay
 from .predict import Options, Predictor
-from .source import Source, list_sources, open_source, stem_of
+from .source import Source, list_sources, open_source
 from .unet import load_model
 
 SUFFIXES = {"png": ".png", "tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}

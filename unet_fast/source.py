@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .formats import Opened, open_file, reason_of
-from .imageio import SUFFIXES, list_images
+from .imageio import SUFFIXES, list_images, unique
 from .omezarr import is_zarr, open_zarr
 from .predict import Pixels
 
@@ -127,11 +127,6 @@ class Source:
         return part[:1]
 
 
-def is_image(path: Path) -> bool:
-    """Whether a path looks like an image: a file of a known kind, or a Zarr folder."""
-    return path.is_file() if path.suffix.lower() in SUFFIXES else is_zarr(path)
-
-
 def list_sources(path: Path) -> list[Path]:
     """The images of a folder by name, Zarr folders among them; or the one image.
 
@@ -143,21 +138,9 @@ def list_sources(path: Path) -> list[Path]:
     if path.is_dir():
         arrays = sorted(p for p in path.iterdir() if p.is_dir() and is_zarr(p))
         if arrays:
-            names: dict[str, Path] = {}
-            for file in sorted([*arrays, *(list_images(path) if _has_images(path) else [])]):
-                other = names.setdefault(stem_of(file), file)
-                if other != file:
-                    raise ValueError(
-                        f"{path}: names must be unique without suffix, got {other.name} "
-                        f"and {file.name}"
-                    )
-            return list(names.values())
+            pictures = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES]
+            return unique(path, sorted([*arrays, *pictures]))
     return list_images(path)
-
-
-def stem_of(path: Path) -> str:
-    """The name without what says that it is an image: .png, .tif, .ome.tif, .zarr, .ome.zarr."""
-    return path.stem.removesuffix(".ome")
 
 
 def open_source(path: Path, channels: int, *, missing_chunks: bool = False) -> Source:
@@ -194,7 +177,3 @@ def open_source(path: Path, channels: int, *, missing_chunks: bool = False) -> S
     if source.found != channels and {source.found, channels} != {1, 3}:
         raise ValueError(f"{path}: must have {channels} channels as the model, got {source.found}")
     return source
-
-
-def _has_images(folder: Path) -> bool:
-    return any(p.is_file() and p.suffix.lower() in SUFFIXES for p in folder.iterdir())
