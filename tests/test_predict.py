@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import usable_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -144,6 +145,31 @@ def test_real_weights(padding, norm, upsampling, precision):
     assert torch.equal(
         tiled, predict(net, image, tile=(64, 112), output="scores", precision=precision)
     )
+
+
+def test_on_cuda():
+    """In float64, whose sums are exact on a GPU too: no tensor cores, no other transforms."""
+    device = usable_device("cuda")
+    for options in ({}, {"padding": "same"}, {"upsampling": "bilinear"}):
+        net, image = integer_net(depth=3, **options).double(), integers(1, 150, 201)
+        whole = predict(net, image, output="scores", tile=300)
+        for tile in (16, (64, 40), 300):
+            found = predict(net, image, output="scores", tile=tile, device=device)
+            assert torch.equal(found, whole)
+        found = predict(net, image, output="scores", tile=40, tta="square", device=device)
+        assert torch.equal(found, predict(net, image, output="scores", tta="square"))
+    assert next(net.parameters()).device.type == "cpu"
+    net, image = UNet(base_channels=8).eval(), torch.rand(300, 400)
+    expected = predict(net, image, output="scores")
+    for precision in (torch.float32, torch.bfloat16, torch.float16):
+        options = {"output": "scores", "precision": precision, "device": device}
+        found = predict(net, image, tile=128, **options)
+        assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
+        assert torch.equal(found, predict(net, image, tile=128, **options))
+    angles = predict(net, image, output="scores", tta=[10, 20], device=device)
+    assert (angles - predict(net, image, output="scores", tta=[10, 20])).abs().max() < 0.05
+    with pytest.raises(ValueError, match="memory_budget must hold 1 tile of 16 x 16"):
+        predict(net, image, memory_budget=1000, device=device)
 
 
 @pytest.mark.parametrize("tta", ["flips", "rotations", "square"])
@@ -318,7 +344,9 @@ def test_compiled():
 
 @settings(max_examples=100, deadline=None)
 @given(
-    kind=st.sampled_from(["uint8", "uint16", "int32", "float32", "float64", "few"]),
+    kind=st.sampled_from(
+        ["uint8", "uint16", "int8", "int16", "int32", "float32", "float64", "few"]
+    ),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     cut=st.integers(1, 7),
     seed=st.integers(0, 10**6),
@@ -328,6 +356,8 @@ def test_percentiles_are_exact_in_parts(kind, size, cut, seed):
     image = rng.normal(100, 30, (2, *size)) if kind[0] == "f" else rng.integers(0, 250, (2, *size))
     if kind == "few":
         image = np.round(image / 40) * 40 - 100
+    if kind[:3] == "int":
+        image = image - 125
     image = image.astype("float32" if kind == "few" else kind)
     found = intensity.range_of(lambda: (image[:, i::cut] for i in range(min(cut, size[0]))))
     flat = image.reshape(2, -1).astype(np.float32).astype(np.float64)

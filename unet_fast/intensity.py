@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,9 @@ class Range:
 
 
 def range_of(parts: Callable[[], Iterable[NDArray[np.generic]]]) -> Range:
-    """The range of an image that is read in parts, twice: the percentiles :data:`LOW` and `HIGH`.
+    """The range of an image that is read in parts: its exact percentiles :data:`LOW` and `HIGH`.
+
+    Integers of up to 16 bits are read once, other values twice.
 
     Where the percentiles are equal (a few bright pixels on black), smallest and largest value take
     their place; a channel of one value becomes 0.
@@ -37,40 +40,62 @@ def range_of(parts: Callable[[], Iterable[NDArray[np.generic]]]) -> Range:
     Raises:
         ValueError: If a value is not finite in float32.
     """
-    # Order statistics by counting. The 32 bits of a float, the sign's turned, sort like the floats:
-    # the upper 16 say which of 65,536 bins a value falls into, the lower 16 where in its bin.
-    upper: list[NDArray[np.int64]] = []
+    counts: list[NDArray[np.int64]] = []  # how often each value, or the upper half of it, is there
+    offset: int | None = None
     for part in parts():
-        keys = [_keys(channel) for channel in part]
-        upper = upper or [np.zeros(2**16, np.int64) for _ in keys]
-        for count, key in zip(upper, keys, strict=True):
-            count += np.bincount(key >> 16, minlength=2**16)
-    total = int(upper[0].sum())
-    last = total - 1
+        offset = _offset(part.dtype)
+        channels = [_bins(channel) for channel in part]
+        counts = counts or [np.zeros(2**16, np.int64) for _ in channels]
+        for count, values in zip(counts, channels, strict=True):
+            count += np.bincount(values, minlength=2**16)
+    last = int(counts[0].sum()) - 1
     places = [last * percentile / 100 for percentile in (LOW, HIGH)]
     wanted = sorted({0, last, *(k for p in places for k in (int(p), min(int(p) + 1, last)))})
-    ends = [np.cumsum(count) for count in upper]
-    bins = [np.searchsorted(end, wanted, side="right") for end in ends]
-    lower = [{int(b): np.zeros(2**16, np.int64) for b in of_channel} for of_channel in bins]
-    for part in parts():
-        for counts, channel in zip(lower, part, strict=True):
-            keys_of_channel = _keys(channel)
-            for b, count in counts.items():
-                inside = keys_of_channel[keys_of_channel >> 16 == b] & 0xFFFF
-                count += np.bincount(inside, minlength=2**16)
+    if offset is None:
+        found = _lower_halves(parts, counts, wanted)
+    else:
+        ends = [np.cumsum(count) for count in counts]
+        found = [
+            {k: float(np.searchsorted(end, k, side="right") - offset) for k in wanted}
+            for end in ends
+        ]
     ranges = []
-    for end, of_channel, counts in zip(ends, bins, lower, strict=True):
-        values = {}
-        for k, b in zip(wanted, of_channel, strict=True):
-            before = int(end[b] - counts[int(b)].sum())
-            low_bits = int(np.searchsorted(np.cumsum(counts[int(b)]), k - before, side="right"))
-            values[k] = _value((int(b) << 16) | low_bits)
-        low, high = (_between(values, place, last) for place in places)
+    for known in found:
+        low, high = (_between(known, place, last) for place in places)
         if low == high:
-            low, high = values[0], values[last]
+            low, high = known[0], known[last]
         ranges.append((low, high - low if high > low else 1.0))
     low_all, width_all = zip(*ranges, strict=True)
     return Range(low_all, width_all)
+
+
+def _lower_halves(
+    parts: Callable[[], Iterable[NDArray[np.generic]]],
+    counts: list[NDArray[np.int64]],
+    wanted: list[int],
+) -> list[dict[int, float]]:
+    """Order statistics of each channel, once the upper halves of its values are counted.
+
+    The 32 bits of a float, the sign's turned, sort like the floats: the upper 16 say which of
+    65,536 bins a value falls into, the lower 16 where in its bin. A second reading counts these.
+    """
+    ends = [np.cumsum(count) for count in counts]
+    bins = [np.searchsorted(end, wanted, side="right").tolist() for end in ends]
+    lower = [{b: np.zeros(2**16, np.int64) for b in of_channel} for of_channel in bins]
+    for part in parts():
+        for of_channel, channel in zip(lower, part, strict=True):
+            keys = _keys(channel)
+            for b, count in of_channel.items():
+                count += np.bincount(keys[keys >> 16 == b] & 0xFFFF, minlength=2**16)
+    found = []
+    for end, of_channel, halves in zip(ends, bins, lower, strict=True):
+        values = {}
+        for k, b in zip(wanted, of_channel, strict=True):
+            before = int(end[b] - halves[b].sum())
+            low = int(np.searchsorted(np.cumsum(halves[b]), k - before, side="right"))
+            values[k] = _value((b << 16) | low)
+        found.append(values)
+    return found
 
 
 def normalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -97,6 +122,19 @@ def as_float32(image: NDArray[np.generic]) -> NDArray[np.float32]:
         value = image[~np.isfinite(result)].flat[0]
         raise ValueError(f"image must be finite in float32, got {value}")
     return result
+
+
+def _offset(dtype: np.dtype[Any]) -> int | None:
+    """What makes integers of up to 16 bits start at 0; None for other types."""
+    if dtype.kind not in "ui" or dtype.itemsize > 2:
+        return None
+    return 2 ** (8 * dtype.itemsize - 1) if dtype.kind == "i" else 0
+
+
+def _bins(values: NDArray[np.generic]) -> NDArray[np.integer]:
+    """Numbers below 2^16 that sort like the values."""
+    offset = _offset(values.dtype)
+    return _keys(values) >> 16 if offset is None else np.ravel(values).astype(np.int64) + offset
 
 
 def _keys(values: NDArray[np.generic]) -> NDArray[np.uint32]:

@@ -95,7 +95,7 @@ class Source:
         def read(rows: slice, columns: slice) -> NDArray[np.generic]:
             index = tuple((given | {"Y": rows, "X": columns}).values())
             try:
-                part = np.asarray(self.array[index])
+                part = _read(self.array, index)
             except Exception as error:  # decoders of broken files raise whatever they stumble over
                 raise ValueError(f"{self.path}: cannot be read: {reason_of(error)}") from None
             left = [axis for axis in self.axes if axis in ("Y", "X", channel)]
@@ -177,3 +177,11 @@ def open_source(path: Path, channels: int, *, missing_chunks: bool = False) -> S
     if source.found != channels and {source.found, channels} != {1, 3}:
         raise ValueError(f"{path}: must have {channels} channels as the model, got {source.found}")
     return source
+
+
+def _read(array: Any, index: tuple[Any, ...]) -> NDArray[np.generic]:
+    """A part of an array, in memory of its own."""
+    if isinstance(array, np.memmap):  # mapped anew, or pages of earlier parts would add up
+        array = np.memmap(str(array.filename), array.dtype, "r", array.offset, array.shape)
+        return np.array(array[index])
+    return np.asarray(array[index])

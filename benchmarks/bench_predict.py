@@ -1,0 +1,148 @@
+"""Tiled prediction against MONAI's sliding window and against the bare network.
+
+The sliding window averages overlapping tiles, and hides its seams as well as the overlap allows.
+First it is found out which of several overlaps hides them best: where the largest difference of a
+probability to that of the whole image, away from its border, is least. Ours, which has no seams, is
+timed against that and against the usual overlap of a quarter, with the same network, precision and
+layout of memory; and against the bare network on as many pixels as ours computes.
+
+    python benchmarks/bench_predict.py --model RUN --csv benchmarks/results/predict_cpu.csv
+
+RUN is a trained padded network: the sliding window cannot serve an unpadded one. Needs the package
+monai.
+"""
+
+import argparse
+import contextlib
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from interleave import (
+    compare,
+    header,
+    optional,
+    peak_resident_megabytes,
+    print_table,
+    write_csv,
+)
+
+from unet_fast import load_model, predict
+from unet_fast.imageio import list_images, read_image
+from unet_fast.intensity import normalise
+from unet_fast.predict import Options, Predictor
+
+SETTINGS = [
+    (window, overlap, mode)
+    for window in (512, 1024)
+    for overlap in (0.25, 0.375, 0.5, 0.625)
+    for mode in ("constant", "gaussian")
+]
+"""Of the sliding window."""
+USUAL = (512, 0.25, "gaussian")
+BORDER = 112
+"""Pixels at the border of the image on which mirroring, which MONAI does not do, has a say."""
+
+
+def mosaic(side):
+    """Real nuclei, turned, tile by tile, until the side is filled."""
+    folder = Path(__file__).parents[1] / "unet_fast" / "sample" / "test" / "images"
+    images = [normalise(read_image(file)[:1])[0, :256, :256] for file in list_images(folder)]
+    count = -(-side // 256)
+    rows = [
+        np.concatenate(
+            [np.rot90(images[(7 * r + c) % len(images)], r + c) for c in range(count)], 1
+        )
+        for r in range(count)
+    ]
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)[:side, :side]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--side", default=4096, type=int)
+    parser.add_argument("--precision", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", default=5, type=int)
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+    net = load_model(arguments.model, device=arguments.device)
+    net.normalisation = None  # the mosaic is normalised
+    monai = optional("monai.inferers")
+    settings = [] if monai is None else [USUAL, best_hidden(net, monai, arguments.device)]
+    for name in arguments.precision:
+        rows = list(timed(net, monai, settings, getattr(torch, name), arguments))
+        if arguments.csv is not None:
+            write_csv(arguments.csv, rows)
+
+
+def windowed(net, monai, image, setting, dtype, device):
+    """MONAI's probabilities, (K, H, W)."""
+    window, overlap, mode = setting
+    inputs = image[None, None].to(device).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), precision(device, dtype):
+        scores = monai.sliding_window_inference(inputs, window, 1, net, overlap=overlap, mode=mode)
+    return scores[0].float().softmax(0).cpu()
+
+
+def best_hidden(net, monai, device):
+    """The setting of the sliding window that differs least from the whole image, in float32."""
+    image = mosaic(1536)
+    inside = (slice(None), slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+    whole = predict(net, image, tile=1536)[inside]
+    print("largest difference of a probability to that of the whole image, float32")
+    print(
+        f"  ours, tiles of 512: {(predict(net, image, tile=512)[inside] - whole).abs().max():.2g}"
+    )
+    errors = {}
+    for setting in SETTINGS:
+        found = windowed(net, monai, image, setting, torch.float32, device)[inside]
+        errors[setting] = float((found - whole).abs().max())
+        print("  MONAI, window {}, overlap {}, {}:".format(*setting), f"{errors[setting]:.2g}")
+    return min(SETTINGS, key=errors.get)
+
+
+def timed(net, monai, settings, dtype, arguments):
+    """A row for each rival."""
+    device, side = arguments.device, arguments.side
+    image = mosaic(side)
+    tiling = Predictor(net, Options(precision=str(dtype).removeprefix("torch."))).plan((side, side))
+    inputs = torch.rand(tiling.batch, 1, *tiling.input, device=device)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    tiles = len(tiling.origins)
+
+    def ours():
+        return predict(net, image, precision=dtype)
+
+    def bare():
+        with torch.inference_mode(), precision(device, dtype):
+            for _ in range(tiles // tiling.batch):
+                net(inputs)
+
+    rivals = {f"bare network, {tiles} x {tiling.input[0]} x {tiling.input[1]}": bare}
+    for setting in settings:
+        name = "MONAI, window {}, overlap {}, {}".format(*setting)
+        rivals[name] = functools.partial(windowed, net, monai, image, setting, dtype, device)
+    for name, rival in rivals.items():
+        row = header("predict", device)
+        row |= {"side": side, "precision": str(dtype).removeprefix("torch."), "rival": name}
+        row |= compare(ours, rival, device, arguments.rounds, warm_up=1)
+        if device.type == "cpu":
+            row["ours MB"] = f"{peak_resident_megabytes(ours):.0f}"
+            row["rival MB"] = f"{peak_resident_megabytes(rival):.0f}"
+        columns = ["precision", "rival", "ours ms", "rival ms", "ratio p50", "ours MB", "rival MB"]
+        print_table([row], [name for name in columns if name in row])
+        yield row
+
+
+def precision(device, dtype):
+    """Autocast, if it is not float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+if __name__ == "__main__":
+    main()
