@@ -198,7 +198,7 @@ class Worker:
         groups = [self._tiles(block) for block in blocks]
         owner = {tile: b for b, group in zip(blocks, groups, strict=True) for tile in group}
         left = {block: len(group) for block, group in zip(blocks, groups, strict=True)}
-        buffers: dict[Block, Tensor] = {}
+        buffers: dict[Block, NDArray[np.generic]] = {}
 
         def write(origin: tuple[int, int], tile: Tensor) -> None:
             block = owner[origin]
@@ -206,12 +206,12 @@ class Worker:
             if block not in buffers:
                 rows, columns = self._place(block)
                 shape = rows.stop - rows.start, columns.stop - columns.start
-                buffers[block] = tile.new_empty(self.predictor.shape(shape))
+                buffers[block] = np.empty(self.predictor.shape(shape), tile.numpy().dtype)
             height, width = tile.shape[-2:]
-            buffers[block][..., row : row + height, column : column + width] = tile
+            buffers[block][..., row : row + height, column : column + width] = tile.numpy()
             left[block] -= 1
             if left[block] == 0:
-                self._write(block, buffers.pop(block).numpy())
+                self._write(block, buffers.pop(block))
                 done(block)
 
         self.predictor.run(self.tiling, self.source.pixels(blocks[0][0]), values, write, groups)

@@ -204,10 +204,11 @@ class Predictor:
     ) -> Tensor:
         """Predicts an image into memory; see :meth:`run`. `progress` is called for each tile."""
         result = torch.empty(self.shape(tiling.image), dtype=self.dtype)
+        array = result.numpy()  # to be filled without torch's threads, which are computing
 
         def write(origin: tuple[int, int], part: Tensor) -> None:
             rows, columns = (slice(o, o + n) for o, n in zip(origin, part.shape[-2:], strict=True))
-            result[..., rows, columns] = part
+            array[..., rows, columns] = part.numpy()
             progress()
 
         self.run(tiling, pixels, values, write)

@@ -7,6 +7,7 @@ multiple of 2^depth away from 0, for the network commutes with those shifts only
 far beyond what is kept as the network sees. docs/prediction.md has the proof.
 """
 
+import functools
 import weakref
 from bisect import bisect
 from collections.abc import Sequence
@@ -174,15 +175,17 @@ def not_tileable(model: UNet) -> str | None:
 
 def tile_bytes(model: UNet, tiling: Tiling, value_bytes: int) -> int:
     """Memory that a tile takes in work, about."""
-    return round(_WORKSPACE * value_bytes * _values(model, tiling.input))
+    config = tuple(sorted(model.config.items()))
+    return round(_WORKSPACE * value_bytes * _values(config, tiling.input))
 
 
-def _values(model: UNet, input: tuple[int, int]) -> int:
+@functools.lru_cache(maxsize=1024)
+def _values(config: tuple[tuple[str, Any], ...], input: tuple[int, int]) -> int:
     """Numbers that a forward pass on one image holds at once, at most: results still needed."""
     with torch.device("meta"):  # tensors without memory: shapes are all that is computed
-        counter, net = _Counter(), UNet(**model.config).eval()
+        counter, net = _Counter(), UNet(**dict(config)).eval()
         with torch.inference_mode(), counter:
-            net(torch.empty(1, model.config["in_channels"], *input))
+            net(torch.empty(1, net.config["in_channels"], *input))
     return counter.most
 
 
