@@ -89,6 +89,8 @@ def predict_blocks(
     """
     need_zarr()
     part = _part(out)
+    if out.is_symlink() or out.is_file():
+        raise ValueError(f"{out}: must be a folder or not exist, got a link or a file")
     goes_on = resume and is_begun(out)
     if out.exists() and not (overwrite or goes_on):
         raise ValueError(f"{out}: must not exist, or go with --overwrite")
@@ -103,7 +105,7 @@ def predict_blocks(
         image=str(source.path.resolve()),
         model=str(file.resolve()),
         image_stamp=_stamp(source.path),
-        model_stamp=hashlib.sha256(file.read_bytes()).hexdigest(),
+        model_stamp=_digest(file),
         missing_chunks=missing_chunks,
         options=replace(options, tile=tiling.tile, memory_budget=None, batch_size=tiling.batch),
     )
@@ -125,18 +127,32 @@ def predict_blocks(
         if client is None:
             worker.run(left, done)
         else:
-            place = str(part.resolve())
-            spread(client, functools.partial(_compute, place, device), left, done)
+            # Workers outlive this run: what they keep for the next block goes by the job, too.
+            stamp = hashlib.sha256((part / "job.json").read_bytes()).hexdigest()
+            task = functools.partial(_compute, str(part.resolve()), device, stamp)
+            spread(client, task, left, done)
         if options.output == "instances":
             _number(part, source, tiling)
-        if out.exists():
-            shutil.rmtree(out)
-        (part / "image").rename(out)
-        (part / "job.json").unlink()
-        shutil.rmtree(part)
+        _finish(part, out)
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
+
+
+def _finish(part: Path, out: Path) -> None:
+    """Gives the result its name, once all of it is on the disk; what had that name is removed."""
+    for rest in (part / "image").rglob("*.partial"):  # of writes that a kill cut off
+        rest.unlink()
+    os.sync()
+    old = part / "replaced"
+    if old.exists():
+        shutil.rmtree(old)
+    if out.exists():
+        out.rename(old)
+    (part / "image").rename(out)
+    _flush(out.parent)
+    (part / "job.json").unlink()
+    shutil.rmtree(part)
 
 
 def is_begun(out: Path) -> bool:
@@ -161,9 +177,12 @@ class Worker:
     def __init__(self, part: Path, device: str) -> None:
         job = read_job(part)
         model = load_model(job.model, device=find_device(device))
+        stamps = _stamp(Path(job.image)), _digest(Path(job.model))
+        if stamps != (job.image_stamp, job.model_stamp):
+            raise ValueError(f"{part}: image and model must stay as they were when it was begun")
         self.part = part
-        self.source = open_source(
-            Path(job.image), model.config["in_channels"], missing_chunks=job.missing_chunks
+        self.source = open_source(  # whose chunks were counted when the job began
+            Path(job.image), model.config["in_channels"], missing_chunks=True
         )
         self.predictor = Predictor(model, job.options)
         self.tiling = self.predictor.plan(self.source.size)
@@ -276,7 +295,9 @@ def _begin(part: Path, source: Source, predictor: Predictor, tiling: Tiling, job
     if predictor.model.normalisation == "percentile":
         readings = (functools.partial(source.parts, plane) for plane in source.planes)
         job = replace(job, ranges=[range_of(reading) for reading in readings])
-    shutil.rmtree(part, ignore_errors=True)  # of a run killed before it wrote its job
+    if part.exists():
+        (part / "job.json").unlink(missing_ok=True)  # first: without it there is nothing to resume
+        shutil.rmtree(part)
     (part / "blocks").mkdir(parents=True)
     dtype = str(predictor.dtype).removeprefix("torch.")
     if job.options.output == "labels" and predictor.model.class_values is not None:
@@ -310,7 +331,8 @@ def _folder(output: str) -> str:
 
 def _same(part: Path, begun: Job, job: Job) -> None:
     """Raises ValueError if a job was begun with other settings."""
-    old, new = (asdict(j) | asdict(j.options) for j in (begun, job))
+    # As they are in the file: there a tuple is a list.
+    old, new = (json.loads(json.dumps(asdict(j) | asdict(j.options))) for j in (begun, job))
     for name in sorted(old.keys() - {"options", "ranges"}):
         if old[name] != new[name]:
             raise ValueError(
@@ -328,6 +350,10 @@ def _stamp(image: Path) -> str:
     return " ".join(f"{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.exists())
 
 
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _flush(file: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
@@ -336,15 +362,15 @@ def _flush(file: Path) -> None:
         os.close(descriptor)
 
 
-def _compute(part: str, device: str, block: Block) -> None:
+def _compute(part: str, device: str, stamp: str, block: Block) -> None:
     """A task: one block, unless a worker that was lost has done it."""
-    worker = _worker(part, device)
+    worker = _worker(part, device, stamp)
     if not worker.marker(block).exists():
         worker.run([block])
 
 
 @functools.lru_cache(maxsize=1)
-def _worker(part: str, device: str) -> Worker:
+def _worker(part: str, device: str, stamp: str) -> Worker:
     """Kept for the next block."""
     return Worker(Path(part), device)
 

@@ -443,7 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except cyclopts.CycloptsError as error:
         message = " ".join(str(error).split())
-    except (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError) as error:
+    except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         message = (str(error) or type(error).__name__).splitlines()[0]  # torch's run on
         if "can't allocate memory" in message:
             message = f"not enough memory{message[message.rindex(':') :]}"

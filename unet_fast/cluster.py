@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -83,5 +84,7 @@ def spread(
             done(futures[future])
     except distributed.KilledWorker as error:
         raise ValueError(f"workers died of their work: {reason_of(error)}") from None
+    except (CancelledError, ImportError, distributed.comm.CommClosedError) as error:
+        raise ValueError(f"workers were lost, or cannot do it: {reason_of(error)}") from None
     finally:
         client.cancel(list(futures))

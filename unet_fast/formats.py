@@ -49,6 +49,11 @@ def open_file(path: Path, *, palette_as_colour: bool) -> Opened:
     return _open_picture(path, palette_as_colour)
 
 
+def plausible(sizes: dict[str, float]) -> dict[str, float]:
+    """Pixel sizes that may be true, in micrometres; what others there are, is left out."""
+    return {axis: size for axis, size in sizes.items() if 1e-5 < size < 1e6}
+
+
 def reason_of(error: Exception) -> str:
     """One line about an error."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -72,10 +77,18 @@ def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
 
 def _open_tiff(path: Path) -> Opened:
     logger = logging.getLogger("tifffile")  # tells of broken files on standard error
-    logger.disabled = True
+    told: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        told.append(record.getMessage())
+        return False
+
+    logger.addFilter(keep)
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
+            if any("invalid page offset" in line for line in told):
+                raise ValueError(f"it is cut off: only {len(tiff.pages)} pages are whole")
             array: Any
             if series.dataoffset is not None and series.keyframe.is_memmappable:
                 array = _mapped(path, series, series.dataoffset)
@@ -89,9 +102,13 @@ def _open_tiff(path: Path) -> Opened:
                         raise
                     return _open_picture(path, palette_as_colour=False)  # has LZW and JPEG
             alpha = len(series.keyframe.extrasamples) if "S" in series.axes else 0
-            return Opened(array, series.axes, _tiff_pixel_size(tiff), alpha)
+            try:
+                sizes = _tiff_pixel_size(tiff)
+            except (ValueError, LookupError, TypeError, ArithmeticError, SyntaxError):
+                sizes = {}  # broken metadata do not make pixels unreadable; SyntaxError is XML's
+            return Opened(array, series.axes, plausible(sizes), alpha)
     finally:
-        logger.disabled = False
+        logger.removeFilter(keep)
 
 
 def _mapped(path: Path, series: tifffile.TiffPageSeries, offset: int) -> NDArray[np.generic]:

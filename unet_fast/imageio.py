@@ -106,7 +106,9 @@ def write_labels(
     png = io.BytesIO()
     options: dict[str, Any] = {}
     if pixel_size and {"X", "Y"} <= pixel_size.keys():
-        options["dpi"] = tuple(25400 / pixel_size[axis] for axis in "XY")
+        dots = tuple(25400 / pixel_size[axis] for axis in "XY")
+        if max(dots) < 1e8:  # PNG counts them per metre, in 32 bits
+            options["dpi"] = dots
     picture = Image.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16))
     picture.save(png, "png", **options)
     replace_file(path, png.getvalue())
@@ -152,6 +154,7 @@ def write_tiff(
         photometric="minisblack",
         compression="zlib",
         metadata=metadata,
+        bigtiff=array.nbytes > 2**32 - 2**25,  # compressed it may be as large
         **options,
     )
     replace_file(path, tiff.getvalue())
@@ -174,7 +177,8 @@ def list_images(folder: Path) -> list[Path]:
 
 def stem_of(path: Path) -> str:
     """The name without what says that it is an image: .png, .tif, .ome.tif, .zarr, .ome.zarr."""
-    return path.stem.removesuffix(".ome")
+    stem = path.name.removesuffix(".zarr") if path.is_dir() else path.stem
+    return stem.removesuffix(".ome")
 
 
 def unique(folder: Path, files: list[Path]) -> list[Path]:

@@ -1,6 +1,8 @@
 """OME-Zarr: images in chunks that are read and written one by one. Needs zarr (extra [zarr])."""
 
 import importlib
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,33 +53,60 @@ def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str
             axes = ("C" if node.shape[0] == channels and channels > 1 else "Z") + "YX"
         if len(axes) != node.ndim:
             raise ValueError(f"must have from 2 to 4 axes, got {node.ndim}")
+        folder = path
     else:
         attributes = node.attrs.asdict()
         images = attributes.get("ome", attributes).get("multiscales")
         if not images:
             raise ValueError("must be an OME-Zarr image, got a group without multiscales")
-        image = images[0]
-        array = node[image["datasets"][0]["path"]]
-        named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image["axes"]]
-        axes = "".join(axis["name"].upper() for axis in named)
-        steps = [image, image["datasets"][0]]  # scales of the image apply to each of its levels
-        scale = [1.0] * len(named)
-        for step in steps:
-            for change in step.get("coordinateTransformations", []):
-                if change["type"] == "scale":
-                    scale = [a * b for a, b in zip(scale, change["scale"], strict=True)]
-        for axis, factor in zip(named, scale, strict=True):
-            if axis["name"].upper() in "XYZ" and axis.get("unit") in _LENGTHS:
-                sizes[axis["name"].upper()] = factor * _LENGTHS[axis["unit"]]
+        try:
+            folder = path / images[0]["datasets"][0]["path"]
+            axes, sizes = _axes(images[0])
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"must be an OME-Zarr image, got multiscales without {error}"
+            ) from None
+        array = zarr.open_array(folder, mode="r")
     if len(axes) != array.ndim:
         raise ValueError(f"axes must be as many as the array has, {array.ndim}, got {axes}")
-    there, needed = array.nchunks_initialized, array.nchunks
-    if there < needed and not missing_chunks:
+    if not missing_chunks:
+        _check_chunks(array, folder)
+    return array, axes, sizes
+
+
+def _axes(image: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """Axes and pixel size of the full resolution of a multiscale image."""
+    named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image["axes"]]
+    scale = [1.0] * len(named)
+    for step in (image, image["datasets"][0]):  # scales of the image apply to each of its levels
+        for change in step.get("coordinateTransformations", []):
+            if change["type"] == "scale":
+                scale = [a * float(b) for a, b in zip(scale, change["scale"], strict=True)]
+    names = [axis["name"].upper() for axis in named]
+    sizes = {
+        name: factor * _LENGTHS[axis["unit"]]
+        for name, axis, factor in zip(names, named, scale, strict=True)
+        if name in ("X", "Y", "Z") and axis.get("unit") in _LENGTHS
+    }
+    return "".join(names), sizes
+
+
+def _check_chunks(array: Any, folder: Path) -> None:
+    """Raises ValueError if a chunk of an array, or a shard, has no file."""
+    files = {
+        str((Path(root) / name).relative_to(folder))
+        for root, _, names in os.walk(folder)
+        for name in names
+    }
+    sides = zip(array.shape, array.shards or array.chunks, strict=True)
+    places = itertools.product(*(range(-(-n // side)) for n, side in sides))
+    keys = [array.metadata.encode_chunk_key(place) for place in places]
+    there = sum(key in files for key in keys)
+    if there < len(keys):
         raise ValueError(
-            f"must have all its {needed} chunks, got {there} (missing ones are taken as "
+            f"must have all its {len(keys)} chunks, got {there} (missing ones are taken as "
             f"{array.fill_value} with --missing-chunks)"
         )
-    return array, axes, sizes
 
 
 def create(

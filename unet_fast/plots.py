@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .imageio import replace_file
+from .intensity import as_float32, range_of
 from .reference.border_weight_map import IGNORED
 
 Gray = NDArray[np.floating]
@@ -61,20 +62,26 @@ def outlines(labels: Labels) -> NDArray[np.bool_]:
     return edge & (labels > 0)
 
 
-def draw_overlay(path: Path, *, image: Gray, labels: Labels) -> None:
+def draw_overlay(path: Path, *, image: NDArray[np.generic], labels: Labels) -> None:
     """Draws objects over their image, pixel by pixel: tinted, with bright outlines.
 
     Args:
         path: The PNG to write.
-        image: (C, H, W) in about [0, 1]; three channels are taken as colours, of others the mean.
+        image: (C, H, W), any values; three channels are taken as colours, of others the mean.
         labels: (H, W), 0 background.
     """
-    ground = image if len(image) == 3 else np.repeat(image.mean(0, keepdims=True), 3, axis=0)
-    ground = np.moveaxis(ground.clip(0, 1), 0, -1)
-    share = np.where(outlines(labels), 1.0, np.where(labels > 0, 0.2, 0.0))[..., None]
-    picture = ground * (1 - share) + instance_colours(labels) * share
+    edges = outlines(labels)
+    picture = np.empty((*labels.shape, 3), np.uint8)
+    strips = [slice(row, row + 256) for row in range(0, len(labels), 256)]  # memory is that of one
+    values = range_of(lambda: (image[:, rows] for rows in strips))
+    for rows in strips:
+        ground = values.apply(as_float32(image[:, rows])).clip(0, 1)
+        ground = ground if len(ground) == 3 else ground.mean(0, keepdims=True).repeat(3, 0)
+        share = np.where(edges[rows], 1.0, np.where(labels[rows] > 0, 0.2, 0.0))[..., None]
+        mixed = np.moveaxis(ground, 0, -1) * (1 - share) + instance_colours(labels[rows]) * share
+        picture[rows] = 255 * mixed + 0.5
     png = io.BytesIO()
-    Image.fromarray((255 * picture + 0.5).astype(np.uint8)).save(png, "png")
+    Image.fromarray(picture).save(png, "png")
     replace_file(path, png.getvalue())
 
 

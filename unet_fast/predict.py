@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .components import label_components
 from .intensity import Range, as_float32, range_of
 from .tiling import Tiling, mirrored, plan
-from .tta import Region, views_of
+from .tta import Region, Rotation, views_of
 from .unet import UNet
 
 OUTPUTS = ("scores", "probabilities", "labels", "instances")
@@ -156,6 +156,7 @@ class Predictor:
         self.output = output
         self.average = average or "scores"
         self.views = views_of(model, options.tta)
+        self.turns = any(isinstance(view, Rotation) for view in self.views)
         weight = next(model.parameters())
         self.device, self.weights = weight.device, weight.dtype
         name, own = options.precision, str(self.weights).removeprefix("torch.")
@@ -189,7 +190,8 @@ class Predictor:
             self.model,
             image,
             device=device or self.device.type,
-            value_bytes=precision.itemsize,
+            # A turned tile lies in one of up to twice its pixels.
+            value_bytes=precision.itemsize * (2 if self.turns else 1),
             tile=self.options.tile,
             memory_budget=self.options.memory_budget,
             batch_size=self.options.batch_size,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .blocks import is_begun, predict_blocks
 from .device import find_device
 from .imageio import make_folder, stem_of, write_labels, write_tiff
-from .intensity import normalise, range_of
+from .intensity import range_of
 from .omezarr import is_zarr, need_zarr, zarr_library
 from .plots import draw_overlay
 from .predict import Options, Predictor
@@ -23,7 +23,7 @@ from .unet import load_model
 SUFFIXES = {"png": ".png", "tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
 """Of the formats of results."""
 LARGE = 2**27
-"""Pixels of a plane from which on results go into an OME-Zarr, if nothing else is asked for."""
+"""Pixels of an image from which on results go into an OME-Zarr, if nothing else is asked for."""
 OVERLAY = 4096
 """Longest side of an overlay; of larger images every second, third... pixel is drawn."""
 
@@ -52,7 +52,7 @@ def predict_files(
         options: What to predict, and how; "labels" are written with the values of the training
             labels.
         format: "png" (labels and instances of single planes), "tiff", "ome-tiff", "ome-zarr"; or
-            "auto": PNG where it can be, else TIFF; OME-Zarr for Zarr and for planes of
+            "auto": PNG where it can be, else TIFF; OME-Zarr for Zarr and for images of
             :data:`LARGE` pixels.
         overlay: Whether `overlays/NAME.png` shows the objects over the image (of a stack the
             middle plane).
@@ -82,8 +82,9 @@ def predict_files(
 
     def is_there(path: Path) -> bool:
         """Whether a result is to be kept."""
-        if path.exists() and any(path.samefile(file) for file in files):
-            raise ValueError(f"out must not be the folder of the input, got {out}")
+        for written in (path, _overlay_of(path)):
+            if written.exists() and any(written.samefile(file) for file in files):
+                raise ValueError(f"out must not be the folder of the input, got {out}")
         if path.exists() and not (resume or overwrite):
             raise ValueError(
                 f"out must not hold files of the results' names, got {path} "
@@ -100,6 +101,8 @@ def predict_files(
                 chosen = _format(source, options.output) if format == "auto" else format
                 results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # of a stack, say
                 kept[i] = is_there(results[i])
+                if chosen == "png" and source.stack:
+                    raise ValueError(f"{file}: a stack must go into tiff or ome-tiff, got png")
             try:
                 if not kept[i] and chosen == "ome-zarr":
                     with _bar(None, stem_of(file), "block") as show:
@@ -118,9 +121,11 @@ def predict_files(
                     found: Any = need_zarr().open_array(results[i] / "0", mode="r")
                 elif not kept[i]:
                     found = _in_memory(predictor, source)
+                    if chosen == "png" and format == "auto" and found.max() > 65535:
+                        chosen, results[i] = "tiff", results[i].with_suffix(".tif")
                     _write(results[i], chosen, found, source, predictor)
                 if overlay and not kept[i]:
-                    _draw(out, source, found, predictor)
+                    _draw(_overlay_of(results[i]), source, found, predictor)
             except ValueError as error:
                 text = str(error).removeprefix("predict: ")
                 known = text.startswith((str(file), str(results[i])))
@@ -152,28 +157,29 @@ def _write(
     path: Path, format: str, result: NDArray[Any], source: Source, predictor: Predictor
 ) -> None:
     if format == "png":
-        if source.stack:
-            raise ValueError("a stack must go into tiff, ome-tiff or ome-zarr, got png")
         write_labels(path, result, source.pixel_size)
         return
     axes, _ = source.layout(predictor.shape(()))
     write_tiff(path, result, axes, source.pixel_size, ome=format == "ome-tiff")
 
 
-def _draw(out: Path, source: Source, result: Any, predictor: Predictor) -> None:
+def _overlay_of(result: Path) -> Path:
+    return result.parent / "overlays" / f"{stem_of(result)}.png"
+
+
+def _draw(path: Path, source: Source, result: Any, predictor: Predictor) -> None:
     """Draws the middle plane."""
     plane = tuple(n // 2 for n in source.stack.values())
     every = slice(0, None, -(-max(source.size) // OVERLAY))
     labels = np.asarray(result[source.place(result, plane, every, every)])
     labels = labels.argmax(0) if predictor.shape(()) else labels
-    image = source.pixels(plane)(every, every).astype(np.float32)
-    folder = make_folder(out / "overlays")
-    draw_overlay(folder / f"{stem_of(source.path)}.png", image=normalise(image), labels=labels)
+    make_folder(path.parent)
+    draw_overlay(path, image=source.pixels(plane)(every, every), labels=labels)
 
 
 def _format(source: Source, output: str) -> str:
     """Of the result, if nothing is asked for."""
-    large = source.size[0] * source.size[1] >= LARGE
+    large = len(source.planes) * source.size[0] * source.size[1] >= LARGE
     if is_zarr(source.path) or (large and zarr_library() is not None):
         return "ome-zarr"
     return "png" if output in ("labels", "instances") and not source.stack else "tiff"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .formats import Opened, open_file, reason_of
+from .formats import Opened, open_file, plausible, reason_of
 from .imageio import SUFFIXES, list_images, unique
 from .omezarr import is_zarr, open_zarr
 from .predict import Pixels
@@ -134,11 +134,12 @@ def list_sources(path: Path) -> list[Path]:
         ValueError: If there is none, or two that differ in suffix only.
     """
     if is_zarr(path) or path.is_file():
-        return [path]
+        return [path.resolve() if path.name == "" else path]
     if path.is_dir():
-        arrays = sorted(p for p in path.iterdir() if p.is_dir() and is_zarr(p))
+        seen = [p for p in path.iterdir() if p.name[0] != "."]
+        arrays = [p for p in seen if p.is_dir() and is_zarr(p)]
         if arrays:
-            pictures = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES]
+            pictures = [p for p in seen if p.is_file() and p.suffix.lower() in SUFFIXES]
             return unique(path, sorted([*arrays, *pictures]))
     return list_images(path)
 
@@ -157,7 +158,8 @@ def open_source(path: Path, channels: int, *, missing_chunks: bool = False) -> S
     """
     try:
         if is_zarr(path):
-            opened = Opened(*open_zarr(path, channels, missing_chunks))
+            array, axes, sizes = open_zarr(path, channels, missing_chunks)
+            opened = Opened(array, axes, plausible(sizes))
         else:
             opened = open_file(path, palette_as_colour=True)
     except FileNotFoundError:
