@@ -21,7 +21,7 @@ from ome_zarr_models.v05.image_label import ImageLabel
 from PIL import Image
 
 from unet_fast import UNet, formats, label_components, load_model, predict, save_model
-from unet_fast.blocks import predict_blocks
+from unet_fast.blocks import is_begun, predict_blocks
 from unet_fast.cli import main
 from unet_fast.cluster import cluster
 from unet_fast.components import label_in_blocks
@@ -32,9 +32,9 @@ from unet_fast.source import open_source
 SIZE = {"X": 0.65, "Y": 0.5}
 
 
-def model_in(folder, channels=1, **options):
+def model_in(folder, channels=1, seed=4, **options):
     """A network with something to say: nearly as many pixels of either class."""
-    torch.manual_seed(4)
+    torch.manual_seed(seed)
     net = UNet(channels, **{"base_channels": 4, "depth": 2} | options)
     net.normalisation = "percentile"
     image = torch.rand(channels, 99, 99)
@@ -484,3 +484,115 @@ def test_results_are_kept_or_replaced(run, tmp_path, capsys):
     )
     Path(tmp_path / "a.tif").write_bytes(b"")
     assert "names must be unique" in complaint(capsys, run, tmp_path, "--out", out)
+
+
+def test_refuses_stacks_that_are_cut_off(run, tmp_path, capsys):
+    """What is left of the file would be a plane."""
+    file = tmp_path / "x.tif"
+    tifffile.imwrite(file, pixels(6, 64, 70), compression="zlib")
+    content = file.read_bytes()
+    for share in (0.3, 0.55, 0.97):
+        file.write_bytes(content[: int(share * len(content))])
+        complaint(capsys, run, file, "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.*"))
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.0, -1.0, float("nan"), 1e-30, 1e30])
+def test_odd_pixel_sizes_do_no_harm(run, tmp_path, size):
+    """An angstrom is the size of electron microscopes; PNG cannot say it. Others are left out."""
+    image = pixels(40, 40)
+    sizes = {"X": size, "Y": size}
+    options = {"name": "x", "shape": image.shape, "axes": "YX", "chunks": (40, 40), "labels": False}
+    create(tmp_path / "x.ome.zarr", dtype="uint8", pixel_size=sizes, **options)[...] = image
+    for format, name in (("png", "x.png"), ("tiff", "x.tif"), ("ome-zarr", "x.ome.zarr")):
+        out = tmp_path / "out"
+        words = run, tmp_path / "x.ome.zarr", "--out", out, "--format", format
+        assert call(*words) == 0
+        found = open_source(out / name, 1).pixel_size
+        assert found == ({} if size != 1e-4 or format == "png" else pytest.approx(sizes, rel=1e-6))
+
+
+def test_overlays_do_not_replace_images(run, tmp_path, capsys):
+    (tmp_path / "overlays").mkdir()
+    Image.fromarray(pixels(40, 40)).save(tmp_path / "overlays" / "x.png")
+    before = (tmp_path / "overlays" / "x.png").read_bytes()
+    text = complaint(capsys, run, tmp_path / "overlays", "--out", tmp_path, "--overwrite")
+    assert "out must not be the folder of the input" in text
+    assert (tmp_path / "overlays" / "x.png").read_bytes() == before
+
+
+def test_workers_that_outlive_a_run_take_the_new_model(run, tmp_path):
+    other = model_in(tmp_path / "other", base_channels=2, depth=1)
+    source = open_source(zarr_in(tmp_path / "x.ome.zarr", pixels(200, 200)), 1)
+    options = Options("scores", tile=64, tta=(0.0, 90.0))
+    with cluster(1, None) as client:
+        for model in (run, other):
+            out = tmp_path / "out.ome.zarr"
+            predict_blocks(model, source, out, options, client=client, overwrite=True)
+            found = zarr.open_array(out / "0", mode="r")[...]
+            expected = predicted(model, pixels(200, 200), "scores", tta=(0.0, 90.0))
+            assert np.array_equal(found, expected)
+
+
+def test_goes_on_only_with_the_same_and_from_any_point(run, tmp_path, monkeypatch):
+    """Cut off at a block, while an earlier try is removed, and between the last steps."""
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(600, 600))
+    source, out = open_source(image, 1), tmp_path / "out.ome.zarr"
+    options = Options("labels", tile=64, tta=(0.0, 90.0))
+    part = tmp_path / "out.ome.zarr.part"
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    def fails(**changes):
+        with pytest.raises(KeyboardInterrupt):
+            predict_blocks(run, source, out, options, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_fast.blocks._flush", cut_off)  # of the first chunk
+        fails()
+    assert is_begun(out)
+    assert not list((part / "blocks").iterdir())
+    (part / "image" / "0" / "c" / "0" / "0.123.partial").write_bytes(b"cut off")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", cut_off)
+        fails(overwrite=True)
+    assert not is_begun(out)  # the folder is there, the job no more
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_fast.blocks._finish", cut_off)
+        fails()
+    predict_blocks(run, source, out, options, resume=True)
+    found = zarr.open_array(out / "0", mode="r")[...]
+    assert np.array_equal(found, predicted(run, pixels(600, 600), "labels", tta=(0.0, 90.0)))
+    assert not list(out.rglob("*.partial"))
+    assert not part.exists()
+    with monkeypatch.context() as patch:  # the old result stays until the new one is complete
+        patch.setattr("unet_fast.blocks._finish", cut_off)
+        fails(overwrite=True)
+    assert np.array_equal(zarr.open_array(out / "0", mode="r")[...], found)
+    other = model_in(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match="with the settings it was begun with, model was"):
+        predict_blocks(other, source, out, options, resume=True)
+
+
+def test_broken_metadata(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    array = {"datasets": [{"path": "0"}]}
+    for i, image in enumerate(
+        (
+            {},
+            {"datasets": []},
+            array,
+            {**array, "axes": 3},
+            {**array, "axes": [{"name": 1}] * 2},
+            {**array, "axes": ["y"]},
+            {**array, "axes": ["y", "x", "z"]},
+            {**array, "axes": ["y", "y"]},
+        )
+    ):
+        path = zarr_in(tmp_path / f"{i}.ome.zarr", pixels(20, 20))
+        zarr.open_group(path).attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+        assert f"{path}: " in complaint(capsys, run, path, "--out", out)
+    file = tmp_path / "x.ome.tif"
+    tifffile.imwrite(file, pixels(20, 20), description='<OME><Pixels PhysicalSizeX="0,65"/></OME>')
+    assert call(run, file, "--out", out) == 0  # the size is lost, the image is not
