@@ -575,6 +575,21 @@ def test_goes_on_only_with_the_same_and_from_any_point(run, tmp_path, monkeypatc
         predict_blocks(other, source, out, options, resume=True)
 
 
+@pytest.mark.parametrize("output", ["labels", "instances"])
+def test_background_has_chunks_too(tmp_path, output):
+    """All zero, and still written: a chunk that is not there is one that is missing."""
+    run = model_in(tmp_path / "run")
+    net = load_model(run)
+    net.head.bias.data += torch.tensor([1000.0, 0.0])
+    save_model(net, run)
+    image, out = zarr_in(tmp_path / "x.ome.zarr", pixels(600, 600)), tmp_path / "out"
+    assert call(run, image, "--out", out, "--output", output, "--tile", 64) == 0
+    result = zarr.open_array(out / "x.ome.zarr" / "0", mode="r")
+    assert result.nchunks_initialized == result.nchunks == 4
+    assert not result[...].any()
+    assert call(run, out / "x.ome.zarr", "--out", tmp_path / "again") == 0
+
+
 def test_broken_metadata(run, tmp_path, capsys):
     out = tmp_path / "out"
     array = {"datasets": [{"path": "0"}]}

@@ -25,7 +25,7 @@ from .device import find_device
 from .formats import reason_of
 from .imageio import replace_file, stem_of
 from .intensity import Range, range_of
-from .omezarr import create, need_zarr
+from .omezarr import create, need_zarr, open_level
 from .predict import Options, Predictor
 from .source import Source, open_source
 from .tiling import Tiling
@@ -189,7 +189,7 @@ class Worker:
         self.ranges = job.ranges
         values = model.class_values if job.options.output == "labels" else None
         self.class_values = None if values is None else np.asarray(values)
-        self.array = need_zarr().open_array(part / _folder(job.options.output) / "0", mode="r+")
+        self.array = open_level(part / _folder(job.options.output) / "0", write=True)
 
     @property
     def blocks(self) -> list[Block]:
@@ -377,7 +377,7 @@ def _worker(part: str, device: str, stamp: str) -> Worker:
 
 def _number(part: Path, source: Source, tiling: Tiling) -> None:
     """Makes the result of the classes of all pixels: the objects of every plane, numbered."""
-    classes = need_zarr().open_array(part / "classes" / "0", mode="r")
+    classes = open_level(part / "classes" / "0")
     shutil.rmtree(part / "image", ignore_errors=True)  # of a run killed here
     result = _create(part / "image", source, (), tiling, "int32")
     for plane in source.planes:

@@ -66,7 +66,7 @@ def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str
             raise ValueError(
                 f"must be an OME-Zarr image, got multiscales without {error}"
             ) from None
-        array = zarr.open_array(folder, mode="r")
+        array = open_level(folder)
     if len(axes) != array.ndim:
         raise ValueError(f"axes must be as many as the array has, {array.ndim}, got {axes}")
     if not missing_chunks:
@@ -107,6 +107,15 @@ def _check_chunks(array: Any, folder: Path) -> None:
             f"must have all its {len(keys)} chunks, got {there} (missing ones are taken as "
             f"{array.fill_value} with --missing-chunks)"
         )
+
+
+def open_level(path: Path, *, write: bool = False) -> Any:
+    """An array; for writing one that also writes chunks that are all zero."""
+    zarr = need_zarr()
+    if not write:
+        return zarr.open_array(path, mode="r")
+    # Not stored with the array: a chunk that is not there is to be one that is missing.
+    return zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
 
 
 def create(
@@ -161,12 +170,12 @@ def create(
     if labels:
         ome["image-label"] = {}
     group = zarr.create_group(path, zarr_format=3, attributes={"ome": ome})
-    return group.create_array(
+    group.create_array(
         "0",
         shape=shape,
         chunks=chunks,
         dtype=dtype,
         fill_value=0,
         dimension_names=[axis.lower() for axis in axes],
-        config={"write_empty_chunks": True},  # a chunk that is not there is one that is missing
     )
+    return open_level(path / "0", write=True)

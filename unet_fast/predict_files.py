@@ -14,7 +14,7 @@ from .blocks import is_begun, predict_blocks
 from .device import find_device
 from .imageio import make_folder, stem_of, write_labels, write_tiff
 from .intensity import range_of
-from .omezarr import is_zarr, need_zarr, zarr_library
+from .omezarr import is_zarr, need_zarr, open_level, zarr_library
 from .plots import draw_overlay
 from .predict import Options, Predictor
 from .source import Source, list_sources, open_source
@@ -93,18 +93,21 @@ def predict_files(
         return resume and path.exists() and not is_begun(path)
 
     kept = [is_there(path) for path in results]  # of all, before the first is made
+    channels = predictor.model.config["in_channels"]
     with _bar(len(files), "predict", "image", leave=True) as advance:
         for i, file in enumerate(files):
             if not kept[i]:
-                channels = predictor.model.config["in_channels"]
                 source = open_source(file, channels, missing_chunks=missing_chunks)
                 chosen = _format(source, options.output) if format == "auto" else format
                 results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # of a stack, say
                 kept[i] = is_there(results[i])
-                if chosen == "png" and source.stack:
-                    raise ValueError(f"{file}: a stack must go into tiff or ome-tiff, got png")
+            if kept[i]:
+                advance()
+                continue
+            if chosen == "png" and source.stack:
+                raise ValueError(f"{file}: a stack must go into tiff or ome-tiff, got png")
             try:
-                if not kept[i] and chosen == "ome-zarr":
+                if chosen == "ome-zarr":
                     with _bar(None, stem_of(file), "block") as show:
                         predict_blocks(
                             run,
@@ -118,13 +121,13 @@ def predict_files(
                             client=client,
                             progress=show,
                         )
-                    found: Any = need_zarr().open_array(results[i] / "0", mode="r")
-                elif not kept[i]:
+                    found: Any = open_level(results[i] / "0")
+                else:
                     found = _in_memory(predictor, source)
                     if chosen == "png" and format == "auto" and found.max() > 65535:
                         chosen, results[i] = "tiff", results[i].with_suffix(".tif")
                     _write(results[i], chosen, found, source, predictor)
-                if overlay and not kept[i]:
+                if overlay:
                     _draw(_overlay_of(results[i]), source, found, predictor)
             except ValueError as error:
                 text = str(error).removeprefix("predict: ")
