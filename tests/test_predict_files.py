@@ -545,7 +545,7 @@ def test_goes_on_only_with_the_same_and_from_any_point(run, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     def fails(**changes):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="is kept, --resume goes on"):
             predict_blocks(run, source, out, options, **changes)
 
     with monkeypatch.context() as patch:

@@ -128,12 +128,14 @@ def predict_blocks(
             worker.run(left, done)
         else:
             # Workers outlive this run: what they keep for the next block goes by the job, too.
-            stamp = hashlib.sha256((part / "job.json").read_bytes()).hexdigest()
+            stamp = _digest(part / "job.json")
             task = functools.partial(_compute, str(part.resolve()), device, stamp)
             spread(client, task, left, done)
         if options.output == "instances":
             _number(part, source, tiling)
         _finish(part, out)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{part} is kept, --resume goes on") from None
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
