@@ -174,3 +174,14 @@ def test_ids_may_be_anything():
     assert average_precision([0, 0], [0, 0]) == 1
     assert detection([0, 0], [0, 0]).panoptic_quality == 1
     assert pixel_error(truth, truth > 5) == 1 / 8
+
+
+def test_as_many_objects_as_pixels():
+    """More pairs of objects than a table has room for."""
+    truth = np.arange(1, 901).reshape(30, 30)
+    assert seg(truth, truth) == v_rand(truth, truth) == average_precision(truth, truth) == 1
+    halves = (truth + 1) // 2
+    assert seg(truth, halves) == 0.5
+    assert rand_split_merge(truth, halves).merge == pytest.approx(0.5)
+    assert rand_split_merge(truth, halves).split == 1
+    assert detection(truth, halves).found == 0

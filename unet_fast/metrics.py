@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 from torch import Tensor
 
 
@@ -220,17 +219,23 @@ class _Overlap:
 
     def __init__(self, op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> None:
         (r, count), (s, other_count) = (_numbered(x) for x in _maps(op, truth, prediction))
-        shape = count + 1, other_count + 1  # 0 is background
-        pixels = (np.ones(r.size, np.int64), (r, s))
-        table = sparse.coo_array(pixels, shape).tocsr()[1:].tocoo()
-        self.sizes: NDArray[np.int64] = table.sum(1)
+        places = (count + 1) * (other_count + 1)  # of pairs, 0 being background
+        pair = r * (other_count + 1) + s
+        if places <= 4 * pair.size:
+            pixels = np.bincount(pair, minlength=places)
+            pairs = np.flatnonzero(pixels)
+            pixels = pixels[pairs]
+        else:  # as many objects as pixels, nearly
+            pairs, pixels = np.unique(pair, return_counts=True)
+        row, column = np.divmod(pairs, other_count + 1)
+        inside = (row > 0) & (column > 0)
+        self.row, self.column = row[inside] - 1, column[inside] - 1
+        self.common = pixels[inside]
+        """Pixels that reference object `row` and predicted object `column` share, where any."""
+        self.sizes = np.bincount(r, minlength=count + 1)[1:]
         """Pixels of each reference object."""
         self.other_sizes = np.bincount(s, minlength=other_count + 1)[1:]
         """Pixels of each predicted object."""
-        inside = table.col > 0
-        self.row, self.column = table.row[inside], table.col[inside] - 1
-        self.common = table.data[inside]
-        """Pixels that reference object `row` and predicted object `column` share, where any."""
 
     @property
     def iou(self) -> NDArray[np.float64]:
@@ -245,11 +250,11 @@ def _numbered(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], int]:
     flat = labels.ravel()
     high = int(flat.max(initial=0))
     if high <= 4 * flat.size + 1000:
-        present = np.zeros(high + 1, bool)
-        present[flat.astype(np.int64)] = True
+        index = flat.astype(np.int64)
+        present = np.bincount(index, minlength=high + 1) > 0
         present[0] = False
         numbers = np.where(present, np.cumsum(present), 0)
-        return numbers[flat.astype(np.int64)], int(present.sum())
+        return numbers[index], int(present.sum())
     ids, index = np.unique(flat, return_inverse=True)
     background = int(ids[0] == 0)
     return index.astype(np.int64) + 1 - background, len(ids) - background
