@@ -42,8 +42,13 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
             raise ValueError(
                 f"scheduler must answer, got {scheduler}: {reason_of(error)}"
             ) from None
-        with client:
-            yield client
+        logger = logging.getLogger("distributed.client")  # tells of a lost scheduler at length
+        logger.disabled = True
+        try:
+            with client:
+                yield client
+        finally:
+            logger.disabled = False
         return
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     with (
