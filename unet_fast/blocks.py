@@ -346,9 +346,7 @@ def _same(part: Path, begun: Job, job: Job) -> None:
 def _stamp(image: Path) -> str:
     """Changes when an image does: size and time of its file, or of what describes its array."""
     names = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
-    files = (
-        [image / name for name in names if (image / name).exists()] if image.is_dir() else [image]
-    )
+    files = [image / name for name in names] if image.is_dir() else [image]
     return " ".join(f"{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.exists())
 
 

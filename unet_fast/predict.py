@@ -105,18 +105,18 @@ def predict(
     options = Options(output, tta, average, name, compile, tile, memory_budget, batch_size)
     values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
     with evaluating(model, device):
-        predictor = Predictor(model, options)
-        size = pixels.shape[1], pixels.shape[2]
-        return predictor.image(predictor.plan(size), lambda *part: pixels[:, *part], values)
+        return _of_array(Predictor(model, options), pixels, values)
 
 
 def scores_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
     """Scores of an image (C, H, W) that is normalised, (K, H, W), on the CPU."""
     with evaluating(model, device):
-        predictor = Predictor(model, Options("scores"))
-        pixels = image.detach().cpu().numpy()
-        size = pixels.shape[1], pixels.shape[2]
-        return predictor.image(predictor.plan(size), lambda *part: pixels[:, *part], None)
+        return _of_array(Predictor(model, Options("scores")), image.detach().cpu().numpy(), None)
+
+
+def _of_array(predictor: "Predictor", pixels: NDArray[np.generic], values: Range | None) -> Tensor:
+    size = pixels.shape[1], pixels.shape[2]
+    return predictor.image(predictor.plan(size), lambda *part: pixels[:, *part], values)
 
 
 @contextmanager
