@@ -1,22 +1,34 @@
 import numpy as np
 import pytest
+import tifffile
 import torch
+from ctc_metrics.metrics.technical.seg import seg as ctc_seg
+from ctc_metrics.utils.representations import match as ctc_match
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from unet_fast.metrics import (
+    SplitMerge,
+    _thinned,
     average_precision,
     detection,
+    dice,
     info_split_merge,
     iou,
+    isbi2012,
     pixel_error,
+    rand_error,
     rand_split_merge,
     seg,
     v_info,
     v_rand,
+    warping,
+    warping_error,
 )
+from unet_fast.warping import Warping, left_over, warp
 
 maps = hnp.arrays(np.int32, (5, 6), elements=st.sampled_from([0, 1, 2, 300]))
 
@@ -53,7 +65,9 @@ def test_golden_values():
     assert iou(truth.bool(), half.bool()) == 5 / 8
 
 
-@pytest.mark.parametrize("metric", [iou, seg, pixel_error, v_rand, v_info, average_precision])
+@pytest.mark.parametrize(
+    "metric", [iou, dice, seg, pixel_error, v_rand, rand_error, v_info, average_precision]
+)
 def test_rejects(metric):
     ones = np.ones((2, 2), int)
     with pytest.raises(TypeError, match="prediction must hold integers or bools, got float64"):
@@ -185,3 +199,233 @@ def test_as_many_objects_as_pixels():
     assert rand_split_merge(truth, halves).merge == pytest.approx(0.5)
     assert rand_split_merge(truth, halves).split == 1
     assert detection(truth, halves).found == 0
+
+
+def test_dice_and_rand_error():
+    truth = torch.tensor([[1, 1, 2, 2], [1, 1, 2, 2]])
+    half = torch.tensor([[5, 5, 0, 0], [5, 5, 0, 3]])
+    assert dice(truth, half) == 10 / 13
+    assert dice(truth * 0, truth * 0) == 1
+    assert rand_error(truth, half) == 1 - v_rand(truth, half)
+    assert rand_error(truth, truth) == 0
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(st.tuples(maps, maps), min_size=2, max_size=4), st.booleans())
+def test_seg_equals_the_cell_tracking_challenges(tmp_path_factory, pairs, tensors):
+    """Of a published implementation, over all objects of all images."""
+    folder = tmp_path_factory.mktemp("ctc")
+    objects, ious = [], []
+    for i, pair in enumerate(pairs):
+        files = [folder / f"{i}{kind}.tif" for kind in "rs"]
+        for file, labels in zip(files, pair, strict=True):
+            # Background must be there, and one object: else the labels are not those it takes.
+            tifffile.imwrite(file, np.pad(labels, ((0, 1), (0, 1))).astype(np.int64))
+        of_image = ctc_match(*map(str, files))
+        objects.append(of_image[0])
+        ious.append(of_image[4])
+    truth, prediction = zip(*pairs, strict=True)
+    if not any(map(len, objects)):
+        return
+    expected = ctc_seg(objects, ious)
+    lists = (
+        [torch.from_numpy(x) for x in truth] if tensors else list(truth),
+        list(prediction),
+    )
+    assert seg(*lists) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sequences_are_refused():
+    one = np.ones((2, 2), int)
+    with pytest.raises(ValueError, match="as many images as truth, 2, got 1"):
+        seg([one, one], [one])
+    with pytest.raises(ValueError, match="as many images as truth, 2, got 1"):
+        seg([one, one], one)
+    with pytest.raises(ValueError, match="at least one object"):
+        seg([one * 0, one * 0], [one, one])
+    assert seg([one * 0, one], [one, one]) == 1
+
+
+# Warping
+
+
+def topology(mask):
+    """Components of foreground and background in a frame of background."""
+    mask = np.pad(mask, 1)
+    return ndimage.label(mask)[1], ndimage.label(~mask, np.ones((3, 3)))[1]
+
+
+def plain_warp(truth, wanted, urgency):
+    """Sweeps over all pixels that differ, counting components to see which are simple."""
+    mask = truth.copy()
+    places = np.argwhere(truth != wanted)
+    places = places[np.argsort(-urgency[truth != wanted], kind="stable")]
+    while True:
+        flipped = False
+        for row, column in places:
+            if mask[row, column] == wanted[row, column]:
+                continue
+            before = topology(mask)
+            mask[row, column] ^= True
+            if topology(mask) == before:
+                flipped = True
+            else:
+                mask[row, column] ^= True
+        if not flipped:
+            return mask
+
+
+masks = hnp.arrays(np.bool_, (5, 6))
+probabilities = hnp.arrays(np.float64, (5, 6), elements=st.sampled_from([0.1, 0.3, 0.6, 0.9, 1.0]))
+
+
+@settings(deadline=None, derandomize=True)
+@given(masks, probabilities)
+def test_warp_equals_sweeps_that_count_components(truth, probability):
+    wanted = probability > 0.5
+    urgency = np.abs(probability - 0.5)
+    warped = warp(truth, wanted, urgency)
+    np.testing.assert_array_equal(warped, plain_warp(truth, wanted, urgency))
+    assert topology(warped) == topology(truth)
+    assert warping_error(truth, probability) == (warped != wanted).mean()
+
+
+def picture(*rows):
+    return np.array([[c == "#" for c in row] for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("truth", "wanted", "left"),
+    [
+        (("#####",), ("##.##",), Warping(1, 1, 0, 0, 0)),
+        (("##.##",), ("#####",), Warping(1, 0, 1, 0, 0)),
+        (("##...",), ("##..#",), Warping(1, 0, 0, 0, 1)),
+        (("#...#",), ("#....",), Warping(1, 0, 0, 1, 0)),
+        (("###", "###", "###"), ("###", "#.#", "###"), Warping(1, 0, 0, 0, 0)),
+        (("##...",), (".####",), Warping(0, 0, 0, 0, 0)),
+        (("#####",) * 3, ("##.##",) * 3, Warping(1, 1, 0, 0, 0)),
+        (("....",), ("....",), Warping(0, 0, 0, 0, 0)),
+    ],
+)
+def test_what_is_left_after_warping(truth, wanted, left):
+    assert warping(picture(*truth), picture(*wanted)) == left
+
+
+@settings(deadline=None, derandomize=True)
+@given(masks, masks)
+def test_groups_equal_brute_force(warped, wanted):
+    """Each group of its own, by the components that it touches."""
+    excess, missing = wanted & ~warped, warped & ~wanted
+    objects, rest = ndimage.label(warped)[0], ndimage.label(warped & wanted)[0]
+
+    def touched(group, others):
+        around = ndimage.binary_dilation(group) & ~group
+        return len(set(others[around & (others > 0)]))
+
+    groups, count = ndimage.label(excess)
+    joined = [touched(groups == i + 1, objects) for i in range(count)]
+    torn = []
+    for k in range(1, objects.max(initial=0) + 1):
+        groups, count = ndimage.label(missing, np.ones((3, 3)))
+        for i in range(count):
+            group = (groups == i + 1) & (objects == k)
+            if group.any():
+                torn.append(touched(group, rest))
+    assert left_over(warped, wanted) == Warping(
+        pixels=(warped != wanted).sum(),
+        splits=sum(n > 1 for n in torn),
+        mergers=sum(n > 1 for n in joined),
+        deletions=torn.count(0),
+        additions=joined.count(0),
+    )
+
+
+def test_warping_is_refused():
+    ones = np.ones((2, 2), int)
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
+        warping_error(ones, ones, 2)
+    with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\], got nan"):
+        warping_error(ones, np.full((2, 2), np.nan))
+    with pytest.raises(ValueError, match=r"shape of truth, \(2, 2\), got \(2, 1\)"):
+        warping(ones, np.ones((2, 1)))
+    with pytest.raises(ValueError, match=r"truth must be \(H, W\) with a pixel at least"):
+        warping(np.ones((2, 2, 2), int), np.ones((2, 2, 2), int))
+    with pytest.raises(TypeError, match="truth must hold integers or bools"):
+        warping(np.ones((2, 2)), np.ones((2, 2)))
+
+
+# ISBI 2012
+
+
+def cells_and_probability(seed):
+    generator = np.random.default_rng(seed)
+    seeds = np.zeros((40, 50), int)
+    seeds.flat[generator.choice(seeds.size, 12, replace=False)] = np.arange(1, 13)
+    index = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
+    cells = seeds[tuple(index)]
+    border = np.zeros(cells.shape, bool)
+    border[1:] |= cells[1:] != cells[:-1]
+    border[:, 1:] |= cells[:, 1:] != cells[:, :-1]
+    noise = ndimage.gaussian_filter(generator.normal(size=cells.shape), 1) * 2
+    blurred = ndimage.gaussian_filter((~border).astype(float), 1)
+    return ~border, np.clip(blurred + noise * 0.3, 0, 1)
+
+
+def test_isbi2012_is_the_best_mean():
+    slices = [cells_and_probability(seed) for seed in range(2)]
+    truth, probability = (np.stack(x) for x in zip(*slices, strict=True))
+    result = isbi2012(truth, torch.from_numpy(probability))
+
+    def means(score):
+        return [np.mean([score(t, p, k / 10) for t, p in slices]) for k in range(11)]
+
+    def objects(t, p, k):
+        return ndimage.label(t)[0], ndimage.label(p > k)[0]
+
+    rand = means(lambda t, p, k: v_rand(*objects(t, p, k)))
+    info = means(lambda t, p, k: v_info(*objects(t, p, k)))
+    f1 = means(lambda t, p, k: dice(t, p > k))
+    assert result.v_rand.score == pytest.approx(max(rand))
+    assert result.thresholds["v_rand"] == np.argmax(rand) / 10
+    assert result.rand_error == pytest.approx(1 - max(rand))
+    assert result.v_info.score == pytest.approx(max(info))
+    assert result.pixel_error == pytest.approx(1 - max(f1))
+    warped = means(lambda t, p, k: warping(t, p, k).splits + warping(t, p, k).mergers)
+    assert result.warping_error == pytest.approx(min(warped) / truth[0].size)
+    # Thinner borders leave fewer pixels that are objects of their own.
+    assert result.v_rand_thinned.score > result.v_rand.score
+
+
+def test_isbi2012_of_the_truth_is_perfect():
+    truth, _ = cells_and_probability(3)
+    result = isbi2012(truth, truth.astype(np.float32))
+    assert result.v_rand == result.v_info == SplitMerge(1, 1, 1)
+    assert (result.pixel_error, result.rand_error, result.warping_error) == (0, 0, 0)
+
+
+@settings(deadline=None, derandomize=True)
+@given(masks)
+def test_thinned_borders(mask):
+    objects = ndimage.label(mask)[0]
+    thin = _thinned(objects)
+    np.testing.assert_array_equal(thin[mask], objects[mask])  # nothing is lost
+    for a, b in ((thin[1:], thin[:-1]), (thin[:, 1:], thin[:, :-1])):
+        assert ((a == b) | (a == 0) | (b == 0)).all()  # still apart
+    if mask.any():  # and every pixel of the border touches two, or a line does not close
+        grown = ndimage.watershed_ift(np.zeros(mask.shape, np.uint8), objects.astype(np.int32))
+        assert set(np.unique(grown)) == set(np.unique(objects)) - {0}
+        assert (thin[thin > 0] == grown[thin > 0]).all()
+
+
+def test_isbi2012_is_refused():
+    ones = np.ones((3, 3), int)
+    with pytest.raises(TypeError, match="probability must hold floats, got int64"):
+        isbi2012(ones, ones)
+    with pytest.raises(ValueError, match=r"shape of truth, \(3, 3\), got \(2, 3\)"):
+        isbi2012(ones, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"truth must be \(H, W\) or \(N, H, W\), got \(3,\)"):
+        isbi2012(ones[0], np.ones(3))
+    with pytest.raises(ValueError, match="at least one slice"):
+        isbi2012(np.ones((0, 3, 3), int), np.ones((0, 3, 3)))
+    with pytest.raises(ValueError, match="truth must hold at least one object, got none"):
+        isbi2012(ones * 0, np.ones((3, 3)))

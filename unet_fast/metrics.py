@@ -1,12 +1,20 @@
 """Segmentation metrics, on label maps as given."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 from torch import Tensor
+
+from .warping import Warping, left_over, warp
+
+Images = ArrayLike | Tensor | Sequence[ArrayLike | Tensor]
+
+_Shares = tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]
 
 
 def iou(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
@@ -29,7 +37,26 @@ def iou(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
     return float(both / union) if union else 1.0
 
 
-def seg(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
+def dice(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
+    """Dice coefficient of the foreground, its F-score: 2 |A and B| / (|A| + |B|).
+
+    Args:
+        truth: Labels or mask, integer or bool, any shape; everything not 0 is foreground.
+        prediction: The same, of the same shape.
+
+    Returns:
+        A value in [0, 1]; 1 where both have no foreground.
+
+    Raises:
+        TypeError: If a map holds floats.
+        ValueError: If shapes differ.
+    """
+    a, b = _maps("dice", truth, prediction)
+    total = np.count_nonzero(a) + np.count_nonzero(b)
+    return float(2 * np.count_nonzero((a != 0) & (b != 0)) / total) if total else 1.0
+
+
+def seg(truth: Images, prediction: Images) -> float:
     """SEG of the Cell Tracking Challenge: mean Jaccard index over the reference objects.
 
     A reference object R is matched by the predicted object S with |R and S| > |R| / 2, and scores
@@ -37,21 +64,29 @@ def seg(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
     nothing.
 
     Args:
-        truth: Instance map, integer, 0 background, any shape.
-        prediction: Instance map of the same shape.
+        truth: Instance map, integer, 0 background, any shape; or a list of the maps of several
+            images, whose objects all count alike.
+        prediction: Instance map of the same shape; or a list of as many.
 
     Returns:
         A value in [0, 1].
 
     Raises:
         TypeError: If a map holds floats.
-        ValueError: If shapes differ, or `truth` holds no object.
+        ValueError: If shapes or numbers of images differ, or `truth` holds no object.
+
+    Source: M. Maska et al., "A benchmark for comparison of cell tracking algorithms",
+    Bioinformatics 30, 2014.
     """
-    table = _Overlap("seg", truth, prediction)
-    if not table.sizes.size:
+    scores = []
+    for one, other in _images("seg", truth, prediction):
+        table = _Overlap("seg", one, other)
+        match = 2 * table.common > table.sizes[table.row]
+        scores.append((float(table.iou[match].sum()), table.sizes.size))
+    total, objects = (sum(column) for column in zip(*scores, strict=True))
+    if not objects:
         raise ValueError("seg: truth must hold at least one object, got none")
-    match = 2 * table.common > table.sizes[table.row]
-    return float(table.iou[match].sum() / table.sizes.size)
+    return float(total / objects)
 
 
 def pixel_error(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
@@ -72,6 +107,56 @@ def pixel_error(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> fl
     if a.size == 0:
         raise ValueError("pixel_error: truth must hold at least one pixel, got none")
     return float(np.count_nonzero((a != 0) != (b != 0)) / a.size)
+
+
+def rand_error(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
+    """1 - V_rand: the Rand error of the ISBI 2012 challenge. See :func:`rand_split_merge`."""
+    return 1 - _rand(_shares("rand_error", truth, prediction)).score
+
+
+def warping_error(
+    truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, threshold: float = 0.5
+) -> float:
+    """Share of the pixels that stay wrong after :func:`warping`.
+
+    Args:
+        truth: As there.
+        prediction: As there.
+        threshold: As there.
+
+    Returns:
+        A value in [0, 1].
+
+    Raises:
+        TypeError: As there.
+        ValueError: As there.
+    """
+    found = _warped("warping_error", truth, prediction, threshold)
+    return found.pixels / _array(truth).size
+
+
+def warping(
+    truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, threshold: float = 0.5
+) -> Warping:
+    """What stays wrong once the borders of the truth have moved towards those of the prediction.
+
+    Only simple points change, pixels whose change leaves the topology as it is (foreground is
+    connected along the axes), the ones of clearest prediction first.
+
+    Args:
+        truth: Labels or mask, integer or bool, (H, W); everything not 0 is foreground.
+        prediction: Labels or mask alike; or floats in [0, 1], the probability of foreground.
+        threshold: In [0, 1]; above it a probability is foreground.
+
+    Raises:
+        TypeError: If `truth` holds floats.
+        ValueError: If shapes differ or are not (H, W), there is no pixel, or a value is out of
+            range.
+
+    Source: V. Jain et al., "Boundary Learning by Optimization with Topological Constraints", CVPR
+    2010; the groups as in I. Arganda-Carreras et al. 2015.
+    """
+    return _warped("warping", truth, prediction, threshold)
 
 
 @dataclass(frozen=True)
@@ -114,12 +199,7 @@ def rand_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) 
     Source: I. Arganda-Carreras et al., "Crowdsourcing the creation of image segmentation algorithms
     for connectomics", Frontiers in Neuroanatomy 9, 2015.
     """
-    n, objects, found, common, alone = _shares("rand_split_merge", truth, prediction)
-    alone_squared = alone / n  # as many objects of 1 / n
-    both = float(np.sum(common**2) + alone_squared)
-    split = both / float(np.sum(objects**2))
-    merge = both / float(np.sum(found**2) + alone_squared)
-    return SplitMerge(2 * split * merge / (split + merge), split, merge)
+    return _rand(_shares("rand_split_merge", truth, prediction))
 
 
 def info_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> SplitMerge:
@@ -139,15 +219,7 @@ def info_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) 
 
     Source: as for :func:`rand_split_merge`.
     """
-    n, objects, found, common, alone = _shares("info_split_merge", truth, prediction)
-    of_alone = alone * math.log(n)  # the entropy of the pixels that are objects of their own
-    truth_entropy = _entropy(objects)
-    entropy = _entropy(found) + of_alone
-    information = max(0.0, truth_entropy + entropy - _entropy(common) - of_alone)
-    split = min(1.0, information / entropy) if entropy > 0 else 1.0
-    merge = min(1.0, information / truth_entropy) if truth_entropy > 0 else 1.0
-    total = truth_entropy + entropy
-    return SplitMerge(min(1.0, 2 * information / total) if total > 0 else 1.0, split, merge)
+    return _info(_shares("info_split_merge", truth, prediction))
 
 
 @dataclass(frozen=True)
@@ -214,28 +286,192 @@ def average_precision(
     return detection(truth, prediction, threshold).average_precision
 
 
+@dataclass(frozen=True)
+class ISBI2012:
+    """Scores of the ISBI 2012 challenge: each the best over the thresholds of the mean of slices.
+
+    V_rand and V_info are those of the challenge since its workshop, "thinned" after the predicted
+    borders were thinned to one pixel; the last three are those of the ranking of 2012.
+    """
+
+    v_rand: SplitMerge
+    v_rand_thinned: SplitMerge
+    v_info: SplitMerge
+    v_info_thinned: SplitMerge
+    pixel_error: float
+    """1 - F-score of the foreground pixels."""
+    rand_error: float
+    """1 - V_rand."""
+    warping_error: float
+    """Splits and mergers left after :func:`warping`, by the number of pixels."""
+    thresholds: dict[str, float]
+    """Where each of them is best."""
+
+
+THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(11))
+"""Of the ISBI 2012 challenge."""
+
+
+def isbi2012(truth: ArrayLike | Tensor, probability: ArrayLike | Tensor) -> ISBI2012:
+    """The scores of the ISBI 2012 challenge (segmentation of neuronal structures in EM).
+
+    At thresholds 0, 0.1, ... 1 pixels of greater probability are foreground; its parts that are
+    connected along the axes are the objects, likewise in the truth. Borders are thinned by
+    flooding them from the objects, nearest first, until floods meet.
+
+    Args:
+        truth: Integer or bool, (H, W) or (N, H, W), N slices; 0 membrane, else inside of a cell.
+        probability: Of not being membrane, floats in [0, 1], of that shape.
+
+    Raises:
+        TypeError: If `truth` holds floats or `probability` does not.
+        ValueError: If shapes differ, a slice of `truth` has no foreground, or a value is out of
+            range.
+
+    Source: I. Arganda-Carreras et al., "Crowdsourcing the creation of image segmentation algorithms
+    for connectomics", Frontiers in Neuroanatomy 9, 2015.
+    """
+    mask, values = _array(truth), _array(probability)
+    if values.dtype.kind != "f":
+        raise TypeError(f"isbi2012: probability must hold floats, got {values.dtype}")
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"isbi2012: truth must be (H, W) or (N, H, W), got {mask.shape}")
+    mask, values = _pair("isbi2012", mask, values)
+    pairs = [(mask, values)] if mask.ndim == 2 else list(zip(mask, values, strict=True))
+    if not pairs:
+        raise ValueError("isbi2012: truth must hold at least one slice, got none")
+    tables = np.array([_slice_scores(m != 0, p) for m, p in pairs])
+    means = tables.mean(0)  # (thresholds, scores)
+    best: dict[str, int] = {}
+    for name in _SCORES:
+        column = means[:, _SCORES[name]]
+        best[name] = int(column.argmin() if name == "warping_error" else column.argmax())
+
+    def parts(name: str) -> SplitMerge:
+        return SplitMerge(*means[best[name], _SCORES[name] : _SCORES[name] + 3].tolist())
+
+    return ISBI2012(
+        v_rand=parts("v_rand"),
+        v_rand_thinned=parts("v_rand_thinned"),
+        v_info=parts("v_info"),
+        v_info_thinned=parts("v_info_thinned"),
+        pixel_error=1 - float(means[best["pixel_error"], _SCORES["pixel_error"]]),
+        rand_error=1 - float(means[best["v_rand"], _SCORES["v_rand"]]),
+        warping_error=float(means[best["warping_error"], _SCORES["warping_error"]]),
+        thresholds={name: THRESHOLDS[i] for name, i in best.items()},
+    )
+
+
+_SCORES = {
+    **{"v_rand": 0, "v_rand_thinned": 3, "v_info": 6, "v_info_thinned": 9},
+    **{"pixel_error": 12, "warping_error": 13},
+}
+"""Columns of :func:`_slice_scores`."""
+
+
+def _slice_scores(truth: NDArray[np.bool_], probability: NDArray[np.floating]) -> list[list[float]]:
+    """Of one slice at each threshold."""
+    objects = ndimage.label(truth)[0]
+    rows = []
+    for threshold in THRESHOLDS:
+        mask = probability > threshold
+        found = ndimage.label(mask)[0]
+        row: list[float] = []
+        shares = [_shares("isbi2012", objects, x) for x in (found, _thinned(found))]
+        for score in (*(_rand(x) for x in shares), *(_info(x) for x in shares)):
+            row += [score.score, score.split, score.merge]
+        row.append(dice(truth, mask))
+        left = left_over(warp(truth, mask, np.abs(probability - threshold)), mask)
+        row.append((left.splits + left.mergers) / truth.size)
+        rows.append(row)
+    return rows
+
+
+def _thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Objects grown into the background between them until one pixel is left."""
+    if not objects.any():
+        return objects
+    flat = np.zeros(objects.shape, np.uint8)
+    grown = ndimage.watershed_ift(flat, objects.astype(np.int32))
+    for axis in (0, 1):
+        ahead = [slice(None)] * 2
+        behind = [slice(None)] * 2
+        ahead[axis], behind[axis] = slice(1, None), slice(0, -1)
+        one, other = grown[tuple(ahead)], grown[tuple(behind)]
+        was = objects[tuple(ahead)] > 0
+        meets = (one != other) & (one > 0) & (other > 0)
+        # Of two that meet, one at least was background: the line runs there.
+        first, second = meets & ~was, meets & was
+        one[first] = 0
+        other[second] = 0
+    return grown
+
+
+def _warped(
+    op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, threshold: float
+) -> Warping:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"{op}: threshold must be in [0, 1], got {threshold}")
+    values = _array(prediction)
+    if values.dtype.kind != "f":
+        values = (_maps(op, truth, prediction)[1] != 0).astype(np.float32)
+    mask, values = _pair(op, _array(truth), values)
+    if mask.ndim != 2 or mask.size == 0:
+        raise ValueError(f"{op}: truth must be (H, W) with a pixel at least, got {mask.shape}")
+    found = values > threshold
+    return left_over(warp(mask != 0, found, np.abs(values - threshold)), found)
+
+
+def _pair(
+    op: str, truth: NDArray[Any], probability: NDArray[Any]
+) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
+    """A map and probabilities, checked."""
+    _maps(op, truth, truth)
+    if probability.shape != truth.shape:
+        raise ValueError(
+            f"{op}: prediction must have the shape of truth, {truth.shape}, got {probability.shape}"
+        )
+    if not ((probability >= 0) & (probability <= 1)).all():
+        wrong = probability[~((probability >= 0) & (probability <= 1))][0]
+        raise ValueError(f"{op}: probabilities must be in [0, 1], got {wrong}")
+    return truth, probability
+
+
 class _Overlap:
     """Which objects share how many pixels; a few passes over the pixels, whatever their number."""
 
+    row: NDArray[np.integer]
+    """Of each reference object and predicted object that share pixels, the former."""
+    column: NDArray[np.integer]
+    """The latter."""
+    common: NDArray[np.integer]
+    """How many they share."""
+    sizes: NDArray[np.integer]
+    """Pixels of each reference object."""
+    other_sizes: NDArray[np.integer]
+    """Pixels of each predicted object."""
+
     def __init__(self, op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> None:
-        (r, count), (s, other_count) = (_numbered(x) for x in _maps(op, truth, prediction))
-        places = (count + 1) * (other_count + 1)  # of pairs, 0 being background
-        pair = r * (other_count + 1) + s
-        if places <= 4 * pair.size:
-            pixels = np.bincount(pair, minlength=places)
+        maps: list[NDArray[np.integer]] = [x.ravel() for x in _maps(op, truth, prediction)]
+        room = 4 * maps[0].size + 1000
+        highest = [int(x.max(initial=0)) for x in maps]
+        if (highest[0] + 1) * (highest[1] + 1) > room:
+            numbered = [_numbered(x) for x in maps]
+            maps, highest = [x for x, _ in numbered], [n for _, n in numbered]
+        step = highest[1] + 1
+        pair = maps[0].astype(np.int64)  # of ids, one of both
+        pair *= step
+        pair += maps[1].astype(np.int64, copy=False)
+        if (highest[0] + 1) * step <= room:
+            pixels = np.bincount(pair)
             pairs = np.flatnonzero(pixels)
             pixels = pixels[pairs]
         else:  # as many objects as pixels, nearly
             pairs, pixels = np.unique(pair, return_counts=True)
-        row, column = np.divmod(pairs, other_count + 1)
-        inside = (row > 0) & (column > 0)
-        self.row, self.column = row[inside] - 1, column[inside] - 1
-        self.common = pixels[inside]
-        """Pixels that reference object `row` and predicted object `column` share, where any."""
-        self.sizes = np.bincount(r, minlength=count + 1)[1:]
-        """Pixels of each reference object."""
-        self.other_sizes = np.bincount(s, minlength=other_count + 1)[1:]
-        """Pixels of each predicted object."""
+        r, self.sizes = _sizes(pairs // step, pixels)
+        s, self.other_sizes = _sizes(pairs % step, pixels)
+        inside = (r >= 0) & (s >= 0)
+        self.row, self.column, self.common = r[inside], s[inside], pixels[inside]
 
     @property
     def iou(self) -> NDArray[np.float64]:
@@ -260,9 +496,18 @@ def _numbered(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], int]:
     return index.astype(np.int64) + 1 - background, len(ids) - background
 
 
-def _shares(
-    op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor
-) -> tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
+def _sizes(
+    ids: NDArray[np.integer], pixels: NDArray[np.integer]
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Which object, from 0, each entry of a table belongs to, -1 background; pixels of each."""
+    present, index = np.unique(ids, return_inverse=True)
+    sizes = np.zeros(len(present), np.int64)
+    np.add.at(sizes, index, pixels)
+    background = int(present.size > 0 and present[0] == 0)
+    return index - background, sizes[background:]
+
+
+def _shares(op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> _Shares:
     """Of the pixels of reference objects: how many; shares.
 
     These are of each reference object, predicted object, overlap; of what is predicted background.
@@ -276,9 +521,48 @@ def _shares(
     return n, table.sizes / n, found / n, table.common / n, alone
 
 
+def _rand(shares: _Shares) -> SplitMerge:
+    n, objects, found, common, alone = shares
+    alone_squared = alone / n  # as many objects of 1 / n
+    both = float(np.sum(common**2) + alone_squared)
+    split = both / float(np.sum(objects**2))
+    merge = both / float(np.sum(found**2) + alone_squared)
+    return SplitMerge(2 * split * merge / (split + merge), split, merge)
+
+
+def _info(shares: _Shares) -> SplitMerge:
+    n, objects, found, common, alone = shares
+    of_alone = alone * math.log(n)  # the entropy of the pixels that are objects of their own
+    truth_entropy = _entropy(objects)
+    entropy = _entropy(found) + of_alone
+    information = max(0.0, truth_entropy + entropy - _entropy(common) - of_alone)
+    split = min(1.0, information / entropy) if entropy > 0 else 1.0
+    merge = min(1.0, information / truth_entropy) if truth_entropy > 0 else 1.0
+    total = truth_entropy + entropy
+    return SplitMerge(min(1.0, 2 * information / total) if total > 0 else 1.0, split, merge)
+
+
 def _entropy(shares: NDArray[np.float64]) -> float:
     shares = shares[shares > 0]
     return float(-np.sum(shares * np.log(shares)))
+
+
+def _array(value: ArrayLike | Tensor) -> NDArray[Any]:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _images(op: str, truth: Any, prediction: Any) -> list[tuple[Any, Any]]:
+    """The images of lists, or the one image."""
+    lists = [
+        isinstance(x, list | tuple) and x and all(isinstance(y, np.ndarray | Tensor) for y in x)
+        for x in (truth, prediction)
+    ]
+    if not any(lists):
+        return [(truth, prediction)]
+    one, other = (len(x) if many else 1 for x, many in zip((truth, prediction), lists, strict=True))
+    if not all(lists) or one != other:
+        raise ValueError(f"{op}: prediction must hold as many images as truth, {one}, got {other}")
+    return list(zip(truth, prediction, strict=True))
 
 
 def _maps(
@@ -286,7 +570,7 @@ def _maps(
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     arrays = []
     for name, value in (("truth", truth), ("prediction", prediction)):
-        array = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        array = _array(value)
         if array.dtype.kind not in "bui":
             raise TypeError(f"{op}: {name} must hold integers or bools, got {array.dtype}")
         if array.size and array.min() < 0:
