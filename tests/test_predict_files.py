@@ -1,5 +1,6 @@
 """Files in, files out: formats, images larger than memory, kills, clusters, what is refused."""
 
+import functools
 import os
 import resource
 import signal
@@ -24,7 +25,7 @@ from unet_fast import UNet, formats, label_components, load_model, predict, save
 from unet_fast.blocks import is_begun, predict_blocks
 from unet_fast.cli import main
 from unet_fast.cluster import cluster
-from unet_fast.components import label_in_blocks
+from unet_fast.components import Objects, label_in_blocks
 from unet_fast.omezarr import create
 from unet_fast.predict import Options
 from unet_fast.source import open_source
@@ -222,17 +223,29 @@ def test_imagej_pixel_size(tmp_path):
     size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     block=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     density=st.sampled_from([0.2, 0.5, 0.6, 0.7, 0.9, 1.0]),
+    objects=st.builds(Objects, st.sampled_from([0, 2, 5]), st.sampled_from([0, 1, 3])),
     seed=st.integers(0, 10**6),
 )
-def test_objects_in_blocks_are_those_of_the_whole(size, block, density, seed):
+def test_objects_in_blocks_are_those_of_the_whole(size, block, density, objects, seed):
     mask = np.random.default_rng(seed).random(size) < density
-    labels = np.zeros(size, np.int32)
+    parts, result = np.zeros(size, np.int32), np.zeros(size, np.int32)
 
-    def write(rows, columns, ids):
-        labels[rows, columns] = ids
+    def write(array, rows, columns, ids):
+        array[rows, columns] = ids
 
-    label_in_blocks(size, block, lambda *at: mask[at], lambda *at: labels[at], write)
-    assert np.array_equal(labels, label_components(torch.from_numpy(mask)).numpy())
+    label_in_blocks(
+        size,
+        block,
+        objects,
+        lambda *at: mask[at],
+        lambda *at: parts[at],
+        functools.partial(write, parts),
+        functools.partial(write, result),
+    )
+    whole = objects.of(mask)
+    assert np.array_equal(result, whole)
+    if objects == Objects():
+        assert np.array_equal(whole, label_components(torch.from_numpy(mask)).numpy())
 
 
 WORKER = """

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cluster import spread
-from .components import label_in_blocks
+from .components import Objects, label_in_blocks
 from .device import find_device
 from .formats import reason_of
 from .imageio import replace_file, stem_of
@@ -132,7 +132,7 @@ def predict_blocks(
             task = functools.partial(_compute, str(part.resolve()), device, stamp)
             spread(client, task, left, done)
         if options.output == "instances":
-            _number(part, source, tiling)
+            _number(part, source, tiling, predictor.objects)
         _finish(part, out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{part} is kept, --resume goes on") from None
@@ -375,23 +375,28 @@ def _worker(part: str, device: str, stamp: str) -> Worker:
     return Worker(Path(part), device)
 
 
-def _number(part: Path, source: Source, tiling: Tiling) -> None:
+def _number(part: Path, source: Source, tiling: Tiling, objects: Objects) -> None:
     """Makes the result of the classes of all pixels: the objects of every plane, numbered."""
     classes = open_level(part / "classes" / "0")
-    shutil.rmtree(part / "image", ignore_errors=True)  # of a run killed here
-    result = _create(part / "image", source, (), tiling, "int32")
+    for name in ("parts", "image"):
+        shutil.rmtree(part / name, ignore_errors=True)  # of a run killed here
+    parts, result = (
+        _create(part / name, source, (), tiling, "int32") for name in ("parts", "image")
+    )
     for plane in source.planes:
 
         def read(array: Any, rows: slice, columns: slice, plane: Any = plane) -> Any:
             return array[source.place(array, plane, rows, columns)]
 
-        def write(rows: slice, columns: slice, ids: Any, plane: Any = plane) -> None:
-            result[source.place(result, plane, rows, columns)] = ids
+        def write(array: Any, rows: slice, columns: slice, ids: Any, plane: Any = plane) -> None:
+            array[source.place(array, plane, rows, columns)] = ids
 
         label_in_blocks(
             source.size,
             block_of(tiling),
+            objects,
             functools.partial(read, classes),
-            functools.partial(read, result),
-            write,
+            functools.partial(read, parts),
+            functools.partial(write, parts),
+            functools.partial(write, result),
         )

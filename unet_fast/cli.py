@@ -157,6 +157,9 @@ def predict(
     *,
     out: Path,
     output: Literal["instances", "labels", "probabilities", "scores"] = "instances",
+    instances: Annotated[bool, Parameter(negative="")] = False,
+    min_area: int = 0,
+    grow: int | None = None,
     format: Literal["auto", "png", "tiff", "ome-tiff", "ome-zarr"] = "auto",
     overlay: Annotated[bool, Parameter(negative="--no-overlay")] = True,
     tta: str | None = None,
@@ -187,6 +190,13 @@ def predict(
     output:
         instances (objects, numbered), labels (classes, with the values of the training labels),
         probabilities or scores.
+    instances:
+        The same as --output instances.
+    min_area:
+        Of instances: connected parts of fewer pixels are left out.
+    grow:
+        Of instances: pixels that objects grow into gaps between them, 0 to 16; as many as training
+        carved off, if nothing is said.
     format:
         auto writes instances and labels as PNG, all else and stacks as TIFF, and results of
         OME-Zarr and of very large images as OME-Zarr.
@@ -219,8 +229,12 @@ def predict(
     overwrite:
         Replace files of the same names in the output folder.
     """
+    if instances and output != "instances":
+        raise ValueError(f"output must be instances with --instances, got {output}")
     options = Options(
         output=output,
+        min_area=min_area,
+        grow=grow,
         tta=_views_in(tta),
         average=average,
         precision=str(precision_of(precision, find_device(device))).removeprefix("torch."),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .components import label_components
+from .components import Objects
 from .intensity import Range, as_float32, range_of
 from .tiling import Tiling, mirrored, plan
 from .tta import Region, Rotation, views_of
@@ -36,6 +36,8 @@ class Options:
     tile: int | Sequence[int] | None = None
     memory_budget: int | None = None
     batch_size: int | None = None
+    min_area: int = 0
+    grow: int | None = None
 
 
 def predict(
@@ -50,6 +52,8 @@ def predict(
     average: str | None = None,
     precision: torch.dtype | None = None,
     compile: bool = False,
+    min_area: int = 0,
+    grow: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Predicts an image in tiles that give what the whole image gives, whatever their size.
@@ -68,7 +72,8 @@ def predict(
         batch_size: Tiles at once, >= 1. None: chosen.
         output: ``"scores"``, (K, H, W) before softmax; ``"probabilities"``, (K, H, W);
             ``"labels"``, the most probable class, (H, W), uint8 (int64 over 256 classes);
-            ``"instances"``, connected parts of what is not class 0, (H, W), int32.
+            ``"instances"``, the objects that are made of what is not class 0, (H, W), int32:
+            its parts that are connected along the axes, without those below `min_area`, grown back.
         tta: Test-time averaging over views of the image: ``"flips"`` (4), ``"rotations"`` (4, by
             right angles), ``"square"`` (8, both), or a list of angles in degrees (the paper took
             seven and does not say which). None: one view.
@@ -76,6 +81,11 @@ def predict(
             programs).
         precision: Of the convolutions: bfloat16 or float16 (autocast); None: that of the weights.
         compile: Whether `torch.compile` makes the network faster: worth it for many tiles.
+        min_area: Of instances: pixels that a connected part has at least, >= 0.
+        grow: Of instances: pixels, in [0, 16], that objects grow into the ridge between them. Only
+            gaps of up to 2 `grow` pixels are closed, each half by the nearer object; open
+            background stays. None: as many as training carved off, which :func:`load_model` knows;
+            0 for a bare `UNet`.
         device: Where to compute; None for where the model is.
 
     Returns:
@@ -102,7 +112,9 @@ def predict(
     if pixels.dtype.kind not in "buif":
         raise ValueError(f"predict: image must hold real numbers, got {pixels.dtype}")
     name = None if precision is None else str(precision).removeprefix("torch.")
-    options = Options(output, tta, average, name, compile, tile, memory_budget, batch_size)
+    options = Options(
+        output, tta, average, name, compile, tile, memory_budget, batch_size, min_area, grow
+    )
     values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
     with evaluating(model, device):
         return _of_array(Predictor(model, options), pixels, values)
@@ -155,6 +167,13 @@ class Predictor:
         self.options = options
         self.output = output
         self.average = average or "scores"
+        grow = model.ridge_width if options.grow is None else options.grow
+        try:
+            self.objects = Objects(options.min_area, grow)
+        except ValueError as error:
+            raise ValueError(f"predict: {error}") from None
+        if output != "instances" and (options.min_area or options.grow is not None):
+            raise ValueError(f"predict: min_area and grow must go with instances, got {output}")
         self.views = views_of(model, options.tta)
         self.turns = any(isinstance(view, Rotation) for view in self.views)
         weight = next(model.parameters())
@@ -214,7 +233,7 @@ class Predictor:
             progress()
 
         self.run(tiling, pixels, values, write)
-        return label_components(result) if self.output == "instances" else result
+        return torch.from_numpy(self.objects.of(array)) if self.output == "instances" else result
 
     def run(
         self,

@@ -97,6 +97,7 @@ def _train(config: TrainConfig, device: torch.device) -> UNet:
         )
         model.normalisation = "percentile"
         model.class_values = train_set.class_values
+        model.ridge_width = config.weights.ridge_width
         run = _Run(config, model.to(device), train_set, validation_set, processes, device)
         if resumed:
             run.resume()

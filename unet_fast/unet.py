@@ -98,6 +98,8 @@ class UNet(nn.Module):
         """How images are normalised before they enter: None or "percentile"."""
         self.class_values: list[int] | None = None
         """What the class maps that it was trained on call its classes; None: 0, 1, ..."""
+        self.ridge_width = 0
+        """Pixels that training carved from objects that touch; predicted ones grow back by them."""
         # What save_model writes: UNet(**config) is this network again.
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
@@ -287,6 +289,7 @@ def save_model(model: UNet, path: Path | str) -> None:
         "network": model.config,
         "normalisation": model.normalisation,
         "class_values": model.class_values,
+        "ridge_width": model.ridge_width,
     }
     replace_file(file, pack(model.state_dict(), description))
 
@@ -313,6 +316,7 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
         model.load_state_dict(weights, assign=True)
         model.normalisation = description["normalisation"]
         model.class_values = description["class_values"]
+        model.ridge_width = description.get("ridge_width", 0)  # older ones have none
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: must hold a model, but it cannot be read: {reason}") from None

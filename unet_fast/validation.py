@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .components import label_components
+from .components import Objects
 from .dataset import Dataset
 from .ops.weighted_ce import weighted_ce
 from .predict import scores_of
@@ -78,6 +78,7 @@ def _row(model: UNet, data: Dataset, i: int, reduction: str) -> Tensor:
         reference = torch.where(counts & (truth > 0), labels, 0).numpy()
         objects = len(np.unique(reference[reference > 0]))
         if objects:
-            seg = objects * metrics.seg(reference, label_components((found > 0) & counts))
+            mask = ((found > 0) & counts).numpy()
+            seg = objects * metrics.seg(reference, Objects(grow=model.ridge_width).of(mask))
     both, either = zip(*hits, strict=True)
     return torch.tensor([float(loss), total, seg, objects, *both, *either], dtype=torch.float64)

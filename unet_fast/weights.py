@@ -66,6 +66,11 @@ class BorderWeights:
             if not holds:
                 raise ValueError(f"BorderWeights: {name} must {rule}, got {getattr(self, name)}")
 
+    @property
+    def ridge_width(self) -> int:
+        """Pixels that the ridge takes from an object that touches another."""
+        return 0 if self.ridge == "none" else 1
+
     @classmethod
     def paper_2015(cls) -> "BorderWeights":
         """The paper: w0 = 10, sigma = 5; touching objects parted, class weights balanced.
