@@ -20,9 +20,11 @@ from .augment import Augmentation
 from .check import check as check_data
 from .checkpoint import best_row, read_log
 from .cluster import cluster
+from .components import Objects
 from .config import TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples
 from .device import find_device, precision_of
+from .evaluate import CSV, JSON, evaluate_files
 from .imageio import (
     list_images,
     make_folder,
@@ -258,6 +260,65 @@ def predict(
             overwrite=overwrite,
         )
     print(f"{len(results)} {output}: {out}")
+
+
+@app.command
+def evaluate(
+    predictions: Path,
+    labels: Path,
+    /,
+    *,
+    out: Path | None = None,
+    instances: bool = False,
+    min_area: int = 0,
+    grow: int = 0,
+    label_type: Literal["auto", "instances", "semantic"] = "auto",
+    ignore_label: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Score predictions against labels.
+
+    Prints IoU, Dice, SEG, AP, F1, PQ, V_rand, V_info of all images; of probabilities (TIFF of
+    floats) the scores of the ISBI 2012 challenge.
+
+    Parameters
+    ----------
+    predictions:
+        Folder of label images, as `predict` writes them, or of probabilities; or one file.
+    labels:
+        Folder of labels of the same names; or one file.
+    out:
+        Folder for a table with a row for each image (evaluation.csv) and all in one file
+        (evaluation.json); nothing is written, if nothing is said.
+    instances:
+        Predictions are masks or classes: score the objects that they make.
+    min_area:
+        With --instances: connected parts of fewer pixels are left out.
+    grow:
+        With --instances: pixels that objects grow into gaps between them, 0 to 16.
+    label_type:
+        instances: the labels number the objects; semantic: the connected parts of what is not 0 are
+        the objects; auto: by the values.
+    ignore_label:
+        Label of pixels that do not count.
+    overwrite:
+        Replace the two files in the output folder.
+    """
+    if not instances and (min_area or grow):
+        raise ValueError("min-area and grow must go with --instances")
+    taken = [] if out is None else [out / name for name in (CSV, JSON) if (out / name).exists()]
+    if taken and not overwrite:
+        raise ValueError(f"out must not hold an evaluation, got {taken[0]} (--overwrite replaces)")
+    result = evaluate_files(
+        predictions,
+        labels,
+        label_type=label_type,
+        objects=Objects(min_area, grow) if instances else None,
+        ignore_label=ignore_label,
+    )
+    if out is not None:
+        result.write(out)
+    print(result.text())
 
 
 @app.command

@@ -270,13 +270,32 @@ def detection(
     Source: A. Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4; average precision as
     in the 2018 Data Science Bowl.
     """
-    if not 0.5 <= threshold < 1:
-        raise ValueError(f"detection: threshold must be in [0.5, 1), got {threshold}")
+    return detections(truth, prediction, [threshold])[0]
+
+
+def detections(
+    truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, thresholds: Sequence[float]
+) -> list[Detection]:
+    """:func:`detection` at several thresholds."""
+    for threshold in thresholds:
+        if not 0.5 <= threshold < 1:
+            raise ValueError(f"detection: threshold must be in [0.5, 1), got {threshold}")
     table = _Overlap("detection", truth, prediction)
-    pairs = table.iou[table.iou > threshold]
-    found = pairs.size
-    quality = float(pairs.mean()) if found else 0.0
-    return Detection(found, table.sizes.size - found, table.other_sizes.size - found, quality)
+    result = []
+    for threshold in thresholds:
+        pairs = table.iou[table.iou > threshold]
+        found = pairs.size
+        quality = float(pairs.mean()) if found else 0.0
+        missed, excess = table.sizes.size - found, table.other_sizes.size - found
+        result.append(Detection(found, missed, excess, quality))
+    return result
+
+
+def pooled(images: Sequence[Detection]) -> Detection:
+    """All objects of several images together."""
+    found = sum(x.found for x in images)
+    quality = sum(x.found * x.quality for x in images) / found if found else 0.0
+    return Detection(found, sum(x.missed for x in images), sum(x.excess for x in images), quality)
 
 
 def average_precision(
@@ -340,8 +359,12 @@ def isbi2012(truth: ArrayLike | Tensor, probability: ArrayLike | Tensor) -> ISBI
     pairs = [(mask, values)] if mask.ndim == 2 else list(zip(mask, values, strict=True))
     if not pairs:
         raise ValueError("isbi2012: truth must hold at least one slice, got none")
-    tables = np.array([_slice_scores(m != 0, p) for m, p in pairs])
-    means = tables.mean(0)  # (thresholds, scores)
+    return best_of([isbi2012_scores(m, p) for m, p in pairs])
+
+
+def best_of(slices: Sequence[NDArray[np.float64]]) -> ISBI2012:
+    """The best means over slices, of which :func:`isbi2012_scores` gave the scores."""
+    means = np.mean(slices, 0)
     best: dict[str, int] = {}
     for name in _SCORES:
         column = means[:, _SCORES[name]]
@@ -366,12 +389,15 @@ _SCORES = {
     **{"v_rand": 0, "v_rand_thinned": 3, "v_info": 6, "v_info_thinned": 9},
     **{"pixel_error": 12, "warping_error": 13},
 }
-"""Columns of :func:`_slice_scores`."""
+"""Columns of :func:`isbi2012_scores`."""
 
 
-def _slice_scores(truth: NDArray[np.bool_], probability: NDArray[np.floating]) -> list[list[float]]:
-    """Of one slice at each threshold."""
-    objects = ndimage.label(truth)[0]
+def isbi2012_scores(
+    truth: NDArray[np.integer], probability: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """All scores of one slice, (thresholds, scores); arguments as for :func:`isbi2012`."""
+    cells = truth != 0
+    objects = ndimage.label(cells)[0]
     rows = []
     for threshold in THRESHOLDS:
         mask = probability > threshold
@@ -380,11 +406,11 @@ def _slice_scores(truth: NDArray[np.bool_], probability: NDArray[np.floating]) -
         shares = [_shares("isbi2012", objects, x) for x in (found, _thinned(found))]
         for score in (*(_rand(x) for x in shares), *(_info(x) for x in shares)):
             row += [score.score, score.split, score.merge]
-        row.append(dice(truth, mask))
-        left = left_over(warp(truth, mask, np.abs(probability - threshold)), mask)
+        row.append(dice(cells, mask))
+        left = left_over(warp(cells, mask, np.abs(probability - threshold)), mask)
         row.append((left.splits + left.mergers) / truth.size)
         rows.append(row)
-    return rows
+    return np.array(rows)
 
 
 def _thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:

@@ -1,0 +1,160 @@
+"""`unet-fast evaluate`: tables, summaries, what is refused."""
+
+import csv
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from unet_fast import metrics
+from unet_fast.cli import main
+from unet_fast.components import Objects
+from unet_fast.evaluate import IOUS, evaluate_files
+from unet_fast.imageio import write_labels, write_tiff
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three images of labels, and predictions of two and of an empty one."""
+    generator = np.random.default_rng(0)
+    truth = np.kron(generator.integers(0, 6, (3, 6, 7)), np.ones((4, 4), int))
+    found = np.where(generator.random(truth.shape) < 0.9, truth * 3, 0)
+    truth[2] = 0
+    for name, images in (("labels", truth), ("found", found)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            write_labels(tmp_path / name / f"{i}.png", image)
+    return tmp_path, truth, found
+
+
+def test_table_and_summary(folders, capsys):
+    place, truth, found = folders
+    words = ["evaluate", str(place / "found"), str(place / "labels"), "--out", str(place / "out")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    content = json.loads((place / "out" / "evaluation.json").read_text())
+    rows = list(csv.DictReader((place / "out" / "evaluation.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows] == ["0", "1", "2"]
+    for i, row in enumerate(content["images"]):
+        assert row["iou"] == metrics.iou(truth[i], found[i])
+        assert row["dice"] == metrics.dice(truth[i], found[i])
+        assert row["pixel_error"] == metrics.pixel_error(truth[i], found[i])
+        assert row["ap_75"] == metrics.average_precision(truth[i], found[i], 0.75)
+        assert row["f1_50"] == metrics.detection(truth[i], found[i]).f1
+        each = [metrics.average_precision(truth[i], found[i], t) for t in IOUS]
+        assert row["ap_50_95"] == pytest.approx(np.mean(each))
+        assert float(rows[i]["iou"]) == pytest.approx(row["iou"], abs=1e-4)
+    assert content["images"][0]["seg"] == metrics.seg(truth[0], found[0])
+    assert (
+        content["images"][1]["v_rand_split"] == metrics.rand_split_merge(truth[1], found[1]).split
+    )
+    assert content["images"][2]["seg"] is None  # no reference object
+    assert content["images"][2]["v_info"] is None
+    assert rows[2]["seg"] == ""
+    summary = content["summary"]
+    assert summary["seg"] == metrics.seg(list(truth), list(found))
+    assert summary["iou"] == metrics.iou(truth, found)
+    both = [metrics.detection(t, f) for t, f in zip(truth, found, strict=True)]
+    total = [sum(getattr(x, k) for x in both) for k in ("found", "missed", "excess")]
+    assert summary["ap_50"] == total[0] / sum(total)
+    assert summary["v_rand"] == np.mean([metrics.v_rand(truth[i], found[i]) for i in range(2)])
+    assert f"seg                        {summary['seg']:.4f}" in text
+    assert main(words) == 2
+    assert "out must not hold an evaluation" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+
+
+def test_masks_become_objects(folders):
+    place, truth, found = folders
+    for i, image in enumerate(found):
+        write_labels(place / "found" / f"{i}.png", (image > 0).astype(int))
+    result = evaluate_files(place / "found", place / "labels", objects=Objects(3, 1))
+    assert result.summary["seg"] == metrics.seg(list(truth), [Objects(3, 1).of(x) for x in found])
+    for i, image in enumerate(truth):  # and the reference, where it is a mask
+        write_labels(place / "labels" / f"{i}.png", (image > 0) * 255)
+    result = evaluate_files(place / "found", place / "labels", objects=Objects())
+    parts = [Objects().of(x) for x in truth]
+    assert result.summary["seg"] == metrics.seg(parts, [Objects().of(x) for x in found])
+
+
+def test_what_is_ignored_does_not_count(folders):
+    place, truth, found = folders
+    for i, image in enumerate(truth):
+        image[:, :9] = 7
+        write_labels(place / "labels" / f"{i}.png", image)
+    result = evaluate_files(place / "found", place / "labels", ignore_label=7)
+    cut = truth[:, :, 9:], found[:, :, 9:]
+    assert result.summary["pixel_error"] == pytest.approx(metrics.pixel_error(*cut))
+    assert result.summary["seg"] == metrics.seg(*map(list, cut))
+    assert result.rows[2]["pixel_error"] == pytest.approx(metrics.pixel_error(cut[0][2], cut[1][2]))
+
+
+def test_labels_without_prediction_are_counted(folders):
+    place, _, _ = folders
+    (place / "found" / "1.png").unlink()
+    result = evaluate_files(place / "found", place / "labels")
+    assert [row["image"] for row in result.rows] == ["0", "2"]
+    assert result.summary["labels_without_prediction"] == 1
+    one = evaluate_files(place / "found" / "0.png", place / "labels" / "0.png")
+    assert one.rows == result.rows[:1]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_probabilities_get_the_scores_of_isbi2012(tmp_path, channels, capsys):
+    generator = np.random.default_rng(1)
+    truth = generator.random((2, 20, 24)) < 0.7
+    probability = np.clip(0.6 * truth + 0.4 * generator.random(truth.shape), 0, 1).astype("float32")
+    for name in ("labels", "found"):
+        (tmp_path / name).mkdir()
+    for i in range(2):
+        write_labels(tmp_path / "labels" / f"{i}.png", truth[i] * 255)
+        values = probability[i] if channels == 1 else np.stack([1 - probability[i], probability[i]])
+        axes = "YX" if channels == 1 else "CYX"
+        write_tiff(tmp_path / "found" / f"{i}.tif", values, axes)
+    words = ["evaluate", str(tmp_path / "found"), str(tmp_path / "labels")]
+    assert main(words) == 0
+    assert "v_rand_thinned" in capsys.readouterr().out
+    result = evaluate_files(tmp_path / "found", tmp_path / "labels")
+    expected = metrics.isbi2012(truth, probability)
+    assert result.summary["v_rand"] == pytest.approx(expected.v_rand.score)
+    assert result.summary["v_info_thinned_split"] == pytest.approx(expected.v_info_thinned.split)
+    assert result.summary["warping_error"] == pytest.approx(expected.warping_error)
+    alone = asdict(metrics.isbi2012(truth[0], probability[0]))
+    assert result.rows[0]["pixel_error"] == pytest.approx(alone["pixel_error"])
+    assert main([*words, "--instances"]) == 2
+    assert "must be label images with --instances" in capsys.readouterr().err
+
+
+def test_refused(folders, capsys):
+    place, _, found = folders
+
+    def line(*words):
+        assert main(["evaluate", *map(str, words)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        return error
+
+    assert "must be a folder of images" in line(place / "nothing", place / "labels")
+    assert "must go with --instances" in line(place / "found", place / "labels", "--grow", 1)
+    assert "grow must be in [0, 16], got 99" in line(
+        place / "found", place / "labels", "--instances", "--grow", 99
+    )
+    write_labels(place / "found" / "x.png", found[0])
+    assert "must hold labels of" in line(place / "found", place / "labels")
+    (place / "found" / "x.png").unlink()
+    write_labels(place / "found" / "1.png", found[0][:5])
+    assert "must have the size of" in line(place / "found", place / "labels")
+    (place / "found" / "1.png").unlink()
+    write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 0.5, np.float32))
+    assert "must hold probabilities as the other files" in line(place / "found", place / "labels")
+    for name in ("0.png", "2.png"):
+        (place / "found" / name).unlink()
+    write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 1.5, np.float32))
+    assert "probabilities must be in [0, 1], got 1.5 to 1.5" in line(
+        place / "found", place / "labels"
+    )
+    write_tiff(place / "found" / "2.tif", np.full(found[0].shape, 0.5, np.float32))
+    (place / "found" / "1.tif").unlink()
+    assert "must hold foreground, got none" in line(place / "found", place / "labels")

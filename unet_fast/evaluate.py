@@ -1,0 +1,239 @@
+"""Scores of predictions against labels: a row for each image, and a summary."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from . import metrics
+from .components import Objects
+from .data import check_size, label_type_of, unpaired
+from .imageio import list_images, make_folder, read_image, read_labels, replace_file
+
+Row = dict[str, Any]
+
+IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+"""Thresholds of detection."""
+CSV, JSON = "evaluation.csv", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate_files` found."""
+
+    rows: list[Row]
+    """Of each image: its name and scores, None where there is no reference object."""
+    summary: Row
+    """Of all images."""
+
+    def write(self, out: Path) -> None:
+        """Writes rows as CSV and all as JSON into a folder, made if it is missing."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: _short(v) for k, v in row.items()} for row in self.rows)
+        replace_file(make_folder(out) / CSV, text.getvalue().encode())
+        content = {"summary": self.summary, "images": self.rows}
+        replace_file(out / JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def text(self) -> str:
+        """The summary in lines."""
+        return "\n".join(f"{name:<26} {_short(value)}" for name, value in self.summary.items())
+
+
+def evaluate_files(
+    predictions: Path,
+    labels: Path,
+    *,
+    label_type: Literal["auto", "instances", "semantic"] = "auto",
+    objects: Objects | None = None,
+    ignore_label: int | None = None,
+) -> Evaluation:
+    """Scores predictions against labels of the same names.
+
+    Args:
+        predictions: Label images, or one; or, for the scores of the ISBI 2012 challenge, TIFF of
+            floats in [0, 1]: probabilities of foreground, or of all classes, background first.
+        labels: Label images of the same names and sizes, or one; those without a prediction are
+            left out, and counted in the summary.
+        label_type: What the labels hold: "instances", or "semantic", where the connected parts of
+            what is not 0 are the objects; "auto" takes the latter where all files together have one
+            value beside 0.
+        objects: How objects are made of predictions that hold masks or classes; None: they hold
+            objects.
+        ignore_label: Value of the labels where nothing counts, or None.
+
+    Returns:
+        Scores by pixels, by pairs of pixels and by objects. In the summary SEG is over all
+        reference objects, IoU, Dice and pixel error over all pixels, AP, F1 and PQ over all
+        objects of all images; V_rand and V_info are means over the images that have objects.
+
+    Raises:
+        ValueError: One line that names the file or the argument.
+    """
+    pairs, missing = _pairs(predictions, labels)
+    truth = [read_labels(file) for _, file in pairs]
+    floats = [_floats(file) for file, _ in pairs]
+    kind = label_type_of(truth, ignore_label) if label_type == "auto" else label_type
+    ignored = [
+        np.full(x.shape, False) if ignore_label is None else x == ignore_label for x in truth
+    ]
+    truth = [np.where(hole, np.int32(0), x) for x, hole in zip(truth, ignored, strict=True)]
+    if kind == "semantic":
+        truth = [ndimage.label(x)[0].astype(np.int32) for x in truth]
+    counts = {"images": len(pairs), "labels_without_prediction": missing}
+    if any(x is not None for x in floats):
+        if ignore_label is not None or objects is not None:
+            raise ValueError(
+                "evaluate: predictions must be label images with --instances and --ignore-label, "
+                f"got probabilities in {pairs[0][0]}"
+            )
+        return _of_probabilities(pairs, truth, floats, counts)
+    rows, found = [], []
+    for (file, label_file), one, hole in zip(pairs, truth, ignored, strict=True):
+        other = read_labels(file)
+        check_size(label_file, one.shape, file, other.shape)
+        other = np.where(hole, np.int32(0), other)
+        found.append(other if objects is None else objects.of(other))
+        rows.append(_row(file.stem, one, found[-1], int(hole.sum())))
+    hidden = sum(int(hole.sum()) for hole in ignored)
+    return Evaluation(rows, counts | _summary(truth, found, rows, hidden))
+
+
+def _pairs(predictions: Path, labels: Path) -> tuple[list[tuple[Path, Path]], int]:
+    """Predictions with their labels, and how many labels have none."""
+    if predictions.is_file() and labels.is_file():
+        return [(predictions, labels)], 0
+    found, truth = ({f.stem: f for f in list_images(d)} for d in (predictions, labels))
+    strange = unpaired(found, truth)
+    if strange:
+        raise ValueError(f"{labels}: must hold labels of {strange[0]}, got none of that name")
+    return [(found[stem], truth[stem]) for stem in sorted(found)], len(truth) - len(found)
+
+
+def _row(name: str, truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) -> Row:
+    counted = truth.size - ignored
+    table = metrics.detections(truth, found, IOUS)
+    row: Row = {
+        "image": name,
+        "reference_objects": table[0].found + table[0].missed,
+        "predicted_objects": table[0].found + table[0].excess,
+        "iou": metrics.iou(truth, found),
+        "dice": metrics.dice(truth, found),
+        "pixel_error": metrics.pixel_error(truth, found) * truth.size / max(counted, 1),
+    }
+    some = bool((truth > 0).any())
+    row["seg"] = metrics.seg(truth, found) if some else None
+    row |= _detected(table)
+    for metric in (metrics.rand_split_merge, metrics.info_split_merge):
+        name = "v_rand" if metric is metrics.rand_split_merge else "v_info"
+        score = metric(truth, found) if some else None
+        for part in ("score", "split", "merge"):
+            key = name if part == "score" else f"{name}_{part}"
+            row[key] = None if score is None else getattr(score, part)
+    return row
+
+
+def _detected(table: Sequence[metrics.Detection]) -> Row:
+    by_iou = dict(zip(IOUS, table, strict=True))
+    return {
+        "ap_50": by_iou[0.5].average_precision,
+        "ap_75": by_iou[0.75].average_precision,
+        "ap_50_95": float(np.mean([x.average_precision for x in table])),
+        "f1_50": by_iou[0.5].f1,
+        "pq_50": by_iou[0.5].panoptic_quality,
+    }
+
+
+def _summary(
+    truth: Sequence[NDArray[np.integer]],
+    found: Sequence[NDArray[np.integer]],
+    rows: Sequence[Row],
+    ignored: int,
+) -> Row:
+    one, other = (np.concatenate([x.ravel() > 0 for x in maps]) for maps in (truth, found))
+    some = any(row["reference_objects"] for row in rows)
+    tables = zip(
+        *(metrics.detections(t, f, IOUS) for t, f in zip(truth, found, strict=True)), strict=True
+    )
+    summary: Row = {
+        "reference_objects": sum(row["reference_objects"] for row in rows),
+        "predicted_objects": sum(row["predicted_objects"] for row in rows),
+        "iou": metrics.iou(one, other),
+        "dice": metrics.dice(one, other),
+        "pixel_error": metrics.pixel_error(one, other) * one.size / max(one.size - ignored, 1),
+        "seg": metrics.seg(truth, found) if some else None,
+        **_detected([metrics.pooled(table) for table in tables]),
+    }
+    for name in (
+        "v_rand",
+        "v_rand_split",
+        "v_rand_merge",
+        "v_info",
+        "v_info_split",
+        "v_info_merge",
+    ):
+        values = [row[name] for row in rows if row[name] is not None]
+        summary[name] = float(np.mean(values)) if values else None
+    return summary
+
+
+def _floats(file: Path) -> NDArray[np.float32] | None:
+    """The probability of foreground, (H, W), if a file holds any."""
+    if file.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    values = read_image(file)
+    if (values == np.floor(values)).all() and (len(values) == 1 or values.max() > 1):
+        return None  # a map of labels, whatever its dtype
+    if len(values) > 1 and not np.allclose(values.sum(0), 1, atol=1e-3):
+        raise ValueError(f"{file}: must hold probabilities that add up to 1, or one channel")
+    foreground: NDArray[np.float32] = values[0] if len(values) == 1 else 1 - values[0]
+    if foreground.min() < -1e-6 or foreground.max() > 1 + 1e-6:
+        raise ValueError(
+            f"{file}: probabilities must be in [0, 1], got {foreground.min():g} to "
+            f"{foreground.max():g}"
+        )
+    return foreground.clip(0, 1)
+
+
+def _of_probabilities(
+    pairs: Sequence[tuple[Path, Path]],
+    truth: Sequence[NDArray[np.integer]],
+    floats: Sequence[NDArray[np.float32] | None],
+    counts: Row,
+) -> Evaluation:
+    rows, slices = [], []
+    for (file, label_file), one, probability in zip(pairs, truth, floats, strict=True):
+        if probability is None:
+            raise ValueError(f"{file}: must hold probabilities as the other files, got labels")
+        check_size(label_file, one.shape, file, probability.shape)
+        if not one.any():
+            raise ValueError(f"{label_file}: must hold foreground, got none")
+        slices.append(metrics.isbi2012_scores(one, probability))
+        rows.append({"image": file.stem} | _flat(metrics.best_of(slices[-1:])))
+    return Evaluation(rows, counts | _flat(metrics.best_of(slices)))
+
+
+def _flat(scores: metrics.ISBI2012) -> Row:
+    row: Row = {}
+    for name, value in asdict(scores).items():
+        if name == "thresholds":
+            row |= {f"{key}_threshold": threshold for key, threshold in value.items()}
+        elif isinstance(value, dict):
+            row |= {name if k == "score" else f"{name}_{k}": v for k, v in value.items()}
+        else:
+            row[name] = value
+    return row
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6f}" if abs(value) < 0.01 else f"{value:.4f}"
+    return "" if value is None else value
