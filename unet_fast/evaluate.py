@@ -104,7 +104,7 @@ def evaluate_files(
         found.append(other if objects is None else objects.of(other))
         rows.append(_row(file.stem, one, found[-1], int(hole.sum())))
     hidden = sum(int(hole.sum()) for hole in ignored)
-    return Evaluation(rows, counts | _summary(truth, found, rows, hidden))
+    return Evaluation(rows, counts | summary_of(truth, found, hidden))
 
 
 def _pairs(predictions: Path, labels: Path) -> tuple[list[tuple[Path, Path]], int]:
@@ -119,21 +119,33 @@ def _pairs(predictions: Path, labels: Path) -> tuple[list[tuple[Path, Path]], in
 
 
 def _row(name: str, truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) -> Row:
-    counted = truth.size - ignored
     table = metrics.detections(truth, found, IOUS)
-    row: Row = {
-        "image": name,
-        "reference_objects": table[0].found + table[0].missed,
-        "predicted_objects": table[0].found + table[0].excess,
+    row: Row = {"image": name} | _pixels(truth, found, table[0], ignored)
+    row["seg"] = metrics.seg(truth, found) if (truth > 0).any() else None
+    return row | _detected(table) | _partition(truth, found)
+
+
+def _pixels(
+    truth: NDArray[Any], found: NDArray[Any], objects: metrics.Detection, ignored: int
+) -> Row:
+    return {
+        "reference_objects": objects.found + objects.missed,
+        "predicted_objects": objects.found + objects.excess,
         "iou": metrics.iou(truth, found),
         "dice": metrics.dice(truth, found),
-        "pixel_error": metrics.pixel_error(truth, found) * truth.size / max(counted, 1),
+        "pixel_error": metrics.pixel_error(truth, found)
+        * (truth.size / max(truth.size - ignored, 1)),
     }
+
+
+def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
+    """V_rand and V_info; None without a reference object."""
+    row: Row = {}
     some = bool((truth > 0).any())
-    row["seg"] = metrics.seg(truth, found) if some else None
-    row |= _detected(table)
-    for metric in (metrics.rand_split_merge, metrics.info_split_merge):
-        name = "v_rand" if metric is metrics.rand_split_merge else "v_info"
+    for name, metric in (
+        ("v_rand", metrics.rand_split_merge),
+        ("v_info", metrics.info_split_merge),
+    ):
         score = metric(truth, found) if some else None
         for part in ("score", "split", "merge"):
             key = name if part == "score" else f"{name}_{part}"
@@ -152,37 +164,28 @@ def _detected(table: Sequence[metrics.Detection]) -> Row:
     }
 
 
-def _summary(
-    truth: Sequence[NDArray[np.integer]],
-    found: Sequence[NDArray[np.integer]],
-    rows: Sequence[Row],
-    ignored: int,
+def summary_of(
+    truth: Sequence[NDArray[np.integer]], found: Sequence[NDArray[np.integer]], ignored: int = 0
 ) -> Row:
+    """Scores of all images together; see :func:`evaluate_files`.
+
+    Args:
+        truth: Instance maps, (H, W) each.
+        found: The predicted ones; `ignored` pixels of both are 0.
+        ignored: How many pixels do not count.
+    """
+    pairs = list(zip(truth, found, strict=True))
     one, other = (np.concatenate([x.ravel() > 0 for x in maps]) for maps in (truth, found))
-    some = any(row["reference_objects"] for row in rows)
-    tables = zip(
-        *(metrics.detections(t, f, IOUS) for t, f in zip(truth, found, strict=True)), strict=True
-    )
-    summary: Row = {
-        "reference_objects": sum(row["reference_objects"] for row in rows),
-        "predicted_objects": sum(row["predicted_objects"] for row in rows),
-        "iou": metrics.iou(one, other),
-        "dice": metrics.dice(one, other),
-        "pixel_error": metrics.pixel_error(one, other) * one.size / max(one.size - ignored, 1),
-        "seg": metrics.seg(truth, found) if some else None,
-        **_detected([metrics.pooled(table) for table in tables]),
-    }
-    for name in (
-        "v_rand",
-        "v_rand_split",
-        "v_rand_merge",
-        "v_info",
-        "v_info_split",
-        "v_info_merge",
-    ):
-        values = [row[name] for row in rows if row[name] is not None]
-        summary[name] = float(np.mean(values)) if values else None
-    return summary
+    tables = zip(*(metrics.detections(*pair, IOUS) for pair in pairs), strict=True)
+    detected = [metrics.pooled(table) for table in tables]
+    row = _pixels(one, other, detected[0], ignored)
+    row["seg"] = metrics.seg(truth, found) if one.any() else None
+    row |= _detected(detected)
+    parts = [_partition(*pair) for pair in pairs]
+    for name in parts[0]:
+        values = [x[name] for x in parts if x[name] is not None]
+        row[name] = float(np.mean(values)) if values else None
+    return row
 
 
 def _floats(file: Path) -> NDArray[np.float32] | None:
@@ -217,11 +220,12 @@ def _of_probabilities(
         if not one.any():
             raise ValueError(f"{label_file}: must hold foreground, got none")
         slices.append(metrics.isbi2012_scores(one, probability))
-        rows.append({"image": file.stem} | _flat(metrics.best_of(slices[-1:])))
-    return Evaluation(rows, counts | _flat(metrics.best_of(slices)))
+        rows.append({"image": file.stem} | flat(metrics.best_of(slices[-1:])))
+    return Evaluation(rows, counts | flat(metrics.best_of(slices)))
 
 
-def _flat(scores: metrics.ISBI2012) -> Row:
+def flat(scores: metrics.ISBI2012) -> Row:
+    """The scores under one name each."""
     row: Row = {}
     for name, value in asdict(scores).items():
         if name == "thresholds":
