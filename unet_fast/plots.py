@@ -232,7 +232,10 @@ def draw_samples(path: Path, panels: Sequence[tuple[str, Gray, Labels, Labels, G
 
 
 def draw_previews(
-    path: Path, panels: Sequence[tuple[str, Gray, Labels, Gray, Labels, Labels]], title: str
+    path: Path,
+    panels: Sequence[tuple[str, Gray, Labels, Gray, Labels, Labels]],
+    title: str,
+    confused: str = "wrong class",
 ) -> None:
     """Draws what a network says of images: truth, probability, errors.
 
@@ -241,6 +244,7 @@ def draw_previews(
         panels: Of each image: its name, pixels, (H, W), in about [0, 1], instances, (H, W),
             predicted probability of not being background, true and predicted classes.
         title: Title of the page.
+        confused: What foreground of another class than the true one is called.
     """
     figure = Figure(figsize=(10.4, 3.4 * len(panels) + 0.6), layout="constrained")
     figure.suptitle(title)
@@ -252,7 +256,8 @@ def draw_previews(
         errors = error_colours(truth, found)
         errors[(truth > 0) & (found > 0) & (truth != found)] = CONFUSED
         _show(row[2], errors, "errors")
-        _draw_legend(row[2], confused=bool(truth.max(initial=0) > 1))
+        several = max(truth.max(initial=0), found.max(initial=0)) > 1
+        _draw_legend(row[2], confused if several else None)
     _save(figure, path)
 
 
@@ -311,10 +316,10 @@ def _object_colours(labels: Labels, target: Labels) -> NDArray[np.floating]:
     return objects
 
 
-def _draw_legend(axes: Axes, confused: bool = False) -> None:
+def _draw_legend(axes: Axes, confused: str | None = None) -> None:
     """Of :func:`error_colours`."""
     kinds = [(HIT, "found"), (FALSE_POSITIVE, "in excess"), (MISSED, "missed")]
-    for colour, text in kinds + ([(CONFUSED, "wrong class")] if confused else []):
+    for colour, text in kinds + ([(CONFUSED, confused)] if confused else []):
         axes.plot([], [], "s", color=colour, label=text)
     axes.legend(loc="upper right", fontsize="small", facecolor="0.25", labelcolor="white")
 
