@@ -90,6 +90,86 @@ def test_what_is_ignored_does_not_count(folders):
     assert result.rows[2]["pixel_error"] == pytest.approx(metrics.pixel_error(cut[0][2], cut[1][2]))
 
 
+def test_ignored_pixels_neither_tear_nor_join(tmp_path):
+    """A mask scored against itself is perfect, whatever grows, and the ignored gap stays out."""
+    labels = np.zeros((12, 12), int)
+    labels[2:5, 2:10], labels[5], labels[6:9, 2:10] = 1, 255, 2
+    for name, image in (("labels", labels), ("found", labels % 255 > 0)):
+        (tmp_path / name).mkdir()
+        write_labels(tmp_path / name / "a.png", image.astype(int))
+    for grow in (0, 1):
+        objects = Objects(grow=grow)
+        result = evaluate_files(
+            tmp_path / "found", tmp_path / "labels", objects=objects, ignore_label=255
+        )
+        assert result.summary["seg"] == result.summary["ap_50_95"] == result.summary["iou"] == 1
+
+
+def test_masks_are_not_taken_for_objects(tmp_path, capsys):
+    mask = np.kron(np.eye(4, dtype=int), np.ones((3, 3), int)) * 255
+    write_labels(tmp_path / "a.png", mask)
+    words = ["evaluate", str(tmp_path / "a.png"), str(tmp_path / "a.png")]
+    assert main(words) == 2
+    assert (
+        "predictions must number their objects, or go with --instances" in capsys.readouterr().err
+    )
+    assert main([*words, "--instances"]) == 0
+    assert "seg                        1.0000" in capsys.readouterr().out
+
+
+def test_names_of_ome_tiff(folders):
+    place, _, found = folders
+    result = evaluate_files(place / "found", place / "labels")
+    for i, image in enumerate(found):
+        (place / "found" / f"{i}.png").unlink()
+        write_tiff(place / "found" / f"{i}.ome.tif", image.astype(np.int32), "YX", {}, ome=True)
+    assert evaluate_files(place / "found", place / "labels") == result
+
+
+def test_touching_objects_have_a_border_in_isbi2012(tmp_path):
+    labels = np.ones((20, 20), int)
+    labels[:, 10:] = 2
+    apart = np.ones((20, 20), np.float32)
+    apart[:, 9:11] = 0
+    for name, image in (("labels", labels), ("apart", apart), ("joined", np.full_like(apart, 0.9))):
+        (tmp_path / name).mkdir()
+        write = write_labels if name == "labels" else write_tiff
+        suffix = "png" if name == "labels" else "tif"
+        write(tmp_path / name / f"a.{suffix}", image)
+    (tmp_path / "apart" / "a.tif").unlink()
+    write_tiff(tmp_path / "apart" / "a.tif", apart * 0.9)
+    scores = [
+        evaluate_files(tmp_path / name, tmp_path / "labels").summary["v_rand"]
+        for name in ("apart", "joined")
+    ]
+    assert scores[0] == 1
+    assert scores[1] < 0.8
+
+
+def test_empty_slices_of_probabilities(tmp_path):
+    """Whole numbers in one of the files do not make labels of it."""
+    truth = np.zeros((6, 8), int)
+    truth[:, :3], truth[:, 4:] = 1, 1
+    for name in ("labels", "found"):
+        (tmp_path / name).mkdir()
+    for i, probability in enumerate((np.zeros((6, 8)), truth * 0.8)):
+        write_labels(tmp_path / "labels" / f"{i}.png", truth)
+        write_tiff(tmp_path / "found" / f"{i}.tif", probability.astype(np.float32))
+    result = evaluate_files(tmp_path / "found", tmp_path / "labels")
+    assert result.rows[1]["v_rand"] == 1
+    assert result.rows[0]["v_rand"] < 0.1
+
+
+def test_an_output_folder_that_cannot_be_is_refused_first(folders, capsys):
+    place, *_ = folders
+    (place / "file").write_text("")
+    words = ["evaluate", str(place / "found"), str(place / "labels"), "--out", str(place / "file")]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+
+
 def test_labels_without_prediction_are_counted(folders):
     place, _, _ = folders
     (place / "found" / "1.png").unlink()
@@ -149,6 +229,7 @@ def test_refused(folders, capsys):
     (place / "found" / "1.png").unlink()
     write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 0.5, np.float32))
     assert "must hold probabilities as the other files" in line(place / "found", place / "labels")
+    assert "must be label images" in line(place / "found", place / "labels", "--instances")
     for name in ("0.png", "2.png"):
         (place / "found" / name).unlink()
     write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 1.5, np.float32))

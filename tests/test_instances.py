@@ -112,6 +112,14 @@ def test_models_of_before_do_not_grow(tmp_path):
     assert load_model(file).ridge_width == 0
 
 
+def test_kinds_are_refused():
+    model = UNet(base_channels=1, depth=1)
+    with pytest.raises(TypeError, match=r"predict: grow must be an integer, got 1\.5"):
+        predict(model, torch.rand(9, 9), output="instances", grow=1.5)
+    with pytest.raises(TypeError, match="predict: min_area must be an integer, got nan"):
+        predict(model, torch.rand(9, 9), output="instances", min_area=float("nan"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

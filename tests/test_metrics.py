@@ -244,6 +244,11 @@ def test_sequences_are_refused():
     with pytest.raises(ValueError, match="at least one object"):
         seg([one * 0, one * 0], [one, one])
     assert seg([one * 0, one], [one, one]) == 1
+    lists = [one.tolist(), one.tolist()], [one.tolist(), (one * 0).tolist()]
+    assert seg(*lists) == 0.5  # two images, though their objects have one number
+    assert seg(*map(np.array, lists)) == 0  # one volume: half of its object is not more than half
+    with pytest.raises(ValueError, match="seg: truth must hold at least one image, got none"):
+        seg([], [])
 
 
 # Warping
@@ -340,11 +345,18 @@ def test_groups_equal_brute_force(warped, wanted):
     )
 
 
+def test_masks_have_no_threshold():
+    ones = np.ones((4, 4), int)
+    assert warping(ones, ones, 1) == warping(ones > 0, ones > 0, 0) == Warping(0, 0, 0, 0, 0)
+    half = torch.full((4, 4), 0.5, dtype=torch.bfloat16)
+    assert warping_error(ones, half, 0.4) == 0
+
+
 def test_warping_is_refused():
     ones = np.ones((2, 2), int)
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
         warping_error(ones, ones, 2)
-    with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\], got nan"):
+    with pytest.raises(ValueError, match=r"prediction must be in \[0, 1\], got nan"):
         warping_error(ones, np.full((2, 2), np.nan))
     with pytest.raises(ValueError, match=r"shape of truth, \(2, 2\), got \(2, 1\)"):
         warping(ones, np.ones((2, 1)))
@@ -433,6 +445,8 @@ def test_isbi2012_is_refused():
         isbi2012(ones, ones)
     with pytest.raises(ValueError, match=r"shape of truth, \(3, 3\), got \(2, 3\)"):
         isbi2012(ones, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"isbi2012: probability must be in \[0, 1\], got 2"):
+        isbi2012(ones, 2 * np.ones((3, 3)))
     with pytest.raises(ValueError, match=r"truth must be \(H, W\) or \(N, H, W\), got \(3,\)"):
         isbi2012(ones[0], np.ones(3))
     with pytest.raises(ValueError, match="at least one slice"):

@@ -284,7 +284,7 @@ def evaluate(
     Parameters
     ----------
     predictions:
-        Folder of label images, as `predict` writes them, or of probabilities; or one file.
+        Folder of label images (PNG, TIFF of one plane) or of probabilities; or one file.
     labels:
         Folder of labels of the same names; or one file.
     out:
@@ -305,10 +305,14 @@ def evaluate(
         Replace the two files in the output folder.
     """
     if not instances and (min_area or grow):
-        raise ValueError("min-area and grow must go with --instances")
+        raise ValueError(
+            f"min-area and grow must go with --instances, got {min_area} and {grow} without"
+        )
     taken = [] if out is None else [out / name for name in (CSV, JSON) if (out / name).exists()]
     if taken and not overwrite:
         raise ValueError(f"out must not hold an evaluation, got {taken[0]} (--overwrite replaces)")
+    if out is not None:
+        make_folder(out)
     result = evaluate_files(
         predictions,
         labels,
@@ -316,9 +320,9 @@ def evaluate(
         objects=Objects(min_area, grow) if instances else None,
         ignore_label=ignore_label,
     )
+    print(result.text())
     if out is not None:
         result.write(out)
-    print(result.text())
 
 
 @app.command

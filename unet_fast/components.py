@@ -63,6 +63,9 @@ class Objects:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        for name in ("min_area", "grow"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name} must be an integer, got {getattr(self, name)!r}")
         if self.min_area < 0:
             raise ValueError(f"min_area must be >= 0, got {self.min_area}")
         if not 0 <= self.grow <= 16:
@@ -71,7 +74,7 @@ class Objects:
     def of(self, mask: NDArray[np.generic]) -> NDArray[np.int32]:
         """The objects of a mask, (H, W): parts connected along the axes, numbered from 1."""
         parts, _ = ndimage.label(mask != 0)
-        sizes = np.bincount(parts.ravel())
+        sizes = np.bincount(parts.ravel(), minlength=1)
         return self.grown(_numbers(sizes >= self.min_area)[parts])
 
     def grown(self, labels: NDArray[np.integer]) -> NDArray[np.int32]:
@@ -79,7 +82,8 @@ class Objects:
 
         A background pixel goes to the nearest object, at a distance d1 <= `grow`, if another one
         is not farther than 2 `grow` + 1 - d1: where two objects face each other at most 2 `grow`
-        pixels apart. Towards open background nothing grows. Distances are steps along the axes; of
+        pixels apart. Towards open background nothing grows, but beyond 1 the mouths of gaps are
+        rounded off. Distances are steps along the axes; of
         objects at the same distance the one of the smaller number counts as the nearer.
         """
         result = labels.astype(np.int32)

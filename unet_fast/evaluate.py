@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from . import metrics
 from .components import Objects
 from .data import check_size, label_type_of, unpaired
-from .imageio import list_images, make_folder, read_image, read_labels, replace_file
+from .imageio import (
+    holds_floats,
+    list_images,
+    make_folder,
+    read_image,
+    read_labels,
+    replace_file,
+    stem_of,
+)
+from .ops.border_weight_map import separate_touching
 
 Row = dict[str, Any]
 
@@ -38,7 +48,10 @@ class Evaluation:
         text = io.StringIO()
         table = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         table.writeheader()
-        table.writerows({k: _short(v) for k, v in row.items()} for row in self.rows)
+        table.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            for row in self.rows
+        )
         replace_file(make_folder(out) / CSV, text.getvalue().encode())
         content = {"summary": self.summary, "images": self.rows}
         replace_file(out / JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
@@ -61,6 +74,7 @@ def evaluate_files(
     Args:
         predictions: Label images, or one; or, for the scores of the ISBI 2012 challenge, TIFF of
             floats in [0, 1]: probabilities of foreground, or of all classes, background first.
+            PNG, TIFF of one plane, JPEG, BMP.
         labels: Label images of the same names and sizes, or one; those without a prediction are
             left out, and counted in the summary.
         label_type: What the labels hold: "instances", or "semantic", where the connected parts of
@@ -73,36 +87,46 @@ def evaluate_files(
     Returns:
         Scores by pixels, by pairs of pixels and by objects. In the summary SEG is over all
         reference objects, IoU, Dice and pixel error over all pixels, AP, F1 and PQ over all
-        objects of all images; V_rand and V_info are means over the images that have objects.
+        objects of all images; V_rand and V_info are means over the images that have objects (at
+        least two for V_info).
 
     Raises:
         ValueError: One line that names the file or the argument.
     """
     pairs, missing = _pairs(predictions, labels)
     truth = [read_labels(file) for _, file in pairs]
-    floats = [_floats(file) for file, _ in pairs]
     kind = label_type_of(truth, ignore_label) if label_type == "auto" else label_type
-    ignored = [
-        np.full(x.shape, False) if ignore_label is None else x == ignore_label for x in truth
-    ]
+    nothing = ignore_label is None
+    ignored = [np.zeros(x.shape, bool) if nothing else x == ignore_label for x in truth]
     truth = [np.where(hole, np.int32(0), x) for x, hole in zip(truth, ignored, strict=True)]
     if kind == "semantic":
         truth = [ndimage.label(x)[0].astype(np.int32) for x in truth]
     counts = {"images": len(pairs), "labels_without_prediction": missing}
-    if any(x is not None for x in floats):
+    fractional = _fractional([file for file, _ in pairs])
+    if fractional is not None:
         if ignore_label is not None or objects is not None:
             raise ValueError(
                 "evaluate: predictions must be label images with --instances and --ignore-label, "
-                f"got probabilities in {pairs[0][0]}"
+                f"got probabilities in {fractional}"
             )
-        return _of_probabilities(pairs, truth, floats, counts)
+        return _of_probabilities(pairs, truth, counts)
     rows, found = [], []
+    values: set[int] = set()
     for (file, label_file), one, hole in zip(pairs, truth, ignored, strict=True):
         other = read_labels(file)
         check_size(label_file, one.shape, file, other.shape)
-        other = np.where(hole, np.int32(0), other)
-        found.append(other if objects is None else objects.of(other))
-        rows.append(_row(file.stem, one, found[-1], int(hole.sum())))
+        values.update(np.unique(other).tolist())
+        # Objects are those of the whole prediction: what is ignored neither tears nor joins them.
+        other = other if objects is None else objects.of(other)
+        found.append(np.where(hole, np.int32(0), other))
+        rows.append(_row(stem_of(file), one, found[-1], int(hole.sum())))
+    if objects is None and len(values - {0}) == 1:
+        parts = sum(ndimage.label(x)[1] for x in found)
+        if parts > len(found):
+            raise ValueError(
+                "evaluate: predictions must number their objects, or go with --instances, got "
+                f"masks: one value, {parts} connected parts"
+            )
     hidden = sum(int(hole.sum()) for hole in ignored)
     return Evaluation(rows, counts | summary_of(truth, found, hidden))
 
@@ -111,7 +135,7 @@ def _pairs(predictions: Path, labels: Path) -> tuple[list[tuple[Path, Path]], in
     """Predictions with their labels, and how many labels have none."""
     if predictions.is_file() and labels.is_file():
         return [(predictions, labels)], 0
-    found, truth = ({f.stem: f for f in list_images(d)} for d in (predictions, labels))
+    found, truth = ({stem_of(f): f for f in list_images(d)} for d in (predictions, labels))
     strange = unpaired(found, truth)
     if strange:
         raise ValueError(f"{labels}: must hold labels of {strange[0]}, got none of that name")
@@ -139,14 +163,12 @@ def _pixels(
 
 
 def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
-    """V_rand and V_info; None without a reference object."""
+    """V_rand and V_info; None without a reference object, V_info without two to tell apart."""
     row: Row = {}
-    some = bool((truth > 0).any())
-    for name, metric in (
-        ("v_rand", metrics.rand_split_merge),
-        ("v_info", metrics.info_split_merge),
-    ):
-        score = metric(truth, found) if some else None
+    count = len(np.unique(truth[truth > 0]))
+    both = ("v_rand", metrics.rand_split_merge, 1), ("v_info", metrics.info_split_merge, 2)
+    for name, metric, least in both:
+        score = metric(truth, found) if count >= least else None
         for part in ("score", "split", "merge"):
             key = name if part == "score" else f"{name}_{part}"
             row[key] = None if score is None else getattr(score, part)
@@ -188,15 +210,27 @@ def summary_of(
     return row
 
 
-def _floats(file: Path) -> NDArray[np.float32] | None:
-    """The probability of foreground, (H, W), if a file holds any."""
-    if file.suffix.lower() not in (".tif", ".tiff"):
-        return None
+def _fractional(files: Sequence[Path]) -> Path | None:
+    """A file of probabilities, if the files hold any: floats that are not all whole numbers."""
+    for file in files:
+        if file.suffix.lower() in (".tif", ".tiff") and holds_floats(file):
+            values = read_image(file)
+            if len(values) > 1 or (values != np.floor(values)).any():
+                return file
+    return None
+
+
+def _probability(file: Path) -> NDArray[np.float32]:
+    """The probability of foreground, (H, W)."""
+    if not holds_floats(file):
+        raise ValueError(f"{file}: must hold probabilities as the other files, got integers")
     values = read_image(file)
-    if (values == np.floor(values)).all() and (len(values) == 1 or values.max() > 1):
-        return None  # a map of labels, whatever its dtype
-    if len(values) > 1 and not np.allclose(values.sum(0), 1, atol=1e-3):
-        raise ValueError(f"{file}: must hold probabilities that add up to 1, or one channel")
+    if len(values) > 1:
+        off = float(np.abs(values.sum(0) - 1).max())
+        if off > 1e-3:
+            raise ValueError(
+                f"{file}: probabilities of all classes must add up to 1, got a sum off by {off:g}"
+            )
     foreground: NDArray[np.float32] = values[0] if len(values) == 1 else 1 - values[0]
     if foreground.min() < -1e-6 or foreground.max() > 1 + 1e-6:
         raise ValueError(
@@ -208,19 +242,18 @@ def _floats(file: Path) -> NDArray[np.float32] | None:
 
 def _of_probabilities(
     pairs: Sequence[tuple[Path, Path]],
-    truth: Sequence[NDArray[np.integer]],
-    floats: Sequence[NDArray[np.float32] | None],
+    truth: Sequence[NDArray[np.int32]],
     counts: Row,
 ) -> Evaluation:
     rows, slices = [], []
-    for (file, label_file), one, probability in zip(pairs, truth, floats, strict=True):
-        if probability is None:
-            raise ValueError(f"{file}: must hold probabilities as the other files, got labels")
+    for (file, label_file), one in zip(pairs, truth, strict=True):
+        probability = _probability(file)
         check_size(label_file, one.shape, file, probability.shape)
         if not one.any():
             raise ValueError(f"{label_file}: must hold foreground, got none")
-        slices.append(metrics.isbi2012_scores(one, probability))
-        rows.append({"image": file.stem} | flat(metrics.best_of(slices[-1:])))
+        parted = separate_touching(torch.from_numpy(one)).numpy()  # a border where there is none
+        slices.append(metrics.isbi2012_scores(parted, probability))
+        rows.append({"image": stem_of(file)} | flat(metrics.best_of(slices[-1:])))
     return Evaluation(rows, counts | flat(metrics.best_of(slices)))
 
 
@@ -239,5 +272,5 @@ def flat(scores: metrics.ISBI2012) -> Row:
 
 def _short(value: Any) -> Any:
     if isinstance(value, float):
-        return f"{value:.6f}" if abs(value) < 0.01 else f"{value:.4f}"
-    return "" if value is None else value
+        return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
+    return "none" if value is None else value

@@ -73,6 +73,11 @@ def read_labels(path: Path) -> NDArray[np.int32]:
     return result
 
 
+def holds_floats(path: Path) -> bool:
+    """Whether the pixels of a file are floats."""
+    return _read(path, palette_as_colour=False).dtype.kind == "f"
+
+
 def is_palette(path: Path) -> bool:
     """Whether the pixels of a file are numbers of colours in a palette."""
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -64,8 +65,9 @@ def seg(truth: Images, prediction: Images) -> float:
     nothing.
 
     Args:
-        truth: Instance map, integer, 0 background, any shape; or a list of the maps of several
-            images, whose objects all count alike.
+        truth: Instance map, integer, 0 background, any shape (a stack is one volume: equal ids
+            are one object); or a list of the maps of several images, whose objects all count
+            alike.
         prediction: Instance map of the same shape; or a list of as many.
 
     Returns:
@@ -146,7 +148,7 @@ def warping(
     Args:
         truth: Labels or mask, integer or bool, (H, W); everything not 0 is foreground.
         prediction: Labels or mask alike; or floats in [0, 1], the probability of foreground.
-        threshold: In [0, 1]; above it a probability is foreground.
+        threshold: In [0, 1]; above it a probability is foreground. Of no matter for masks.
 
     Raises:
         TypeError: If `truth` holds floats.
@@ -173,12 +175,12 @@ class SplitMerge:
 
 def v_rand(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
     """Foreground-restricted Rand F-score: see :func:`rand_split_merge`."""
-    return rand_split_merge(truth, prediction).score
+    return _rand(_shares("v_rand", truth, prediction)).score
 
 
 def v_info(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
     """Foreground-restricted information F-score: see :func:`info_split_merge`."""
-    return info_split_merge(truth, prediction).score
+    return _info(_shares("v_info", truth, prediction)).score
 
 
 def rand_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> SplitMerge:
@@ -207,7 +209,8 @@ def info_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) 
 
     With T and S the objects that a pixel of :func:`rand_split_merge` lies in: split = I(T; S) /
     H(S), merge = I(T; S) / H(T). If both entropies are 0 (one reference object, found as one), all
-    are 1; if one is, its ratio counts as 1 and the other is 0.
+    are 1. If one is, the score is 0: a single reference object that is torn has split 0 and merge
+    1, several found as one have split 1 and merge 0 (the challenge's code has it the other way).
 
     Args:
         truth: Instance map, integer, 0 background, any shape.
@@ -270,17 +273,26 @@ def detection(
     Source: A. Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4; average precision as
     in the 2018 Data Science Bowl.
     """
-    return detections(truth, prediction, [threshold])[0]
+    return _detections("detection", truth, prediction, [threshold])[0]
 
 
 def detections(
     truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, thresholds: Sequence[float]
 ) -> list[Detection]:
     """:func:`detection` at several thresholds."""
+    return _detections("detections", truth, prediction, thresholds)
+
+
+def _detections(
+    op: str,
+    truth: ArrayLike | Tensor,
+    prediction: ArrayLike | Tensor,
+    thresholds: Sequence[float],
+) -> list[Detection]:
     for threshold in thresholds:
         if not 0.5 <= threshold < 1:
-            raise ValueError(f"detection: threshold must be in [0.5, 1), got {threshold}")
-    table = _Overlap("detection", truth, prediction)
+            raise ValueError(f"{op}: threshold must be in [0.5, 1), got {threshold}")
+    table = _Overlap(op, truth, prediction)
     result = []
     for threshold in thresholds:
         pairs = table.iou[table.iou > threshold]
@@ -302,7 +314,7 @@ def average_precision(
     truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, threshold: float = 0.5
 ) -> float:
     """Pairs with IoU above `threshold` / (pairs + objects without partner): :func:`detection`."""
-    return detection(truth, prediction, threshold).average_precision
+    return _detections("average_precision", truth, prediction, [threshold])[0].average_precision
 
 
 @dataclass(frozen=True)
@@ -356,7 +368,7 @@ def isbi2012(truth: ArrayLike | Tensor, probability: ArrayLike | Tensor) -> ISBI
         raise TypeError(f"isbi2012: probability must hold floats, got {values.dtype}")
     if mask.ndim not in (2, 3):
         raise ValueError(f"isbi2012: truth must be (H, W) or (N, H, W), got {mask.shape}")
-    mask, values = _pair("isbi2012", mask, values)
+    mask, values = _pair("isbi2012", mask, values, "probability")
     pairs = [(mask, values)] if mask.ndim == 2 else list(zip(mask, values, strict=True))
     if not pairs:
         raise ValueError("isbi2012: truth must hold at least one slice, got none")
@@ -411,8 +423,11 @@ def isbi2012_scores(
         for score in (*(_rand(x) for x in shares), *(_info(x) for x in shares)):
             row += [score.score, score.split, score.merge]
         row.append(dice(cells, mask))
-        left = left_over(warp(cells, mask, np.abs(probability - threshold)), mask)
-        row.append((left.splits + left.mergers) / truth.size)
+        error = 1.0  # not looked at: see ISBI2012
+        if 0 < threshold < 1:
+            left = left_over(warp(cells, mask, np.abs(probability - threshold)), mask)
+            error = (left.splits + left.mergers) / truth.size
+        row.append(error)
         rows.append(row)
     return np.array(rows)
 
@@ -441,27 +456,29 @@ def _warped(
     if not 0 <= threshold <= 1:
         raise ValueError(f"{op}: threshold must be in [0, 1], got {threshold}")
     values = _array(prediction)
-    if values.dtype.kind != "f":
-        values = (_maps(op, truth, prediction)[1] != 0).astype(np.float32)
-    mask, values = _pair(op, _array(truth), values)
+    if values.dtype.kind == "f":
+        mask, values = _pair(op, _array(truth), values, "prediction")
+        found, urgency = values > threshold, np.abs(values - threshold)
+    else:
+        mask, labels = _maps(op, truth, prediction)
+        found, urgency = labels != 0, np.zeros(labels.shape)
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"{op}: truth must be (H, W) with a pixel at least, got {mask.shape}")
-    found = values > threshold
-    return left_over(warp(mask != 0, found, np.abs(values - threshold)), found)
+    return left_over(warp(mask != 0, found, urgency), found)
 
 
 def _pair(
-    op: str, truth: NDArray[Any], probability: NDArray[Any]
+    op: str, truth: NDArray[Any], probability: NDArray[Any], name: str
 ) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
     """A map and probabilities, checked."""
     _maps(op, truth, truth)
     if probability.shape != truth.shape:
         raise ValueError(
-            f"{op}: prediction must have the shape of truth, {truth.shape}, got {probability.shape}"
+            f"{op}: {name} must have the shape of truth, {truth.shape}, got {probability.shape}"
         )
     if not ((probability >= 0) & (probability <= 1)).all():
         wrong = probability[~((probability >= 0) & (probability <= 1))][0]
-        raise ValueError(f"{op}: probabilities must be in [0, 1], got {wrong}")
+        raise ValueError(f"{op}: {name} must be in [0, 1], got {wrong}")
     return truth, probability
 
 
@@ -564,9 +581,9 @@ def _info(shares: _Shares) -> SplitMerge:
     truth_entropy = _entropy(objects)
     entropy = _entropy(found) + of_alone
     information = max(0.0, truth_entropy + entropy - _entropy(common) - of_alone)
+    total = truth_entropy + entropy
     split = min(1.0, information / entropy) if entropy > 0 else 1.0
     merge = min(1.0, information / truth_entropy) if truth_entropy > 0 else 1.0
-    total = truth_entropy + entropy
     return SplitMerge(min(1.0, 2 * information / total) if total > 0 else 1.0, split, merge)
 
 
@@ -576,13 +593,16 @@ def _entropy(shares: NDArray[np.float64]) -> float:
 
 
 def _array(value: ArrayLike | Tensor) -> NDArray[Any]:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _images(op: str, truth: Any, prediction: Any) -> list[tuple[Any, Any]]:
     """The images of lists, or the one image."""
     lists = [
-        isinstance(x, list | tuple) and x and all(isinstance(y, np.ndarray | Tensor) for y in x)
+        isinstance(x, list | tuple) and all(isinstance(y, Tensor) or np.ndim(y) > 1 for y in x)
         for x in (truth, prediction)
     ]
     if not any(lists):
@@ -590,6 +610,8 @@ def _images(op: str, truth: Any, prediction: Any) -> list[tuple[Any, Any]]:
     one, other = (len(x) if many else 1 for x, many in zip((truth, prediction), lists, strict=True))
     if not all(lists) or one != other:
         raise ValueError(f"{op}: prediction must hold as many images as truth, {one}, got {other}")
+    if not one:
+        raise ValueError(f"{op}: truth must hold at least one image, got none")
     return list(zip(truth, prediction, strict=True))
 
 

@@ -83,9 +83,9 @@ def predict(
         compile: Whether `torch.compile` makes the network faster: worth it for many tiles.
         min_area: Of instances: pixels that a connected part has at least, >= 0.
         grow: Of instances: pixels, in [0, 16], that objects grow into the ridge between them. Only
-            gaps of up to 2 `grow` pixels are closed, each half by the nearer object; open
-            background stays. None: as many as training carved off, which :func:`load_model` knows;
-            0 for a bare `UNet`.
+            gaps of up to 2 `grow` pixels are closed, each half by the nearer object (beyond 1 their
+            mouths are rounded off); open background stays. None: as many as training carved off,
+            which :func:`load_model` knows; 0 for a bare `UNet`.
         device: Where to compute; None for where the model is.
 
     Returns:
@@ -170,8 +170,8 @@ class Predictor:
         grow = model.ridge_width if options.grow is None else options.grow
         try:
             self.objects = Objects(options.min_area, grow)
-        except ValueError as error:
-            raise ValueError(f"predict: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"predict: {error}") from None
         if output != "instances" and (options.min_area or options.grow is not None):
             raise ValueError(f"predict: min_area and grow must go with instances, got {output}")
         self.views = views_of(model, options.tta)
