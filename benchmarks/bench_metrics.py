@@ -24,14 +24,17 @@ def main():
     def one_pass():
         return np.count_nonzero(truth != found)
 
+    # Timed on the maps as they are: the numbering below, without which scikit-image takes what is
+    # predicted background for one object, is not its own.
     def skimage_rand():
-        return adapted_rand_error(truth, alone(found, truth))
+        return adapted_rand_error(truth, found)
 
     def skimage_information():
-        return variation_of_information(truth, alone(found, truth))
+        return variation_of_information(truth, found)
 
     # The results first. scikit-image leaves out pairs of a pixel with itself.
-    assert abs(1 - skimage_rand()[0] - metrics.v_rand(truth, found)) < 1e-4
+    numbered = alone(found, truth)
+    assert abs(1 - adapted_rand_error(truth, numbered)[0] - metrics.v_rand(truth, found)) < 1e-4
     assert abs(loop_seg(truth, found) - metrics.seg(truth, found)) < 1e-12
     rivals = [
         ("v_rand", metrics.v_rand, "scikit-image, adapted_rand_error", skimage_rand),
@@ -44,8 +47,8 @@ def main():
     ]
     rows = []
     for name, metric, rival, function in rivals:
-        rounds = 3 if "loop" in rival else options.rounds
-        times = compare(lambda m=metric: m(truth, found), function, torch.device("cpu"), rounds)
+        repeats = (2, 0) if "loop" in rival else (options.rounds, 3)
+        times = compare(lambda m=metric: m(truth, found), function, torch.device("cpu"), *repeats)
         rows.append(
             {"metric": name, "rival": rival, "pixels": SIDE**2, "objects": OBJECTS}
             | times

@@ -453,3 +453,18 @@ def test_isbi2012_is_refused():
         isbi2012(np.ones((0, 3, 3), int), np.ones((0, 3, 3)))
     with pytest.raises(ValueError, match="truth must hold at least one object, got none"):
         isbi2012(ones * 0, np.ones((3, 3)))
+
+
+@settings(deadline=None, derandomize=True)
+@given(maps, maps, st.sampled_from([np.int64, np.uint64, np.uint16]), st.booleans())
+def test_what_objects_are_called_does_not_matter(truth, prediction, dtype, many):
+    """Ids so large that they are numbered first, few or as many as pixels."""
+    if many:
+        truth = np.arange(1, truth.size + 1).reshape(truth.shape)
+    top = np.iinfo(dtype).max
+    renamed = [np.where(x > 0, top - x.astype(dtype), 0).astype(dtype) for x in (truth, prediction)]
+    kept = [x.astype(np.int64) for x in (truth, prediction)]
+    assert detection(*renamed) == detection(*kept)
+    if truth.any():
+        for metric in (seg, v_rand, v_info):
+            assert metric(*renamed) == pytest.approx(metric(*kept))

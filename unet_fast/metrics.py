@@ -497,22 +497,26 @@ class _Overlap:
     """Pixels of each predicted object."""
 
     def __init__(self, op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> None:
-        maps: list[NDArray[np.integer]] = [x.ravel() for x in _maps(op, truth, prediction)]
-        room = 4 * maps[0].size + 1000
-        highest = [int(x.max(initial=0)) for x in maps]
-        if (highest[0] + 1) * (highest[1] + 1) > room:
-            numbered = [_numbered(x) for x in maps]
-            maps, highest = [x for x, _ in numbered], [n for _, n in numbered]
-        step = highest[1] + 1
-        pair = maps[0].astype(np.int64)  # of ids, one of both
-        pair *= step
-        pair += maps[1].astype(np.int64, copy=False)
-        if (highest[0] + 1) * step <= room:
-            pixels = np.bincount(pair)
-            pairs = np.flatnonzero(pixels)
-            pixels = pixels[pairs]
+        r, s = (x.ravel() for x in _maps(op, truth, prediction))
+        # Objects are wide: of a run of pixels in the same two, only the first is looked at.
+        first = np.ones(r.shape, bool)
+        np.not_equal(r[1:], r[:-1], out=first[1:])
+        first[1:] |= s[1:] != s[:-1]
+        starts = np.flatnonzero(first)
+        lengths = np.diff(starts, append=r.size)
+        r, s = r[starts], s[starts]
+        room = 4 * first.size + 1000
+        if _highest(r) * _highest(s) > room:
+            r, s = _numbered(r), _numbered(s)
+        step = _highest(s)
+        pair = r.astype(np.int64) * step + s.astype(np.int64)
+        if _highest(r) * step <= room:
+            table = np.bincount(pair, lengths)
+            pairs = np.flatnonzero(table)
+            pixels = table[pairs].astype(np.int64)
         else:  # as many objects as pixels, nearly
-            pairs, pixels = np.unique(pair, return_counts=True)
+            pairs, index = np.unique(pair, return_inverse=True)
+            pixels = np.bincount(index, lengths, len(pairs)).astype(np.int64)
         r, self.sizes = _sizes(pairs // step, pixels)
         s, self.other_sizes = _sizes(pairs % step, pixels)
         inside = (r >= 0) & (s >= 0)
@@ -526,19 +530,16 @@ class _Overlap:
         return ratio
 
 
-def _numbered(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], int]:
-    """Pixels with objects numbered from 1 without gaps, flat; and how many there are."""
-    flat = labels.ravel()
-    high = int(flat.max(initial=0))
-    if high <= 4 * flat.size + 1000:
-        index = flat.astype(np.int64)
-        present = np.bincount(index, minlength=high + 1) > 0
-        present[0] = False
-        numbers = np.where(present, np.cumsum(present), 0)
-        return numbers[index], int(present.sum())
-    ids, index = np.unique(flat, return_inverse=True)
-    background = int(ids[0] == 0)
-    return index.astype(np.int64) + 1 - background, len(ids) - background
+def _highest(ids: NDArray[np.integer]) -> int:
+    """One more than the greatest."""
+    return int(ids.max(initial=0)) + 1
+
+
+def _numbered(ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Objects numbered from 1 without gaps; 0 stays."""
+    present, index = np.unique(ids, return_inverse=True)
+    number: NDArray[np.int64] = index + int(present.size > 0 and present[0] != 0)
+    return number
 
 
 def _sizes(
