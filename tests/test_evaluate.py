@@ -70,12 +70,14 @@ def test_masks_become_objects(folders):
     for i, image in enumerate(found):
         write_labels(place / "found" / f"{i}.png", (image > 0).astype(int))
     result = evaluate_files(place / "found", place / "labels", objects=Objects(3, 1))
-    assert result.summary["seg"] == metrics.seg(list(truth), [Objects(3, 1).of(x) for x in found])
+    assert result.summary["seg"] == metrics.seg(
+        list(truth), [Objects(3, 1).of_mask(x) for x in found]
+    )
     for i, image in enumerate(truth):  # and the reference, where it is a mask
         write_labels(place / "labels" / f"{i}.png", (image > 0) * 255)
     result = evaluate_files(place / "found", place / "labels", objects=Objects())
-    parts = [Objects().of(x) for x in truth]
-    assert result.summary["seg"] == metrics.seg(parts, [Objects().of(x) for x in found])
+    parts = [Objects().of_mask(x) for x in truth]
+    assert result.summary["seg"] == metrics.seg(parts, [Objects().of_mask(x) for x in found])
 
 
 def test_what_is_ignored_does_not_count(folders):

@@ -335,10 +335,11 @@ def _same(part: Path, begun: Job, job: Job) -> None:
     """Raises ValueError if a job was begun with other settings."""
     # As they are in the file: there a tuple is a list.
     old, new = (json.loads(json.dumps(asdict(j) | asdict(j.options))) for j in (begun, job))
-    for name in sorted(old.keys() - {"options", "ranges"}):
-        if old[name] != new[name]:
+    for name in sorted(new.keys() - {"options", "ranges"}):
+        if old.get(name) != new[name]:
             raise ValueError(
-                f"{part}: must go on with the settings it was begun with, {name} was {old[name]}, "
+                f"{part}: must go on with the settings it was begun with, {name} was "
+                f"{old.get(name)}, "
                 f"got {new[name]}; --overwrite starts again"
             )
 

@@ -162,6 +162,7 @@ def predict(
     instances: Annotated[bool, Parameter(negative="")] = False,
     min_area: int = 0,
     grow: int | None = None,
+    seed_threshold: float = 0.0,
     format: Literal["auto", "png", "tiff", "ome-tiff", "ome-zarr"] = "auto",
     overlay: Annotated[bool, Parameter(negative="--no-overlay")] = True,
     tta: str | None = None,
@@ -199,6 +200,9 @@ def predict(
     grow:
         Of instances: pixels that objects grow into gaps between them, 0 to 16; as many as training
         carved off, if nothing is said.
+    seed_threshold:
+        Of instances: objects are made of pixels of greater probability, 0.9, say, and grow into the
+        rest of the foreground; parts cells whose border leaks. 0: of all foreground.
     format:
         auto writes instances and labels as PNG, all else and stacks as TIFF, and results of
         OME-Zarr and of very large images as OME-Zarr.
@@ -237,6 +241,7 @@ def predict(
         output=output,
         min_area=min_area,
         grow=grow,
+        seed_threshold=seed_threshold,
         tta=_views_in(tta),
         average=average,
         precision=str(precision_of(precision, find_device(device))).removeprefix("torch."),

@@ -49,15 +49,21 @@ Region = Callable[[slice, slice], NDArray[np.integer]]
 Write = Callable[[slice, slice, NDArray[np.integer]], None]
 
 
+FOREGROUND, SEED = 1, 2
+"""Of a predicted pixel: it belongs to an object if one reaches it; it makes one."""
+REACH = 16
+"""Steps that an object grows at most into foreground that is no seed."""
+
+
 @dataclass(frozen=True)
 class Objects:
-    """How a predicted mask becomes objects.
+    """How predicted pixels become objects.
 
-    Raises ValueError if a value is out of range.
+    Raises TypeError or ValueError if a value breaks its rule.
     """
 
     min_area: int = 0
-    """Pixels that a connected part has at least, or is left out; counted before it grows."""
+    """Pixels that a connected part of the seeds has at least, or is left out."""
     grow: int = 0
     """Pixels that objects grow back into the ridge that parts them, at most; see :meth:`grown`."""
 
@@ -71,51 +77,90 @@ class Objects:
         if not 0 <= self.grow <= 16:
             raise ValueError(f"grow must be in [0, 16], got {self.grow}")
 
-    def of(self, mask: NDArray[np.generic]) -> NDArray[np.int32]:
-        """The objects of a mask, (H, W): parts connected along the axes, numbered from 1."""
-        parts, _ = ndimage.label(mask != 0)
-        sizes = np.bincount(parts.ravel(), minlength=1)
-        return self.grown(_numbers(sizes >= self.min_area)[parts])
+    @property
+    def margin(self) -> int:
+        """How many pixels away from a pixel there is something that matters to it."""
+        return REACH + 2 * self.grow
 
-    def grown(self, labels: NDArray[np.integer]) -> NDArray[np.int32]:
-        """Gives the pixels of narrow gaps between objects to the nearest, (H, W).
+    def of(self, states: NDArray[np.integer]) -> NDArray[np.int32]:
+        """The objects of pixels, (H, W), that are background (0), :data:`FOREGROUND`, :data:`SEED`.
 
-        A background pixel goes to the nearest object, at a distance d1 <= `grow`, if another one
-        is not farther than 2 `grow` + 1 - d1: where two objects face each other at most 2 `grow`
-        pixels apart. Towards open background nothing grows, but beyond 1 the mouths of gaps are
-        rounded off. Distances are steps along the axes; of
-        objects at the same distance the one of the smaller number counts as the nearer.
+        Parts of the seeds that are connected along the axes, numbered from 1, and grown.
         """
-        result = labels.astype(np.int32)
-        if not self.grow:
-            return result
-        reach = 2 * self.grow
-        padded = np.pad(result, reach)
-        own, distance = padded.copy(), np.zeros(padded.shape, np.int32)
-        for d in range(1, self.grow + 1):
-            near = np.full(own.shape, _NO_ID)
-            for axis in (0, 1):
-                for shift in (-1, 1):  # what wraps around is padding
-                    other = np.roll(own, shift, axis)
-                    np.minimum(near, np.where(other > 0, other, _NO_ID), out=near)
-            new = (own == 0) & (near < _NO_ID)
-            own[new], distance[new] = near[new], d
-        inside = np.zeros(padded.shape, bool)
-        inside[reach:-reach, reach:-reach] = True
-        places = np.flatnonzero((distance > 0) & inside)
-        owner, room = own.ravel()[places], reach + 1 - distance.ravel()[places]
-        faces = np.zeros(len(places), bool)
-        flat, width = padded.ravel(), padded.shape[1]
-        for row in range(-reach, reach + 1):
-            for column in range(abs(row) - reach, reach - abs(row) + 1):
-                other = flat[places + row * width + column]
-                steps = abs(row) + abs(column)
-                faces |= (other > 0) & (other != owner) & (steps <= room)
-        flat[places[faces]] = owner[faces]
+        parts, _ = ndimage.label(states == SEED)
+        sizes = np.bincount(parts.ravel(), minlength=1)
+        return self.grown(_numbers(sizes >= self.min_area)[parts], states)
+
+    def of_mask(self, mask: NDArray[np.generic]) -> NDArray[np.int32]:
+        """The objects of a mask, (H, W): all that is not 0 is a seed."""
+        return self.of(np.where(mask != 0, SEED, 0))
+
+    def grown(self, labels: NDArray[np.integer], states: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Grows objects, (H, W), into the foreground around them and over the ridge between them.
+
+        First into pixels that are foreground and no seed, step by step along the axes,
+        :data:`REACH` steps at most. Then the pixels of narrow gaps between objects go to the
+        nearest: a background pixel to one at a distance d1 <= `grow`, if another one is not farther
+        than 2 `grow` + 1 - d1, so where two objects face each other at most 2 `grow` pixels apart.
+        Towards open background nothing grows, but beyond 1 the mouths of gaps are rounded off.
+        Distances are steps along the axes; where two objects arrive at once, the one of the smaller
+        number is first.
+        """
+        reach = max(1, 2 * self.grow)
+        padded = np.pad(labels.astype(np.int32), reach)
+        width = padded.shape[1]
+        flat = padded.ravel()
+        _spread(flat, _inner((states == FOREGROUND) & (labels == 0), reach), width, REACH)
+        if self.grow:
+            own = flat.copy()
+            free = _inner(padded[reach:-reach, reach:-reach] == 0, reach)
+            places, distance = _spread(own, free, width, self.grow)
+            owner, room = own[places], 2 * self.grow + 1 - distance
+            faces = np.zeros(len(places), bool)
+            for row in range(-reach, reach + 1):
+                for column in range(abs(row) - reach, reach - abs(row) + 1):
+                    other = flat[places + row * width + column]
+                    steps = abs(row) + abs(column)
+                    faces |= (other > 0) & (other != owner) & (steps <= room)
+            flat[places[faces]] = owner[faces]
         return padded[reach:-reach, reach:-reach]
 
 
 _NO_ID = np.iinfo(np.int32).max
+
+
+def _inner(mask: NDArray[np.bool_], margin: int) -> NDArray[np.int64]:
+    """Where a mask is, in the flat array that is that much wider on each side."""
+    rows, columns = np.nonzero(mask)
+    width = mask.shape[1] + 2 * margin
+    places: NDArray[np.int64] = (rows + margin) * width + columns + margin
+    return places
+
+
+def _spread(
+    ids: NDArray[np.int32], free: NDArray[np.int64], width: int, steps: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Spreads ids over free places, a step along the axes at a time.
+
+    Returns:
+        The places that were reached, and after how many steps.
+    """
+    places, distances = [], []
+    for step in range(1, steps + 1):
+        near = np.full(len(free), _NO_ID, np.int32)
+        for move in (-width, -1, 1, width):
+            other = ids[free + move]
+            np.minimum(near, np.where(other > 0, other, _NO_ID), out=near)
+        reached = near < _NO_ID
+        if not reached.any():
+            break
+        places.append(free[reached])
+        distances.append(np.full(len(places[-1]), step))
+        ids[places[-1]] = near[reached]
+        free = free[~reached]
+    if not places:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(places), np.concatenate(distances)
 
 
 def _numbers(kept: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -129,21 +174,21 @@ def label_in_blocks(
     size: tuple[int, int],
     block: tuple[int, int],
     objects: Objects,
-    mask: Region,
+    states: Region,
     parts: Region,
     write_parts: Write,
     write: Write,
 ) -> None:
-    """Makes the objects of a mask a block at a time, the same as :meth:`Objects.of`.
+    """Makes objects a block at a time, the same as :meth:`Objects.of`.
 
     The parts of each block are numbered by themselves; parts that meet where blocks meet are one.
     Objects are numbered in the order of their first pixels, row by row.
 
     Args:
-        size: Of the mask, (H, W).
+        size: Of the image, (H, W).
         block: Sides of a block.
         objects: What counts as an object.
-        mask: Reads rows and columns of the mask; what is not 0 is foreground.
+        states: Reads rows and columns of the pixels: 0, :data:`FOREGROUND` or :data:`SEED`.
         parts: Reads what was written of the parts.
         write_parts: Writes rows and columns of the parts, int32; each block once.
         write: Writes rows and columns of the result, int32; each block once.
@@ -160,7 +205,7 @@ def label_in_blocks(
     for row in rows:
         left = np.zeros(row.stop - row.start, np.int64)
         for column in columns:
-            found, number = ndimage.label(mask(row, column))
+            found, number = ndimage.label(states(row, column) == SEED)
             values, at, area = np.unique(found, return_index=True, return_counts=True)
             pixel = np.unravel_index(at[values > 0], found.shape)
             first.append((pixel[0] + row.start) * size[1] + pixel[1] + column.start)
@@ -184,14 +229,14 @@ def label_in_blocks(
     number_of = np.zeros(groups, np.int32)
     number_of[order] = _numbers(total[order] >= objects.min_area)
     final = number_of[group]
-    margin = 2 * objects.grow
+    margin = objects.margin
     for row in rows:
         for column in columns:
             wide = [
                 slice(max(0, s.start - margin), min(n, s.stop + margin))
                 for s, n in zip((row, column), size, strict=True)
             ]
-            grown = objects.grown(final[parts(*wide)])
+            grown = objects.grown(final[parts(*wide)], states(*wide))
             inner = [
                 slice(s.start - w.start, s.stop - w.start)
                 for s, w in zip((row, column), wide, strict=True)

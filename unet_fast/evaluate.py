@@ -117,7 +117,7 @@ def evaluate_files(
         check_size(label_file, one.shape, file, other.shape)
         values.update(np.unique(other).tolist())
         # Objects are those of the whole prediction: what is ignored neither tears nor joins them.
-        other = other if objects is None else objects.of(other)
+        other = other if objects is None else objects.of_mask(other)
         found.append(np.where(hole, np.int32(0), other))
         rows.append(_row(stem_of(file), one, found[-1], int(hole.sum())))
     if objects is None and len(values - {0}) == 1:

@@ -78,7 +78,7 @@ def _row(model: UNet, data: Dataset, i: int, reduction: str) -> Tensor:
         reference = torch.where(counts & (truth > 0), labels, 0).numpy()
         objects = len(np.unique(reference[reference > 0]))
         if objects:
-            predicted = Objects(grow=model.ridge_width).of((found > 0).numpy())
+            predicted = Objects(grow=model.ridge_width).of_mask((found > 0).numpy())
             seg = objects * metrics.seg(reference, np.where(counts, predicted, 0))
     both, either = zip(*hits, strict=True)
     return torch.tensor([float(loss), total, seg, objects, *both, *either], dtype=torch.float64)
