@@ -11,7 +11,6 @@ stands in splits.json; settings were chosen on files of the training part.
 
 import argparse
 import csv
-import io
 import json
 import os
 import sys
@@ -36,11 +35,11 @@ from unet_fast import (
     train,
 )
 from unet_fast.components import SEED, Objects
-from unet_fast.data import load_samples
-from unet_fast.evaluate import flat, summary_of
+from unet_fast.data import Sample, load_samples
+from unet_fast.evaluate import as_csv, flat, scores_of
 from unet_fast.imageio import read_labels, replace_file, write_labels
 from unet_fast.intensity import normalise
-from unet_fast.plots import draw_previews
+from unet_fast.plots import draw_previews, outlines
 
 HERE = Path(__file__).parent
 SPLITS, ROWS = HERE / "splits.json", HERE / "results" / "segmentation.csv"
@@ -85,14 +84,19 @@ EM_SCORES = (
 )
 
 
+def split_of(folder: Path) -> dict[str, list[str]]:
+    """The names of the files of a set, "train" and "test"."""
+    parts: dict[str, list[str]] = json.loads(SPLITS.read_text())[folder.name]
+    return parts
+
+
 def trained(folder: Path, variant: str, seed: int, run: Path) -> tuple[UNet, float]:
     """The network of a variant, and the seconds that its training took."""
     if (run / "seconds").exists():
         return load_model(run), float((run / "seconds").read_text())
     with tempfile.TemporaryDirectory() as place:
         split = Path(place) / "split.json"
-        names = json.loads(SPLITS.read_text())[folder.name]["train"]
-        split.write_text(json.dumps({"train": names, "validation": []}))
+        split.write_text(json.dumps({"train": split_of(folder)["train"], "validation": []}))
         classes = None
         if variant == "three-class":
             classes = Path(place) / "classes"
@@ -121,24 +125,15 @@ def trained(folder: Path, variant: str, seed: int, run: Path) -> tuple[UNet, flo
 
 def border_classes(labels: np.ndarray) -> np.ndarray:
     """0 background, 1 inside, 2 within :data:`BORDER` pixels of what is not the object."""
-    padded = np.pad(labels, 1, mode="edge")  # the frame is no border
-    edge = np.zeros(padded.shape, bool)
-    for axis in (0, 1):
-        differs = np.diff(padded, axis=axis) != 0
-        low, high = [slice(None)] * 2, [slice(None)] * 2
-        low[axis], high[axis] = slice(0, -1), slice(1, None)
-        edge[tuple(low)] |= differs
-        edge[tuple(high)] |= differs
-    near = ndimage.distance_transform_edt(~edge)[1:-1, 1:-1] < BORDER
+    near = ndimage.distance_transform_edt(~outlines(labels)) < BORDER
     return np.where(labels > 0, np.where(near, 2, 1), 0)
 
 
-def smallest(folder: Path) -> int:
+def smallest(samples: list[Sample]) -> int:
     """Pixels below which an object is left out: half the 5th percentile of training objects."""
     areas: list[int] = []
-    for name in json.loads(SPLITS.read_text())[folder.name]["train"]:
-        labels = read_labels(folder / "labels" / f"{name}.png")
-        areas += np.unique(labels[labels > 0], return_counts=True)[1].tolist()
+    for sample in samples:
+        areas += np.unique(sample.labels[sample.labels > 0], return_counts=True)[1].tolist()
     return int(0.5 * np.percentile(areas, 5))
 
 
@@ -158,10 +153,8 @@ def objects_of(model: UNet, probability: np.ndarray, area: int, threshold: float
     return np.where(sizes[parts] >= area, parts, 0)
 
 
-def best_threshold(folder: Path, model: UNet, area: int) -> float:
-    """The threshold of seeds that has the best SEG on training images, the first ten."""
-    names = json.loads(SPLITS.read_text())[folder.name]["train"][:10]
-    samples = [s for s in load_samples(folder / "images", folder / "labels") if s.name in names]
+def best_threshold(samples: list[Sample], model: UNet, area: int) -> float:
+    """The threshold of seeds that has the best SEG on images that were trained on."""
     probabilities = [predict(model, s.image).numpy() for s in samples]
     scores = [
         metrics.seg(
@@ -175,8 +168,8 @@ def best_threshold(folder: Path, model: UNet, area: int) -> float:
 
 def scored(folder: Path, model: UNet, pictures: Path | None, stem: str) -> list[dict[str, float]]:
     """Scores of the images that were not trained on; for EM of one view and of the rotations."""
-    names = json.loads(SPLITS.read_text())[folder.name]["test"]
-    samples = [s for s in load_samples(folder / "images", folder / "labels") if s.name in names]
+    by_name = {s.name: s for s in load_samples(folder / "images", folder / "labels")}
+    seen, samples = ([by_name[n] for n in split_of(folder)[part]] for part in ("train", "test"))
     truth = [s.labels for s in samples]
     em = folder.name == EM
     if em:
@@ -190,11 +183,11 @@ def scored(folder: Path, model: UNet, pictures: Path | None, stem: str) -> list[
             found = [ndimage.label(p > row["v_rand_thinned_threshold"])[0] for p in inside]
             each = [metrics.v_rand(t, f) for t, f in zip(truth, found, strict=True)]
         else:
-            area = smallest(folder)
-            threshold = best_threshold(folder, model, area)
+            area = smallest(seen)
+            threshold = best_threshold(seen[:10], model, area)
             found = [objects_of(model, p, area, threshold) for p in probabilities]
             plain = [objects_of(model, p, area, 0) for p in probabilities]
-            row = summary_of(truth, found)
+            row = scores_of(truth, found, [0] * len(truth))[1]
             row |= {"seg_of_all_foreground": metrics.seg(truth, plain), "threshold": threshold}
             each = [metrics.seg(t, f) for t, f in zip(truth, found, strict=True)]
         rows.append(row)
@@ -222,10 +215,8 @@ def scored(folder: Path, model: UNet, pictures: Path | None, stem: str) -> list[
 
 def matched(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Where a predicted object is that has an IoU above a half with a reference object."""
-    pairs, common = np.unique(np.stack([truth, found]).reshape(2, -1), axis=1, return_counts=True)
-    areas, others = np.bincount(truth.ravel()), np.bincount(found.ravel())
-    iou = common / (areas[pairs[0]] + others[pairs[1]] - common)
-    return np.isin(found, pairs[1][(iou > 0.5) & (pairs > 0).all(0)])
+    table = metrics.Overlap("matched", truth, found)
+    return np.isin(found, np.unique(found[found > 0])[table.column[table.iou > 0.5]])
 
 
 def known() -> list[dict[str, str]]:
@@ -253,24 +244,24 @@ def run(data: Path, name: str, variant: str, seed: int, options: argparse.Namesp
     rows.sort(key=lambda r: (order[r["set"], r["variant"]], int(r["views"]), int(r["seed"])))
     facts = list(header("", torch.device("cpu")))
     keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in facts]
-    text = io.StringIO()
-    table = csv.DictWriter(text, keys + facts, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    replace_file(ROWS, text.getvalue().encode())
+    replace_file(ROWS, as_csv(rows, keys + facts))
 
 
 NAMES = {
-    **{
-        "seg": "SEG",
-        "seg_of_all_foreground": "of all foreground",
-        "threshold": "seeds above",
-        "iou": "IoU",
-        "ap_50": "AP at 0.5",
-    },
-    **{"ap_75": "AP at 0.75", "f1_50": "F1 at 0.5", "pq_50": "PQ at 0.5"},
-    **{"v_rand_thinned": "V_rand", "v_rand": "not thinned", "v_info_thinned": "V_info"},
-    **{"v_info": "not thinned", "pixel_error": "pixel error", "rand_error": "Rand error"},
+    "seg": "SEG",
+    "seg_of_all_foreground": "of all foreground",
+    "threshold": "seeds above",
+    "iou": "IoU",
+    "ap_50": "AP at 0.5",
+    "ap_75": "AP at 0.75",
+    "f1_50": "F1 at 0.5",
+    "pq_50": "PQ at 0.5",
+    "v_rand_thinned": "V_rand",
+    "v_rand": "not thinned",
+    "v_info_thinned": "V_info",
+    "v_info": "not thinned",
+    "pixel_error": "pixel error",
+    "rand_error": "Rand error",
     "warping_error": "warping error",
 }
 """Of scores in the page's tables."""

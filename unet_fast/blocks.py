@@ -339,8 +339,7 @@ def _same(part: Path, begun: Job, job: Job) -> None:
         if old.get(name) != new[name]:
             raise ValueError(
                 f"{part}: must go on with the settings it was begun with, {name} was "
-                f"{old.get(name)}, "
-                f"got {new[name]}; --overwrite starts again"
+                f"{old.get(name)}, got {new[name]}; --overwrite starts again"
             )
 
 

@@ -17,10 +17,9 @@ from . import metrics
 from .components import Objects
 from .data import check_size, label_type_of, unpaired
 from .imageio import (
-    holds_floats,
     list_images,
     make_folder,
-    read_image,
+    read_floats,
     read_labels,
     replace_file,
     stem_of,
@@ -45,20 +44,26 @@ class Evaluation:
 
     def write(self, out: Path) -> None:
         """Writes rows as CSV and all as JSON into a folder, made if it is missing."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(
+        rows = [
             {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
             for row in self.rows
-        )
-        replace_file(make_folder(out) / CSV, text.getvalue().encode())
+        ]
+        replace_file(make_folder(out) / CSV, as_csv(rows, list(rows[0])))
         content = {"summary": self.summary, "images": self.rows}
         replace_file(out / JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     def text(self) -> str:
         """The summary in lines."""
         return "\n".join(f"{name:<26} {_short(value)}" for name, value in self.summary.items())
+
+
+def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    """The content of a file; what a row lacks is empty."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
 
 
 def evaluate_files(
@@ -102,15 +107,17 @@ def evaluate_files(
     if kind == "semantic":
         truth = [ndimage.label(x)[0].astype(np.int32) for x in truth]
     counts = {"images": len(pairs), "labels_without_prediction": missing}
-    fractional = _fractional([file for file, _ in pairs])
-    if fractional is not None:
-        if ignore_label is not None or objects is not None:
-            raise ValueError(
-                "evaluate: predictions must be label images with --instances and --ignore-label, "
-                f"got probabilities in {fractional}"
-            )
-        return _of_probabilities(pairs, truth, counts)
-    rows, found = [], []
+    floats = [_floats(file) for file, _ in pairs]
+    for (file, _), x in zip(pairs, floats, strict=True):
+        # Floats that are whole numbers are labels, as some programs write them.
+        if x is not None and (len(x) > 1 or (x != np.floor(x)).any()):
+            if ignore_label is not None or objects is not None:
+                raise ValueError(
+                    "evaluate: predictions must be label images with --instances and "
+                    f"--ignore-label, got probabilities in {file}"
+                )
+            return _of_probabilities(pairs, truth, floats, counts)
+    found = []
     values: set[int] = set()
     for (file, label_file), one, hole in zip(pairs, truth, ignored, strict=True):
         other = read_labels(file)
@@ -119,7 +126,6 @@ def evaluate_files(
         # Objects are those of the whole prediction: what is ignored neither tears nor joins them.
         other = other if objects is None else objects.of_mask(other)
         found.append(np.where(hole, np.int32(0), other))
-        rows.append(_row(stem_of(file), one, found[-1], int(hole.sum())))
     if objects is None and len(values - {0}) == 1:
         parts = sum(ndimage.label(x)[1] for x in found)
         if parts > len(found):
@@ -127,8 +133,9 @@ def evaluate_files(
                 "evaluate: predictions must number their objects, or go with --instances, got "
                 f"masks: one value, {parts} connected parts"
             )
-    hidden = sum(int(hole.sum()) for hole in ignored)
-    return Evaluation(rows, counts | summary_of(truth, found, hidden))
+    rows, summary = scores_of(truth, found, [int(hole.sum()) for hole in ignored])
+    names = [{"image": stem_of(file)} for file, _ in pairs]
+    return Evaluation([n | row for n, row in zip(names, rows, strict=True)], counts | summary)
 
 
 def _pairs(predictions: Path, labels: Path) -> tuple[list[tuple[Path, Path]], int]:
@@ -142,11 +149,32 @@ def _pairs(predictions: Path, labels: Path) -> tuple[list[tuple[Path, Path]], in
     return [(found[stem], truth[stem]) for stem in sorted(found)], len(truth) - len(found)
 
 
-def _row(name: str, truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) -> Row:
-    table = metrics.detections(truth, found, IOUS)
-    row: Row = {"image": name} | _pixels(truth, found, table[0], ignored)
-    row["seg"] = metrics.seg(truth, found) if (truth > 0).any() else None
-    return row | _detected(table) | _partition(truth, found)
+def scores_of(
+    truth: Sequence[NDArray[np.integer]],
+    found: Sequence[NDArray[np.integer]],
+    ignored: Sequence[int],
+) -> tuple[list[Row], Row]:
+    """Scores of each image and of all together; see :func:`evaluate_files`.
+
+    Args:
+        truth: Instance maps, (H, W) each.
+        found: The predicted ones; both are 0 where nothing counts.
+        ignored: How many such pixels each has.
+    """
+    pairs = list(zip(truth, found, strict=True))
+    tables = [metrics.detections(*pair, IOUS) for pair in pairs]
+    parts = [_partition(*pair) for pair in pairs]
+    rows = [
+        _pixels(*pair, table[0], hidden) | _objects(*pair, table) | part
+        for pair, table, part, hidden in zip(pairs, tables, parts, ignored, strict=True)
+    ]
+    pooled = [metrics.pooled(images) for images in zip(*tables, strict=True)]
+    one, other = (np.concatenate([x.ravel() > 0 for x in maps]) for maps in (truth, found))
+    summary = _pixels(one, other, pooled[0], sum(ignored)) | _objects(truth, found, pooled)
+    for name in parts[0]:
+        values = [part[name] for part in parts if part[name] is not None]
+        summary[name] = float(np.mean(values)) if values else None
+    return rows, summary
 
 
 def _pixels(
@@ -175,9 +203,12 @@ def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
     return row
 
 
-def _detected(table: Sequence[metrics.Detection]) -> Row:
+def _objects(truth: Any, found: Any, table: Sequence[metrics.Detection]) -> Row:
+    """Of an image, or of several, whose detections are pooled in the table."""
     by_iou = dict(zip(IOUS, table, strict=True))
+    some = by_iou[0.5].found + by_iou[0.5].missed > 0
     return {
+        "seg": metrics.seg(truth, found) if some else None,
         "ap_50": by_iou[0.5].average_precision,
         "ap_75": by_iou[0.75].average_precision,
         "ap_50_95": float(np.mean([x.average_precision for x in table])),
@@ -186,45 +217,15 @@ def _detected(table: Sequence[metrics.Detection]) -> Row:
     }
 
 
-def summary_of(
-    truth: Sequence[NDArray[np.integer]], found: Sequence[NDArray[np.integer]], ignored: int = 0
-) -> Row:
-    """Scores of all images together; see :func:`evaluate_files`.
-
-    Args:
-        truth: Instance maps, (H, W) each.
-        found: The predicted ones; `ignored` pixels of both are 0.
-        ignored: How many pixels do not count.
-    """
-    pairs = list(zip(truth, found, strict=True))
-    one, other = (np.concatenate([x.ravel() > 0 for x in maps]) for maps in (truth, found))
-    tables = zip(*(metrics.detections(*pair, IOUS) for pair in pairs), strict=True)
-    detected = [metrics.pooled(table) for table in tables]
-    row = _pixels(one, other, detected[0], ignored)
-    row["seg"] = metrics.seg(truth, found) if one.any() else None
-    row |= _detected(detected)
-    parts = [_partition(*pair) for pair in pairs]
-    for name in parts[0]:
-        values = [x[name] for x in parts if x[name] is not None]
-        row[name] = float(np.mean(values)) if values else None
-    return row
+def _floats(file: Path) -> NDArray[np.float32] | None:
+    """What a file holds if it can be probabilities, (C, H, W)."""
+    return read_floats(file) if file.suffix.lower() in (".tif", ".tiff") else None
 
 
-def _fractional(files: Sequence[Path]) -> Path | None:
-    """A file of probabilities, if the files hold any: floats that are not all whole numbers."""
-    for file in files:
-        if file.suffix.lower() in (".tif", ".tiff") and holds_floats(file):
-            values = read_image(file)
-            if len(values) > 1 or (values != np.floor(values)).any():
-                return file
-    return None
-
-
-def _probability(file: Path) -> NDArray[np.float32]:
+def _probability(file: Path, values: NDArray[np.float32] | None) -> NDArray[np.float32]:
     """The probability of foreground, (H, W)."""
-    if not holds_floats(file):
+    if values is None:
         raise ValueError(f"{file}: must hold probabilities as the other files, got integers")
-    values = read_image(file)
     if len(values) > 1:
         off = float(np.abs(values.sum(0) - 1).max())
         if off > 1e-3:
@@ -243,11 +244,12 @@ def _probability(file: Path) -> NDArray[np.float32]:
 def _of_probabilities(
     pairs: Sequence[tuple[Path, Path]],
     truth: Sequence[NDArray[np.int32]],
+    floats: Sequence[NDArray[np.float32] | None],
     counts: Row,
 ) -> Evaluation:
     rows, slices = [], []
-    for (file, label_file), one in zip(pairs, truth, strict=True):
-        probability = _probability(file)
+    for (file, label_file), one, values in zip(pairs, truth, floats, strict=True):
+        probability = _probability(file, values)
         check_size(label_file, one.shape, file, probability.shape)
         if not one.any():
             raise ValueError(f"{label_file}: must hold foreground, got none")

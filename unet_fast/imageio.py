@@ -27,7 +27,20 @@ def read_image(path: Path) -> NDArray[np.float32]:
         ValueError: If the file cannot be read as one two-dimensional image of finite numbers; one
             line that names it.
     """
-    array = _read(path, palette_as_colour=True)
+    return _as_image(path, _read(path, palette_as_colour=True))
+
+
+def read_floats(path: Path) -> NDArray[np.float32] | None:
+    """The same of a file whose pixels are floats; None of any other.
+
+    Raises:
+        ValueError: As :func:`read_image`.
+    """
+    array = _read(path, palette_as_colour=False)
+    return _as_image(path, array) if array.dtype.kind == "f" else None
+
+
+def _as_image(path: Path, array: NDArray[np.generic]) -> NDArray[np.float32]:
     if array.dtype.kind not in "buif":
         raise ValueError(f"{path}: pixels must be real numbers, got {array.dtype}")
     with np.errstate(over="ignore"):
@@ -71,11 +84,6 @@ def read_labels(path: Path) -> NDArray[np.int32]:
         raise ValueError(f"{path}: labels must be in [0, 2147483647], got {value}")
     result: NDArray[np.int32] = array[0].astype(np.int32)
     return result
-
-
-def holds_floats(path: Path) -> bool:
-    """Whether the pixels of a file are floats."""
-    return _read(path, palette_as_colour=False).dtype.kind == "f"
 
 
 def is_palette(path: Path) -> bool:

@@ -82,7 +82,7 @@ def seg(truth: Images, prediction: Images) -> float:
     """
     scores = []
     for one, other in _images("seg", truth, prediction):
-        table = _Overlap("seg", one, other)
+        table = Overlap("seg", one, other)
         match = 2 * table.common > table.sizes[table.row]
         scores.append((float(table.iou[match].sum()), table.sizes.size))
     total, objects = (sum(column) for column in zip(*scores, strict=True))
@@ -292,7 +292,7 @@ def _detections(
     for threshold in thresholds:
         if not 0.5 <= threshold < 1:
             raise ValueError(f"{op}: threshold must be in [0.5, 1), got {threshold}")
-    table = _Overlap(op, truth, prediction)
+    table = Overlap(op, truth, prediction)
     result = []
     for threshold in thresholds:
         pairs = table.iou[table.iou > threshold]
@@ -482,8 +482,11 @@ def _pair(
     return truth, probability
 
 
-class _Overlap:
-    """Which objects share how many pixels; a few passes over the pixels, whatever their number."""
+class Overlap:
+    """Which objects share how many pixels; a few passes over the pixels, whatever their number.
+
+    Objects are counted from 0 in the order of their ids. `op` is who asks, for messages.
+    """
 
     row: NDArray[np.integer]
     """Of each reference object and predicted object that share pixels, the former."""
@@ -558,7 +561,7 @@ def _shares(op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) 
 
     These are of each reference object, predicted object, overlap; of what is predicted background.
     """
-    table = _Overlap(op, truth, prediction)
+    table = Overlap(op, truth, prediction)
     n = int(table.sizes.sum())
     if n == 0:
         raise ValueError(f"{op}: truth must hold at least one object, got none")

@@ -118,17 +118,17 @@ def predict(
         raise ValueError(f"predict: image must hold real numbers, got {pixels.dtype}")
     name = None if precision is None else str(precision).removeprefix("torch.")
     options = Options(
-        output,
-        tta,
-        average,
-        name,
-        compile,
-        tile,
-        memory_budget,
-        batch_size,
-        min_area,
-        grow,
-        seed_threshold,
+        output=output,
+        tta=tta,
+        average=average,
+        precision=name,
+        compile=compile,
+        tile=tile,
+        memory_budget=memory_budget,
+        batch_size=batch_size,
+        min_area=min_area,
+        grow=grow,
+        seed_threshold=seed_threshold,
     )
     values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
     with evaluating(model, device):
@@ -338,11 +338,10 @@ class Predictor:
             scores = torch.stack([view.leave(x, tiling, origin) for x, origin in pairs])
             total = total + (scores if self.average == "scores" else scores.softmax(1))
         mean = total / len(self.views)
-        classes = mean.argmax(1)
         if self.output == "labels":
-            return classes.to(self.dtype)
+            return mean.argmax(1).to(self.dtype)
         if self.output == "instances":
-            seeds = foreground = classes != 0
+            seeds = foreground = mean.argmax(1) != 0
             if self.options.seed_threshold > 0:
                 shares = mean.softmax(1) if self.average == "scores" else mean
                 seeds = foreground & (1 - shares[:, 0] > self.options.seed_threshold)
