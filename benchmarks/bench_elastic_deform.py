@@ -1,14 +1,13 @@
-"""Times elastic_deform against SciPy, elasticdeform, OpenCV, albumentations and torch itself.
+"""elastic_deform against its reference, SciPy, elasticdeform, torch and augmentation libraries.
 
-`pytest benchmarks` shows all with pytest-benchmark. `python benchmarks/bench_elastic_deform.py`
-runs ours and each rival in turn (A B A B), prints medians and medians of the ratios, and with
-`--csv FILE` keeps them. The packages elasticdeform, opencv-python-headless, albumentations, on CUDA
-kornia and monai, are rivals where they are installed.
-
-Image 512 x 512, linear; labels of the same size, nearest; displacements on a 3 x 3 grid.
+Image 512 x 512, linear; labels of the same size, nearest; displacements on a 3 x 3 grid. SciPy's
+formula gives what the package elasticdeform gives, which is timed where it can be imported: as of
+its version 0.5.1, where NumPy is older than 2.
 """
 
-import interleave
+import functools
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -17,27 +16,32 @@ from torch.nn import functional
 
 from unet_fast import elastic_deform, reference
 
+from .interleave import Case, Rival, optional
+
 SIDE = 512
 SIGMA = 10.0
 BATCH = 16
+FLOAT, BYTES = "512 x 512 and labels", "512 x 512 uint8 and labels"
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks its index for a newer one
 
 
-def sample(n=1, device="cpu", channels=1, dtype=torch.float32):
+def sample(n=1, device="cpu", channels=1, dtype=torch.float32, side=SIDE):
     """Image, displacement and labels."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(n, channels, SIDE, SIDE, generator=generator)
+    image = torch.rand(n, channels, side, side, generator=generator)
     if not dtype.is_floating_point:
         image = image * torch.iinfo(dtype).max
     displacement = SIGMA * torch.randn(n, 2, 3, 3, generator=generator)
-    blobs = torch.arange(SIDE) // 30
-    labels = (blobs[:, None] * 18 + blobs).expand(n, SIDE, SIDE).to(torch.int32).contiguous()
+    blobs = torch.arange(side) // 30
+    labels = (blobs[:, None] * 18 + blobs).expand(n, side, side).to(torch.int32).contiguous()
     return image.to(dtype).to(device), displacement.to(device), labels.to(device)
 
 
 def scipy_deform(image, displacement, labels):
     """The field once, for both."""
-    knots = np.stack(np.meshgrid(*[np.linspace(0, 2, SIDE)] * 2, indexing="ij"))
-    position = np.stack(np.meshgrid(*[np.arange(SIDE)] * 2, indexing="ij")) + np.stack(
+    side = len(image)
+    knots = np.stack(np.meshgrid(*[np.linspace(0, 2, side)] * 2, indexing="ij"))
+    position = np.stack(np.meshgrid(*[np.arange(side)] * 2, indexing="ij")) + np.stack(
         [ndimage.map_coordinates(d, knots, order=3, mode="mirror") for d in displacement]
     )
     return (
@@ -48,23 +52,24 @@ def scipy_deform(image, displacement, labels):
 
 def torch_deform(image, displacement, labels):
     """Bicubic upsampling of the grid and two calls of grid_sample."""
-    field = functional.interpolate(displacement, (SIDE, SIDE), mode="bicubic", align_corners=True)
-    axis = torch.arange(SIDE, dtype=torch.float32, device=image.device)
+    side = image.shape[-1]
+    field = functional.interpolate(displacement, (side, side), mode="bicubic", align_corners=True)
+    axis = torch.arange(side, dtype=torch.float32, device=image.device)
     position = field + torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
-    grid = position.flip(1).permute(0, 2, 3, 1) * (2 / (SIDE - 1)) - 1
+    grid = position.flip(1).permute(0, 2, 3, 1) * (2 / (side - 1)) - 1
     options = {"padding_mode": "reflection", "align_corners": True}
     moved = functional.grid_sample(image, grid, mode="bilinear", **options)
     ids = functional.grid_sample(labels[:, None].float(), grid, mode="nearest", **options)
     return moved, ids[:, 0].to(labels.dtype)
 
 
-def opencv_deform(cv2, displacement):
+def opencv_deform(cv2, displacement, side=SIDE):
     """At its best: the identity, and labels in a type that it takes, are made beforehand."""
-    axis = np.arange(SIDE, dtype=np.float32)
+    axis = np.arange(side, dtype=np.float32)
     rows, columns = np.meshgrid(axis, axis, indexing="ij")
 
     def run(image, labels):
-        y, x = (cv2.resize(d, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for d in displacement)
+        y, x = (cv2.resize(d, (side, side), interpolation=cv2.INTER_CUBIC) for d in displacement)
         cv2.add(x, columns, x)
         cv2.add(y, rows, y)
         border = cv2.BORDER_REFLECT_101
@@ -82,135 +87,174 @@ def check(device):
     theirs = reference.elastic_deform(image, displacement, labels=labels)
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-4)
     assert (ours[1] == theirs[1]).double().mean() > 0.9999
+    if device.type == "cpu":
+        moved, ids = scipy_deform(image[0, 0].numpy(), displacement[0].numpy(), labels[0].numpy())
+        torch.testing.assert_close(ours[0][0, 0], torch.from_numpy(moved), rtol=0, atol=1e-3)
+        assert (ours[1][0].numpy() == ids).mean() > 0.999
+    ours = elastic_deform(image, displacement, labels=labels, grid="keys")
+    theirs = torch_deform(image, displacement, labels)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-3)
+    assert (ours[1] == theirs[1]).double().mean() > 0.999
 
 
 @pytest.mark.parametrize("order", [0, 1, 3])
-def bench_elastic_deform(benchmark, device, order):
+@pytest.mark.parametrize("function", [elastic_deform, reference.elastic_deform])
+def bench_elastic_deform(benchmark, device, timed, function, order):
     check(device)
     image, displacement, labels = sample(device=device)
+    benchmark.name = f"{'unet_fast' if function is elastic_deform else 'reference'}, order {order}"
+    benchmark.group = f"elastic deformation, {FLOAT}, {device}"
+    timed(lambda: function(image, displacement, labels=labels, order=order))
+
+
+def scipy_rival(image, displacement, labels):
+    name = "SciPy, equal to elasticdeform"
+    arrays = image[0, 0].numpy(), displacement[0].numpy(), labels[0].numpy()
+    return Rival(name, lambda: scipy_deform(*arrays), "scipy")
+
+
+def opencv_rival(image, displacement, labels):
+    cv2, name = optional("cv2"), "OpenCV resize + remap"
+    if cv2 is None:
+        return Rival(name, None)
+    cv2.setNumThreads(torch.get_num_threads())
+    run = opencv_deform(cv2, displacement[0].numpy(), image.shape[-1])
+    plane, ids = image[0, 0].numpy(), labels[0].numpy().astype(np.int16)
+    return Rival(name, lambda: run(plane, ids), "opencv-python-headless")
+
+
+def elasticdeform_rival(image, displacement, labels, order=1):
+    package, name = optional("elasticdeform"), f"elasticdeform, order {order}"
+    if package is None:
+        return Rival(name, None)
+    planes, knots = [image[0, 0].numpy(), labels[0].numpy()], displacement[0].numpy()
+    return Rival(
+        name,
+        lambda: package.deform_grid(planes, knots, order=[order, 0], mode="mirror"),
+        "elasticdeform",
+    )
+
+
+def batchgenerators_rival(image, labels):
+    name = "batchgeneratorsv2 SpatialTransform"
+    spatial = optional("batchgeneratorsv2.transforms.spatial.spatial")
+    if spatial is None:
+        return Rival(name, None)
+    transform = spatial.SpatialTransform(
+        (SIDE, SIDE),
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_elastic_deform=1,
+        elastic_deform_scale=(0.3, 0.3),
+        elastic_deform_magnitude=(0.05, 0.05),
+        p_rotation=0,
+        p_scaling=0,
+        mode_seg="nearest",
+    )
+    return Rival(
+        name, lambda: transform(image=image[0], segmentation=labels[:1]), "batchgeneratorsv2"
+    )
+
+
+def monai_rival(image, labels):
+    """Images, and labels by the nearest pixel; each by a call of its own, as its pipelines do."""
+    transforms, name = optional("monai.transforms"), "MONAI Rand2DElastic"
+    if transforms is None:
+        return Rival(name, None)
+    transform = transforms.Rand2DElastic(
+        spacing=(SIDE / 2, SIDE / 2),
+        magnitude_range=(SIGMA, SIGMA),
+        prob=1,
+        padding_mode="reflection",
+        device=image.device,
+    )
+    ids = labels[:, None].float()
 
     def run():
-        elastic_deform(image, displacement, labels=labels, order=order)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        for plane, label in zip(image, ids, strict=True):
+            transform(plane, mode="bilinear")
+            transform(label, mode="nearest", randomize=False)
 
-    benchmark.group = f"elastic deformation, {device}"
-    benchmark(run)
-
-
-def rivals():
-    """(name, function, rounds at most, ours)."""
-    image, displacement, labels = sample()
-    plane, knots, ids = image[0, 0].numpy(), displacement[0].numpy(), labels[0].numpy()
-
-    def ours(**options):
-        return lambda: elastic_deform(image, displacement, labels=labels, **options)
-
-    yield "SciPy", lambda: scipy_deform(plane, knots, ids), 20, ours()
-    elasticdeform = interleave.optional("elasticdeform")
-    if elasticdeform is not None:
-        for order in (1, 3):
-            yield (
-                f"elasticdeform, order {order}",
-                lambda order=order: elasticdeform.deform_grid(
-                    [plane, ids], knots, order=[order, 0], mode="mirror"
-                ),
-                20,
-                ours(order=order),
-            )
-    yield "torch grid_sample", lambda: torch_deform(image, displacement, labels), 20, ours()
-    cv2 = interleave.optional("cv2")
-    if cv2 is not None:
-        cv2.setNumThreads(torch.get_num_threads())
-        run, small = opencv_deform(cv2, knots), ids.astype(np.int16)
-        yield "OpenCV resize + remap", lambda: run(plane, small), 200, ours()
-    album = interleave.optional("albumentations")
-    if album is not None:
-        image8, _, _ = sample(dtype=torch.uint8)
-        plane8, ids8 = image8[0, 0].numpy(), ids.astype(np.uint8)
-        labels8 = torch.from_numpy(ids8)[None]
-        transforms = (
-            album.ElasticTransform(alpha=300, sigma=50, approximate=True, p=1),
-            album.GridElasticDeform(num_grid_xy=(2, 2), magnitude=10, p=1),
-        )
-        for transform in transforms:
-            yield (
-                f"albumentations {type(transform).__name__}, uint8",
-                lambda t=transform: t(image=plane8, mask=ids8),
-                50,
-                lambda: elastic_deform(image8, displacement, labels=labels8),
-            )
+    return Rival(name, run, "monai")
 
 
-def row(device, case, rival, compared):
-    header = interleave.header("elastic_deform", device)
-    return {**header, "case": case, "rival": rival, **compared}
+def kornia_rival(image):
+    """Smooths noise of the size of the image; its labels would take a second call."""
+    kornia, name = optional("kornia.geometry.transform"), "kornia elastic_transform2d, image only"
+    if kornia is None:
+        return Rival(name, None)
+    noise = torch.rand(len(image), 2, SIDE, SIDE, device=image.device) * 2 - 1
+    run = functools.partial(kornia.elastic_transform2d, image, noise, (63, 63), (32.0, 32.0))
+    return Rival(name, run, "kornia")
 
 
-def measure_cpu(rounds):
-    cpu = torch.device("cpu")
-    for name, rival, most, ours in rivals():
-        compared = interleave.compare(ours, rival, cpu, min(rounds, most))
-        yield row(cpu, f"{SIDE}x{SIDE} and labels", name, compared)
-
-
-def measure_cuda(device, rounds):
-    image, displacement, labels = sample(BATCH, device)
-    copies = torch.empty_like(image), torch.empty_like(labels)
-
-    def ours():
-        return elastic_deform(image, displacement, labels=labels)
-
-    def copy():
-        copies[0].copy_(image)
-        copies[1].copy_(labels)
-
-    functions = [
-        ("copy of the same bytes", copy),
-        ("torch grid_sample", lambda: torch_deform(image, displacement, labels)),
-    ]
-    kornia = interleave.optional("kornia.geometry.transform")
-    if kornia is not None:
-        noise = torch.rand(BATCH, 2, SIDE, SIDE, device=device) * 2 - 1
-        functions.append(
-            (
-                "kornia elastic_transform2d, image only",
-                lambda: kornia.elastic_transform2d(image, noise, (63, 63), (32.0, 32.0)),
-            )
-        )
-    monai = interleave.optional("monai.transforms")
-    if monai is not None:
-        transform = monai.Rand2DElastic(
-            spacing=(SIDE / 2, SIDE / 2), magnitude_range=(10, 10), prob=1, device=device
-        )
-        functions.append(
-            (
-                "MONAI Rand2DElastic, image only",
-                lambda: [transform(plane) for plane in image],
-            )
-        )
-    for name, rival in functions:
-        compared = interleave.compare(ours, rival, device, rounds)
-        yield row(device, f"{BATCH} of {SIDE}x{SIDE} and labels", name, compared)
-
-
-def main():
-    arguments = interleave.arguments_of(__doc__)
-    device = arguments.device
-    check(device)
-    image, displacement, labels = sample(device=device)
-    results = (image.numel() + labels.numel()) * 4 / 1e6
-    peak = interleave.peak_megabytes(
-        lambda: elastic_deform(image, displacement, labels=labels), device
+def albumentations_rivals(image, labels):
+    """Of bytes, which are its best case."""
+    names = "albumentations ElasticTransform", "albumentations GridElasticDeform"
+    package = optional("albumentations")
+    if package is None:
+        return [Rival(name, None) for name in names]
+    transforms = (
+        package.ElasticTransform(alpha=300, sigma=50, approximate=True, p=1),
+        package.GridElasticDeform(num_grid_xy=(2, 2), magnitude=10, p=1),
     )
-    print(f"memory beside the results: {peak - results:.3f} MB")
-    measure = measure_cpu if device.type == "cpu" else lambda r: measure_cuda(device, r)
-    rows = list(measure(arguments.rounds))
-    columns = ["case", "rival", "ours ms", "rival ms"]
-    interleave.print_table(rows, [*columns, "ratio p20", "ratio p50", "ratio p80"])
-    if arguments.csv:
-        interleave.write_csv(arguments.csv, rows)
+    plane, ids = image[0, 0].numpy(), labels[0].numpy()
+    return [
+        Rival(name, functools.partial(transform, image=plane, mask=ids), "albumentations")
+        for name, transform in zip(names, transforms, strict=True)
+    ]
 
 
-if __name__ == "__main__":
-    main()
+def moved(image, labels):
+    """Bytes read and written."""
+    return 2 * sum(x.numel() * x.element_size() for x in (image, labels))
+
+
+def cases(device, peers):
+    check(device)
+    n = 1 if device.type == "cpu" else BATCH
+    parts = image, displacement, labels = sample(n, device)
+    name = FLOAT if n == 1 else f"{n} of {FLOAT}"
+    run = functools.partial(elastic_deform, image, displacement, labels=labels)
+    plain = functools.partial(reference.elastic_deform, image, displacement, labels=labels)
+    rivals = [
+        Rival("reference", plain),
+        Rival("torch grid_sample", functools.partial(torch_deform, *parts)),
+    ]
+    if n == 1:
+        rivals.append(scipy_rival(*parts))
+    if peers:
+        if n == 1:
+            rivals += [elasticdeform_rival(*parts), opencv_rival(*parts)]
+            rivals.append(batchgenerators_rival(image, labels))
+        rivals += [monai_rival(image, labels), kornia_rival(image)]
+    yield Case(name, "elastic_deform", run, rivals, moved=moved(image, labels))
+    cubic = functools.partial(run, order=3)
+    rivals = [elasticdeform_rival(*parts, order=3)] if peers and n == 1 else []
+    yield Case(f"{name}, order 3", "elastic_deform", cubic, rivals, moved=moved(image, labels))
+    if n == 1:
+        image, displacement, labels = sample(dtype=torch.uint8)
+        labels = labels.to(torch.uint8)
+        run = functools.partial(elastic_deform, image, displacement, labels=labels)
+        rivals = albumentations_rivals(image, labels) if peers else []
+        yield Case(BYTES, "elastic_deform", run, rivals, moved=moved(image, labels))
+
+
+def growth(device, peers):
+    """Against pixels, channels and batch."""
+    series = {
+        "pixels": [(s * s, {"side": s}) for s in (256, 512, 1024, 2048, 4096)],
+        "channels": [(c, {"side": 256, "channels": c}) for c in (1, 2, 4, 8, 16)],
+        "batch": [(n, {"side": 256, "n": n}) for n in (1, 2, 4, 8, 16, 32)],
+    }
+    for axis, points in series.items():
+        for x, size in points:
+            parts = image, displacement, labels = sample(device=device, **size)
+            rivals = [Rival("torch grid_sample", functools.partial(torch_deform, *parts))]
+            if axis == "pixels" and device.type == "cpu":
+                rivals.append(scipy_rival(*parts))
+                if peers:
+                    rivals.append(opencv_rival(*parts))
+            run = functools.partial(elastic_deform, image, displacement, labels=labels)
+            name = "x".join(map(str, image.shape))
+            yield Case(name, "elastic_deform", run, rivals, axis=axis, x=x)

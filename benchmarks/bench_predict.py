@@ -6,10 +6,11 @@ probability to that of the whole image, away from its border, is least. Ours, wh
 timed against that and against the usual overlap of a quarter, with the same network, precision and
 layout of memory; and against the bare network on as many pixels as ours computes.
 
-    python benchmarks/bench_predict.py --model RUN --csv benchmarks/results/predict_cpu.csv
+    python -m benchmarks.bench_predict --model RUN --csv benchmarks/results/predict_cpu.csv
 
 RUN is a trained padded network: the sliding window cannot serve an unpadded one. Needs the package
-monai.
+monai. The suite (`python -m benchmarks.run`) times the same on a smaller image with a network that
+nobody trained, which takes as long.
 """
 
 import argparse
@@ -19,7 +20,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import (
+
+from unet_fast import UNet, load_model, predict
+from unet_fast.device import precision_of
+from unet_fast.imageio import list_images, read_image
+from unet_fast.intensity import normalise
+from unet_fast.predict import Options, Predictor
+
+from .bench_step import Setting, operations
+from .interleave import (
+    COLUMNS,
+    Case,
+    Rival,
     compare,
     header,
     optional,
@@ -27,11 +39,6 @@ from interleave import (
     print_table,
     write_csv,
 )
-
-from unet_fast import load_model, predict
-from unet_fast.imageio import list_images, read_image
-from unet_fast.intensity import normalise
-from unet_fast.predict import Options, Predictor
 
 SETTINGS = [
     (window, overlap, mode)
@@ -73,7 +80,7 @@ def main():
     monai = optional("monai.inferers")
     settings = [] if monai is None else [USUAL, best_hidden(net, monai, arguments.device)]
     for name in arguments.precision:
-        rows = list(timed(net, monai, settings, getattr(torch, name), arguments))
+        rows = list(timed(net, settings, getattr(torch, name), arguments))
         if arguments.csv is not None:
             write_csv(arguments.csv, rows)
 
@@ -104,14 +111,15 @@ def best_hidden(net, monai, device):
     return min(SETTINGS, key=errors.get)
 
 
-def timed(net, monai, settings, dtype, arguments):
-    """A row for each rival."""
-    device, side = arguments.device, arguments.side
-    image = mosaic(side)
-    tiling = Predictor(net, Options(precision=str(dtype).removeprefix("torch."))).plan((side, side))
+def functions(net, image, settings, dtype, device):
+    """Ours, and the rivals by name: the bare network and sliding windows."""
+    side = image.shape[-1]
+    name = str(dtype).removeprefix("torch.")
+    tiling = Predictor(net, Options(precision=name)).plan((side, side))
     inputs = torch.rand(tiling.batch, 1, *tiling.input, device=device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     tiles = len(tiling.origins)
+    monai = optional("monai.inferers")
 
     def ours():
         return predict(net, image, precision=dtype)
@@ -123,18 +131,74 @@ def timed(net, monai, settings, dtype, arguments):
 
     rivals = {f"bare network, {tiles} x {tiling.input[0]} x {tiling.input[1]}": bare}
     for setting in settings:
-        name = "MONAI, window {}, overlap {}, {}".format(*setting)
-        rivals[name] = functools.partial(windowed, net, monai, image, setting, dtype, device)
+        rival = functools.partial(windowed, net, monai, image, setting, dtype, device)
+        rivals["MONAI, window {}, overlap {}, {}".format(*setting)] = (
+            None if monai is None else rival
+        )
+    return ours, rivals
+
+
+def timed(net, settings, dtype, arguments):
+    """A row for each rival."""
+    device, side = arguments.device, arguments.side
+    image = mosaic(side)
+    ours, rivals = functions(net, image, settings, dtype, device)
+    case = (
+        f"base {net.head.in_channels}, padded, {side} x {side}, {str(dtype).removeprefix('torch.')}"
+    )
     for name, rival in rivals.items():
-        row = header("predict", device)
-        row |= {"side": side, "precision": str(dtype).removeprefix("torch."), "rival": name}
-        row |= compare(ours, rival, device, arguments.rounds, warm_up=1)
+        row = dict.fromkeys(COLUMNS, "") | {"suite": "predict", "case": case, "ours": "predict"}
+        row |= {"rival": name, **header(device)}
+        row |= compare(ours, rival, device, budget=0, least=arguments.rounds)
         if device.type == "cpu":
             row["ours MB"] = f"{peak_resident_megabytes(ours):.0f}"
             row["rival MB"] = f"{peak_resident_megabytes(rival):.0f}"
-        columns = ["precision", "rival", "ours ms", "rival ms", "ratio p50", "ours MB", "rival MB"]
-        print_table([row], [name for name in columns if name in row])
+        print_table(
+            [row], ["case", "rival", "ours ms", "rival ms", "ratio p50", "ours MB", "rival MB"]
+        )
         yield row
+
+
+def cases(device, peers):
+    """Ours against the bare network and MONAI; the network alone, with the paper's shapes."""
+    dtype = precision_of("auto", device)
+    cuda = device.type == "cuda"
+    torch.manual_seed(0)
+    net = UNet(base_channels=16, padding="same").to(device).eval()
+    check(net, device)
+    side = 4096 if cuda else 2048
+    settings = [USUAL, (512, 0.5, "gaussian")] if peers else []
+    ours, rivals = functions(net, mosaic(side), settings, dtype, device)
+    rivals = [
+        Rival(name, rival, "monai" if name.startswith("MONAI") else None)
+        for name, rival in rivals.items()
+    ]
+    yield Case(f"base 16, padded, {side} x {side}", "predict", ours, rivals, images=1)
+    for base, batch in [(64, 1), (64, 16), (16, 16)] if cuda else [(64, 1), (16, 1)]:
+        setting = Setting(base, batch)
+        net = setting.network().to(device, memory_format=torch.channels_last).eval()
+        inputs = torch.rand(batch, 1, *setting.shapes[0], device=device)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        yield Case(
+            setting.name,
+            "network, inference",
+            functools.partial(inferred, net, inputs, dtype, device),
+            operations=operations(setting) / 3,
+            precision=dtype,
+            images=batch,
+        )
+
+
+def check(net, device):
+    """Tiles are as the whole."""
+    image = mosaic(384)
+    whole, tiled = (predict(net, image, tile=tile, device=device) for tile in (384, 128))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def inferred(net, inputs, dtype, device):
+    with torch.inference_mode(), precision(device, dtype):
+        return net(inputs)
 
 
 def precision(device, dtype):

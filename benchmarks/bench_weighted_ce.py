@@ -1,24 +1,21 @@
-"""Times weighted_ce, forward and backward, against eager and compiled PyTorch and a plain copy.
+"""weighted_ce, forward and backward, against its reference, PyTorch and MONAI."""
 
-`pytest benchmarks` shows all with pytest-benchmark. `python benchmarks/bench_weighted_ce.py` runs
-ours and each rival in turn (A B A B), prints a table of medians, medians of the ratios and peak
-memory, and with `--csv FILE` keeps it. Against a copy of as many bytes as the operator reads and
-writes, the ratio is the share of the copy's bandwidth that it reaches.
-"""
+import functools
 
-import interleave
 import pytest
 import torch
 import torch.nn.functional as F
 
-import unet_fast
+from unet_fast import reference, weighted_ce
+
+from .interleave import Case, Rival, optional
 
 CASES = {  # name: shape of the logits
-    "one tile, paper": (1, 2, 388, 388),
-    "batch of 8": (8, 2, 512, 512),
-    "20 classes": (1, 20, 388, 388),
+    "one tile of the paper, 2 classes, 388 x 388": (1, 2, 388, 388),
+    "8 x 2 classes, 512 x 512": (8, 2, 512, 512),
+    "20 classes, 388 x 388": (1, 20, 388, 388),
 }
-CUDA_CASES = {"batch of 32": (32, 2, 512, 512)}
+CUDA_CASES = {"32 x 2 classes, 512 x 512": (32, 2, 512, 512)}
 
 
 def eager(logits, target, weight):
@@ -26,9 +23,10 @@ def eager(logits, target, weight):
     return loss.sum() / weight.sum()
 
 
-def rivals(device):
-    mode = "max-autotune" if device.type == "cuda" else None
-    return {"eager": eager, "compiled eager": torch.compile(eager, mode=mode)}
+def compiled(device):
+    """The eager one, compiled anew: for one shape each."""
+    torch.compiler.reset()
+    return torch.compile(eager, mode="max-autotune" if device.type == "cuda" else None)
 
 
 def problem(shape, device):
@@ -49,101 +47,78 @@ def step(function, logits, target, weight):
 
 
 def check(rival, inputs):
-    results = [step(function, *inputs) for function in (unet_fast.weighted_ce, rival)]
+    results = [step(function, *inputs) for function in (weighted_ce, rival)]
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # raised by torch.compile itself
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["unet_fast", "eager", "compiled eager"])
-def bench_weighted_ce(benchmark, device, case, name):
+@pytest.mark.parametrize("name", ["unet_fast", "reference", "torch.compile"])
+def bench_weighted_ce(benchmark, device, timed, case, name):
     inputs = problem(CASES[case], device)
-    function = unet_fast.weighted_ce if name == "unet_fast" else rivals(device)[name]
+    function = {"unet_fast": weighted_ce, "reference": reference.weighted_ce}.get(name)
+    function = function or compiled(device)
     check(function, inputs)
-
-    def run():
-        step(function, *inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     benchmark.group = f"weighted_ce, {case}, {device}"
-    benchmark(run)
+    timed(lambda: step(function, *inputs))
 
 
-def copy_of(n, device):
-    """A copy that reads and writes n bytes in all."""
-    source = torch.ones(n // 8, device=device)
-    destination = torch.empty_like(source)
-    return lambda: destination.copy_(source)
-
-
-def direct(shape, device):
-    """The operators without autograd, each with a copy of as many bytes."""
-    logits, target, weight = problem(shape, device)
-    logits = logits.detach()
-    operators = torch.ops.unet_fast
-    _, normaliser = operators.weighted_ce(logits, target, weight, 3, -100)
-    grad = torch.ones((), device=device)
-    read = sum(x.numel() * x.element_size() for x in (logits, target, weight))
-    written = logits.numel() * logits.element_size()
-    yield (
-        "forward",
-        lambda: operators.weighted_ce(logits, target, weight, 3, -100),
-        copy_of(read, device),
-    )
-    yield (
-        "backward",
-        lambda: operators.weighted_ce_backward(grad, logits, target, weight, normaliser, 3, -100),
-        copy_of(read + written, device),
-    )
-
-
-def measure(case, shape, device, rounds):
-    """Rows of one case: ours against each rival, and the operators against copies."""
-    start = {
-        **interleave.header("weighted_ce", device),
-        "case": case,
-        "shape": "x".join(map(str, shape)),
-    }
-    for name, rival in rivals(device).items():
+def cases(device, peers):
+    for name, shape in (CASES | (CUDA_CASES if device.type == "cuda" else {})).items():
         inputs = problem(shape, device)
-        check(rival, inputs)
-        ours, theirs = (
-            lambda f=f, inputs=inputs: step(f, *inputs) for f in (unet_fast.weighted_ce, rival)
-        )
-        yield {
-            **start,
-            "ours": "forward + backward",
-            "rival": name,
-            **interleave.compare(ours, theirs, device, rounds),
-            "ours peak MB": f"{interleave.peak_megabytes(ours, device):.1f}",
-            "rival peak MB": f"{interleave.peak_megabytes(theirs, device):.1f}",
+        functions = {
+            "reference": reference.weighted_ce,
+            "PyTorch, eager": eager,
+            "PyTorch, torch.compile": compiled(device),
         }
-    with torch.no_grad():
-        for name, operator, copy in direct(shape, device):
-            yield {
-                **start,
-                "ours": name,
-                "rival": "copy",
-                **interleave.compare(operator, copy, device, rounds),
-                "ours peak MB": f"{interleave.peak_megabytes(operator, device):.1f}",
-                "rival peak MB": "",
-            }
+        for function in functions.values():
+            check(function, inputs)
+        rivals = [
+            Rival(rival, functools.partial(step, function, *inputs))
+            for rival, function in functions.items()
+        ]
+        if peers:
+            rivals.append(dice_ce(inputs))
+        logits, target, weight = (x.detach() for x in inputs)
+        read = sum(x.numel() * x.element_size() for x in (logits, target, weight))
+        written = logits.numel() * logits.element_size()
+        run = functools.partial(step, weighted_ce, *inputs)
+        yield Case(name, "weighted_ce", run, rivals, moved=2 * read + written, memory=True)
+        # The operators without autograd, whose bookkeeping takes longer than small cases.
+        operators = torch.ops.unet_fast
+        parts = logits, target, weight
+        _, normaliser = operators.weighted_ce(*parts, 3, -100)
+        grad = torch.ones((), device=device)
+        forward = functools.partial(operators.weighted_ce, *parts, 3, -100)
+        backward = functools.partial(
+            operators.weighted_ce_backward, grad, *parts, normaliser, 3, -100
+        )
+        yield Case(name, "forward kernel", forward, moved=read)
+        yield Case(name, "backward kernel", backward, moved=read + written)
 
 
-def main():
-    arguments = interleave.arguments_of(__doc__)
-    device = arguments.device
-    rows = []
-    for case, shape in (CASES | (CUDA_CASES if device.type == "cuda" else {})).items():
-        rows += measure(case, shape, device, arguments.rounds)
-    columns = ["shape", "ours", "rival", "ours ms", "rival ms"]
-    columns += ["ratio p20", "ratio p50", "ratio p80", "ours peak MB", "rival peak MB"]
-    interleave.print_table(rows, columns)
-    if arguments.csv:
-        interleave.write_csv(arguments.csv, rows)
+def dice_ce(inputs):
+    """Another loss, which takes no weights of pixels: what it needs, not what it says."""
+    name = "MONAI DiceCELoss, another loss"
+    losses = optional("monai.losses")
+    if losses is None:
+        return Rival(name, None, "monai")
+    loss = losses.DiceCELoss(to_onehot_y=True, softmax=True)
+    return Rival(name, lambda: step(lambda x, t, w: loss(x, t[:, None]), *inputs), "monai")
 
 
-if __name__ == "__main__":
-    main()
+def growth(device, peers):
+    """Against classes, pixels and batch."""
+    series = {
+        "classes": [(c, (1, c, 256, 256)) for c in (2, 4, 8, 16, 32, 64)],
+        "pixels": [(s * s, (1, 2, s, s)) for s in (256, 512, 1024, 2048, 4096)],
+        "batch": [(n, (n, 2, 256, 256)) for n in (1, 2, 4, 8, 16, 32)],
+    }
+    for axis, points in series.items():
+        for x, shape in points:
+            inputs = problem(shape, device)
+            runs = [functools.partial(step, f, *inputs) for f in (weighted_ce, eager)]
+            name = "x".join(map(str, shape))
+            rivals = [Rival("PyTorch, eager", runs[1])]
+            yield Case(name, "weighted_ce", runs[0], rivals, axis=axis, x=x)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with a CUDA GPU, nvcc and torch: builds this checkout with CUDA, tests it on the GPU,
-# runs compute-sanitizer on small cases and the CUDA benchmarks. Logs and CSV go to OUT. Needs no
-# network, but the packages of the `test` extra, scikit-build-core and CMake; ends within ten minutes.
+# runs compute-sanitizer on small cases and the suite of benchmarks. Logs and CSV go to OUT. Needs no
+# network, but the packages of the `test` extra, scikit-build-core and CMake; rivals of the `bench`
+# extra that are missing are reported as missing. Ends within ten minutes: each step has its limit,
+# and a benchmark that reaches it has written the rows it got to.
 #
 #   benchmarks/gpu.sh OUT
 #
@@ -36,10 +38,10 @@ architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/
 site="$out/site"
 step 30 facts bash -c "$facts" "$python"
 [ "$dry" = 1 ] || step 30 nvidia_smi nvidia-smi
-UNET_FAST_CUDA=ON step 240 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
+UNET_FAST_CUDA=ON step 150 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
   --upgrade --target "$site" --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
 [ "$failed" = 0 ] || exit 1  # nothing below would be about this checkout
-export PYTHONPATH="$site:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 step 60 info "$python" -P -m unet_fast.cli info
 
 # Kernels run on the host need no GPU.
@@ -48,25 +50,26 @@ tests=(tests/test_{weighted_ce,border_weight_map,elastic_deform,library,train,pr
 if [ "$dry" = 1 ]; then
   step 240 tests "$python" -P -m pytest -q "${tests[@]}"
   step 60 sanitizer_cases "$python" -P benchmarks/sanitizer_cases.py --device cpu
-  step 120 benchmark "$python" -P benchmarks/bench_weighted_ce.py --rounds 5 --csv "$out/weighted_ce.csv"
-  step 120 benchmark_deform "$python" -P benchmarks/bench_elastic_deform.py --rounds 5 --csv "$out/elastic_deform.csv"
-  # The rivals of border_weight_map are slow; its benchmark is only looked at for errors.
-  step 30 benchmark_map "$python" -P benchmarks/bench_border_weight_map.py --help
-  step 60 profile "$python" -P benchmarks/profile_step.py --base-channels 2 --csv "$out/profile.csv"
+  step 120 benchmark "$python" -m benchmarks.run --only limits weighted_ce elastic_deform --budget 0.1 --out "$out"
+  step 60 profile "$python" -m benchmarks.profile_step --base-channels 2 --steps 3
 else
-  UNET_FAST_REQUIRE_CUDA=1 step 240 tests "$python" -P -m pytest -q "${tests[@]}"
+  UNET_FAST_REQUIRE_CUDA=1 step 150 tests "$python" -P -m pytest -q "${tests[@]}"
   # The launches that the sanitizers watch are few and small: each costs seconds.
   # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
   for tool in memcheck racecheck initcheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step 90 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step 45 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$python" -P benchmarks/sanitizer_cases.py --device cuda
   done
-  step 60 benchmark_map "$python" -P benchmarks/bench_border_weight_map.py --device cuda --csv "$out/border_weight_map.csv"
-  step 60 benchmark_deform "$python" -P benchmarks/bench_elastic_deform.py --device cuda --csv "$out/elastic_deform.csv"
-  for batch in 1 8; do
-    step 60 "profile_$batch" "$python" -P benchmarks/profile_step.py --device cuda --steps 20 \
-      --batch-size "$batch" --csv "$out/profile.csv"
-  done
-  step 180 benchmark "$python" -P benchmarks/bench_weighted_ce.py --device cuda --csv "$out/weighted_ce.csv"
+  bench() {  # bench SECONDS SUITE...
+    local seconds=$1
+    shift
+    step "$seconds" "benchmark_$1" "$python" -m benchmarks.run --device cuda --peers --budget 0.5 --only "$@" --out "$out"
+  }
+  bench 60 limits border_weight_map elastic_deform
+  bench 70 step
+  bench 30 inference
+  bench 30 breakdown
+  bench 60 weighted_ce
+  bench 60 growth
 fi
 exit "$failed"

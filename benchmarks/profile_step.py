@@ -1,6 +1,6 @@
 """Where the time of a training step goes, by torch.profiler: the paper's net, 572 -> 388.
 
-python benchmarks/profile_step.py [--base-channels 16] [--device cuda] [--csv FILE]
+python -m benchmarks.profile_step [--base-channels 16] [--device cuda]
 """
 
 import argparse
@@ -9,15 +9,72 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from interleave import header, write_csv
 from torch.profiler import ProfilerActivity, profile
 
 from unet_fast import TrainConfig, train
 from unet_fast.demo import SAMPLE
 from unet_fast.train import SPAN
 
+from .interleave import COLUMNS, header
+
 PARTS = "tiles", "weights", "network", "loss", "backward", "optimizer"
 CONVOLUTIONS = "aten::convolution", "aten::convolution_backward"
+CONVOLUTION_PART = "convolutions among them"
+
+
+def profiled(base_channels, tile, batch_size, steps, device):
+    """Median milliseconds of each part, and the share of convolutions; two steps do not count."""
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with tempfile.TemporaryDirectory() as place, profile(activities=activities) as recorded:
+        config = TrainConfig(
+            SAMPLE / "train" / "images",
+            SAMPLE / "train" / "labels",
+            out=Path(place) / "run",
+            steps=steps,
+            base_channels=base_channels,
+            tile=tile,
+            batch_size=batch_size,
+            device=str(device),
+            validation=0,
+            previews=0,
+        )
+        train(config)
+
+    def milliseconds(event):
+        return (event.device_time_total if cuda else event.cpu_time_total) / 1000
+
+    spans = {p: [e for e in recorded.events() if e.name == f"{SPAN} {p}"] for p in PARTS}
+    spans = {p: sorted(events, key=lambda e: e.time_range.start)[2:] for p, events in spans.items()}
+    begin = spans["tiles"][0].time_range.start
+    whole = sum(milliseconds(e) for events in spans.values() for e in events)
+    convolutions = sum(
+        milliseconds(e)
+        for e in recorded.events()
+        if e.name in CONVOLUTIONS and e.time_range.start >= begin
+    )
+    return {
+        p: median(map(milliseconds, events)) for p, events in spans.items()
+    }, convolutions / whole
+
+
+def rows(device):
+    """Of the suite: the paper's network and that of base 16."""
+    steps = 20 if device.type == "cuda" else 5
+    settings = [(64, 1), (64, 8)] if device.type == "cuda" else [(64, 1), (16, 1)]
+    for base, batch in settings:
+        parts, convolutions = profiled(base, 388, batch, steps, device)
+        whole = sum(parts.values())
+        times = parts | {CONVOLUTION_PART: convolutions * whole}
+        for part, time in times.items():
+            row = dict.fromkeys(COLUMNS, "") | {"suite": "breakdown", "ours": part}
+            row |= {"case": f"base {base}, 572 -> 388, batch {batch}", "limit": "the step"}
+            yield row | {
+                "ours ms": f"{time:.4f}",
+                "rounds": steps - 2,
+                "share": f"{time / whole:.4f}",
+                **header(device),
+            }
 
 
 def main() -> None:
@@ -26,55 +83,12 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=388)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6, help="the first two do not count")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--csv", type=Path)
-    options = parser.parse_args()
-    cuda = options.device.startswith("cuda")
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-    with tempfile.TemporaryDirectory() as place, profile(activities=activities) as recorded:
-        config = TrainConfig(
-            SAMPLE / "train" / "images",
-            SAMPLE / "train" / "labels",
-            out=Path(place) / "run",
-            steps=options.steps,
-            base_channels=options.base_channels,
-            tile=options.tile,
-            batch_size=options.batch_size,
-            device=options.device,
-            validation=0,
-            previews=0,
-        )
-        train(config)
-
-    def milliseconds(event: torch.autograd.profiler_util.FunctionEvent) -> float:
-        return (event.device_time_total if cuda else event.cpu_time_total) / 1000
-
-    spans = {p: [e for e in recorded.events() if e.name == f"{SPAN} {p}"] for p in PARTS}
-    spans = {p: sorted(events, key=lambda e: e.time_range.start)[2:] for p, events in spans.items()}
-    begin = spans["tiles"][0].time_range.start
-    parts = {p: median(map(milliseconds, events)) for p, events in spans.items()}
-    whole = sum(milliseconds(e) for events in spans.values() for e in events)
-    convolutions = sum(
-        milliseconds(e)
-        for e in recorded.events()
-        if e.name in CONVOLUTIONS and e.time_range.start >= begin
-    )
-    steps = len(spans["tiles"])
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parts, convolutions = profiled(**vars(parser.parse_args()))
+    whole = sum(parts.values())
     for part, time in parts.items():
-        print(f"{part:<10} {time:9.2f} ms  {100 * time / sum(parts.values()):5.1f} %")
-    share = convolutions / whole
-    print(f"convolutions: {100 * share:.1f} % of {whole / steps:.1f} ms a step, mean of {steps}")
-    if options.csv is None:
-        return
-    row = header("step", torch.device(options.device)) | {
-        "base_channels": options.base_channels,
-        "tile": options.tile,
-        "batch_size": options.batch_size,
-        "step ms": f"{whole / steps:.2f}",
-        "convolutions": f"{share:.4f}",
-        **{f"{part} ms": f"{time:.2f}" for part, time in parts.items()},
-    }
-    write_csv(options.csv, [row])
+        print(f"{part:<10} {time:9.2f} ms  {100 * time / whole:5.1f} %")
+    print(f"convolutions: {100 * convolutions:.1f} % of {whole:.1f} ms a step")
 
 
 if __name__ == "__main__":

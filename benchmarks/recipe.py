@@ -1,6 +1,6 @@
 """Which learning rate, schedule and reduction train best: short runs on three real data sets.
 
-    UNET_FAST_DATA=... python benchmarks/recipe.py --csv benchmarks/results/recipe_cpu.csv
+    UNET_FAST_DATA=... python -m benchmarks.recipe --csv benchmarks/results/recipe_cpu.csv
 
 Each variant changes one setting of the default recipe, or the optimiser with a rate of its own.
 Scores are those of validation files at the last step. Runs whose row is in the CSV are left out.
@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from interleave import header, write_csv
 
 from unet_fast import TrainConfig, train
 from unet_fast.checkpoint import read_log
+
+from .interleave import header, write_csv
 
 # Validation frames lie apart from those of training where files are frames of one sequence.
 SETS = {
@@ -99,7 +100,7 @@ def run(folder: Path, variant: dict[str, object], seed: int, options: argparse.N
     row = key | {
         **{k: "" if last[k] is None else f"{last[k]:.4f}" for k in SCORES},
         "seconds": f"{seconds:.0f}",
-        **header("train", torch.device("cpu")),
+        **header(torch.device("cpu")),
     }
     print(" ".join(f"{k}={row[k]}" for k in (*key, *SCORES, "seconds")), flush=True)
     write_csv(options.csv, [row])

@@ -1,8 +1,8 @@
 """How well the recipe segments: trains on real images, scores images it has not seen.
 
-    UNET_FAST_DATA=... python benchmarks/segmentation.py run dic_c2dh_hela border --seed 0
-    UNET_FAST_DATA=... python benchmarks/segmentation.py all --seeds 0 1 2
-    python benchmarks/segmentation.py report [--check]
+    UNET_FAST_DATA=... python -m benchmarks.segmentation run dic_c2dh_hela border --seed 0
+    UNET_FAST_DATA=... python -m benchmarks.segmentation all --seeds 0 1 2
+    python -m benchmarks.segmentation report [--check]
 
 `run` adds a row to benchmarks/results/segmentation.csv; `all` makes the rows that are missing;
 `report` writes docs/results.md from the rows. Which files are trained on and which are scored
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import header
 from scipy import ndimage
 
 from unet_fast import (
@@ -40,6 +39,8 @@ from unet_fast.evaluate import as_csv, flat, scores_of
 from unet_fast.imageio import read_labels, replace_file, write_labels
 from unet_fast.intensity import normalise
 from unet_fast.plots import draw_previews, outlines
+
+from .interleave import header
 
 HERE = Path(__file__).parent
 SPLITS, ROWS = HERE / "splits.json", HERE / "results" / "segmentation.csv"
@@ -237,12 +238,12 @@ def run(data: Path, name: str, variant: str, seed: int, options: argparse.Namesp
             {"set": name, "variant": variant, "views": str(views), "seed": str(seed)}
             | {k: f"{scores[k]:.6f}" for k in wanted}
             | {"steps": str(SETS[name]["steps"]), "seconds": f"{seconds:.0f}"}
-            | {k: str(v) for k, v in header("segmentation", torch.device("cpu")).items()}
+            | {k: str(v) for k, v in header(torch.device("cpu")).items()}
         )
         print(" ".join(f"{k}={v}" for k, v in rows[-1].items()), flush=True)
     order = {pair: i for i, pair in enumerate(PAIRS)}
     rows.sort(key=lambda r: (order[r["set"], r["variant"]], int(r["views"]), int(r["seed"])))
-    facts = list(header("", torch.device("cpu")))
+    facts = list(header(torch.device("cpu")))
     keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in facts]
     replace_file(ROWS, as_csv(rows, keys + facts))
 

@@ -10,9 +10,9 @@ import pytest
 
 from unet_fast import UNet
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` takes it out again
 
-import segmentation as experiments
+from benchmarks import segmentation as experiments
 
 
 def test_the_page_says_what_the_rows_say():

@@ -1,0 +1,453 @@
+"""Tables and plots of the suite's rows: no figure of them is typed.
+
+    python benchmarks/report.py [--check]
+
+Fills what stands between `<!-- benchmarks: NAME -->` and `<!-- end -->` in the README and in
+docs/benchmarks.md, and draws docs/benchmarks/*.png. Of each suite a device's newest run counts.
+With `--check` nothing is written; the exit code is 1 if a table, or what a plot was drawn from,
+which its file holds, differs. Needs nothing but an installed package.
+"""
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "benchmarks"
+BLOCK = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SUITES = "weighted_ce", "border_weight_map", "elastic_deform", "step", "inference", "metrics"
+KINDS = "cpu", "cuda"
+REFERENCE = "reference"
+NOT_INSTALLED = "not installed"
+LIMIT = 30
+"""Seconds after which a rival was stopped."""
+SUMMARY = (  # of the README: suite, how its case begins, whose time, what it is
+    (
+        "weighted_ce",
+        "one tile",
+        "weighted_ce",
+        "weighted cross-entropy, forward and backward, 388 x 388",
+    ),
+    (
+        "border_weight_map",
+        "512 x 512, 200",
+        "border_weight_map",
+        "border weight map, 512 x 512, 200 cells",
+    ),
+    (
+        "elastic_deform",
+        "512 x 512 and",
+        "elastic_deform",
+        "elastic deformation, 512 x 512 and labels",
+    ),
+    ("step", "base 16, 572", "whole recipe", "training with the whole recipe, base 16, 572 -> 388"),
+    ("step", "base 64, 572", "whole recipe", "training with the whole recipe, the paper's net"),
+    (
+        "step",
+        "base 16, 384",
+        "whole recipe",
+        "training with the whole recipe, base 16, padded, 384 x 384",
+    ),
+    ("inference", "base 16, padded", "predict", "prediction, base 16, padded"),
+)
+GOALS = (  # suite, case, whose time, goal in images a second
+    ("step", "base 64, 572 -> 388, batch 1", "whole recipe", 250),
+    ("step", "base 64, 572 -> 388, batch 8", "whole recipe", 500),
+    ("inference", "base 64, 572 -> 388, batch 16", "network, inference", 1500),
+)
+SMALL = 0.03
+"""Goal: share of the step that tiles, weights and loss take together, at most."""
+
+
+def newest(suite, kind):
+    """The rows of the newest run of a suite on each device, the newest device first."""
+    path = RESULTS / f"{suite}_{kind}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    dates = {row["device"]: row["date"] for row in sorted(rows, key=lambda row: row["date"])}
+    runs = sorted(dates.items(), key=lambda run: run[1], reverse=True)
+    return [[row for row in rows if (row["device"], row["date"]) == run] for run in runs]
+
+
+def of_devices(suite, table):
+    """A heading and a table for each device."""
+    parts = []
+    for kind in KINDS:
+        for rows in newest(suite, kind):
+            parts += [heading(rows[0]), "", table(rows), ""]
+    return "\n".join(parts) if parts else "Not measured yet.\n"
+
+
+def heading(row):
+    """What measured."""
+    driver = f", driver {row['driver']}" if row["driver"] else ""
+    return (
+        f"*{row['device']}{driver}, {row['threads']} threads, torch {row['torch']}, "
+        f"unet_fast {row['unet_fast']} at {row['commit'] or 'no commit'}, {row['date'][:10]}*"
+    )
+
+
+def markdown(columns, lines):
+    """A table."""
+    return "\n".join("| " + " | ".join(x) + " |" for x in [columns, ["---"] * len(columns), *lines])
+
+
+def time_of(milliseconds):
+    """With three digits."""
+    value, unit = (milliseconds, "ms") if milliseconds < 1000 else (milliseconds / 1000, "s")
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits + (value < 1)}f} {unit}"
+
+
+def wins(row):
+    """Whether ours takes less time."""
+    if row["rival ms"]:
+        return float(row["ratio p50"]) > 1
+    return row["note"] not in ("", NOT_INSTALLED)
+
+
+def loses(row):
+    """Whether the rival takes less time."""
+    return row["rival ms"] != "" and not wins(row)
+
+
+def bold(text, if_so):
+    return f"**{text}**" if if_so else text
+
+
+def number(x):
+    """With three digits."""
+    return f"{float(x):,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def ratio_of(row):
+    """Median and quantiles of rival / ours."""
+    if not row["ratio p50"]:
+        return ""
+    p20, p50, p80 = (number(float(row[f"ratio {p}"])) for p in ("p20", "p50", "p80"))
+    return f"{p50} ({p20} to {p80})"
+
+
+def rival_of(row):
+    """The rival's time, or why there is none."""
+    return time_of(float(row["rival ms"])) if row["rival ms"] else row["note"]
+
+
+def rate_of(row, column):
+    """Images a second."""
+    return f"{1e3 * int(row['images']) / float(row[column]):.3g}" if row[column] else ""
+
+
+def table_of(rows):
+    """All rows of a suite on a device; columns that would be empty are left out."""
+    columns = {
+        "case": lambda row: row["case"],
+        "ours": lambda row: row["ours"],
+        "time": lambda row: bold(time_of(float(row["ours ms"])), wins(row)),
+        "rival": lambda row: f"{row['rival']} {row['rival version']}".strip(),
+        "its time": lambda row: bold(rival_of(row), loses(row)),
+        "its time / ours, p20 to p80": ratio_of,
+        "images/s": lambda row: rate_of(row, "ours ms") if row["images"] else "",
+        "the rival's": lambda row: rate_of(row, "rival ms") if row["images"] else "",
+        "share of limit": lambda row: (
+            row["share"] and f"{100 * float(row['share']):.0f} %, {row['limit']}"
+        ),
+        "peak MB": lambda row: row["ours MB"],
+        "the rival's MB": lambda row: row["rival MB"],
+    }
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    kept = [name for name, column in cells.items() if any(column)]
+    return markdown(kept, zip(*(cells[name] for name in kept), strict=True))
+
+
+def limits():
+    def table(rows):
+        lines = [
+            [row["ours"], row["case"], time_of(float(row["ours ms"])), row["note"]] for row in rows
+        ]
+        return markdown(["what", "of", "time", "rate"], lines)
+
+    return of_devices("limits", table)
+
+
+def breakdown():
+    def table(rows):
+        cases = list(dict.fromkeys(row["case"] for row in rows))
+        parts = list(dict.fromkeys(row["ours"] for row in rows))
+        by = {(row["ours"], row["case"]): row for row in rows}
+        lines = []
+        for part in parts:
+            chosen = [by[part, case] for case in cases]
+            cells = [
+                f"{time_of(float(r['ours ms']))}, {100 * float(r['share']):.1f} %" for r in chosen
+            ]
+            lines.append([part, *cells])
+        return markdown(["part", *cases], lines)
+
+    return of_devices("breakdown", table)
+
+
+def series_of(rows):
+    """{(operator, axis): {method: [(x, milliseconds or None where it was stopped)]}}."""
+    series = {}
+    for row in rows:
+        methods = series.setdefault((row["ours"], row["axis"]), {"unet_fast": {}})
+        x = int(row["x"])
+        methods["unet_fast"].setdefault(x, []).append(float(row["ours ms"]))
+        if row["rival"] and row["note"] != NOT_INSTALLED:
+            methods.setdefault(row["rival"], {})[x] = (
+                float(row["rival ms"]) if row["rival ms"] else None
+            )
+    for methods in series.values():
+        ours = methods["unet_fast"]
+        methods["unet_fast"] = {x: statistics.median(times) for x, times in ours.items()}
+    return series
+
+
+def slope_of(points):
+    """Of the line through the logarithms; None of a single point."""
+    x, y = (np.log([p[i] for p in points.items() if p[1]]) for i in (0, 1))
+    return None if len(x) < 2 else float(np.polyfit(x, y, 1)[0])
+
+
+def growth():
+    def table(rows):
+        lines = []
+        for (operator, axis), methods in series_of(rows).items():
+            for method, points in methods.items():
+                timed = {x: y for x, y in points.items() if y}
+                if not timed:
+                    lines.append(
+                        [operator, axis, method, "", f"over {LIMIT} s at {min(points)}", ""]
+                    )
+                    continue
+                ends = [f"{time_of(timed[x])} at {x:,}" for x in (min(timed), max(timed))]
+                slow = [x for x, y in points.items() if y is None]
+                ends[1] = f"over {LIMIT} s at {min(slow):,}" if slow else ends[1]
+                slope = slope_of(timed)
+                lines.append(
+                    [operator, axis, method, *ends, "" if slope is None else f"{slope:.2f}"]
+                )
+        return markdown(["operator", "against", "who", "from", "to", "slope"], lines)
+
+    return of_devices("growth", table)
+
+
+def found(suite, kind, case, ours):
+    """The rows of a case in the newest run, or none."""
+    runs = newest(suite, kind)
+    rows = runs[0] if runs else []
+    return [
+        row
+        for row in rows
+        if row["case"].startswith(case) and row["ours"] == ours and row["ours ms"]
+    ]
+
+
+def goals():
+    """Those for a GPU of the H200's class."""
+    lines = []
+    for suite, case, ours, goal in GOALS:
+        rows = found(suite, "cuda", case, ours)
+        rate = float(rate_of(rows[0], "ours ms")) if rows else None
+        verdict = "" if rate is None else "met" if rate >= goal else "not met"
+        lines.append(
+            [
+                f"{ours}, {case}",
+                f"at least {goal:,} images/s",
+                "not measured" if rate is None else f"{rate:,.0f}",
+                verdict,
+            ]
+        )
+    rows = [row for run in newest("breakdown", "cuda")[:1] for row in run]
+    for case in dict.fromkeys(row["case"] for row in rows) or [GOALS[0][1]]:
+        parts = [r for r in rows if r["case"] == case and r["ours"] in ("tiles", "weights", "loss")]
+        share = sum(float(row["share"]) for row in parts)
+        verdict = "" if not parts else "met" if share < SMALL else "not met"
+        measured = f"{100 * share:.1f} %" if parts else "not measured"
+        lines.append(
+            [
+                f"tiles, weights and loss, {case}",
+                f"under {100 * SMALL:.0f} % of the step",
+                measured,
+                verdict,
+            ]
+        )
+    return markdown(["what", "goal", "measured", ""], lines) + "\n"
+
+
+def summary():
+    """Of the README: for each task ours, the reference and the fastest other."""
+    parts = []
+    for kind in KINDS:
+        lines, row = [], None
+        for suite, case, ours, title in SUMMARY:
+            rows = [row for row in found(suite, kind, case, ours) if row["ratio p50"]]
+            plain = [row for row in rows if row["rival"].startswith(REFERENCE)]
+            others = sorted(
+                (row for row in rows if row not in plain), key=lambda row: float(row["ratio p50"])
+            )
+            if not rows:
+                continue
+            row = rows[0]
+            best = min(rows, key=lambda row: float(row["ratio p50"]))
+            cells = [title, bold(time_of(float(row["ours ms"])), wins(best))]
+            for chosen in (plain[:1], others[:1]):
+                text = ""
+                if chosen:
+                    other = chosen[0]
+                    text = f"{number(float(other['ratio p50']))} times"
+                    text = bold(text, other is best and loses(best))
+                    text += "" if chosen == plain[:1] else f", {other['rival']}"
+                cells.append(text)
+            lines.append(cells)
+        if row is not None:
+            columns = ["task", "unet_fast", "the plain reference takes", "the fastest other takes"]
+            parts += [heading(row), "", markdown(columns, lines), ""]
+    return "\n".join(parts) if parts else "Not measured yet.\n"
+
+
+BLOCKS = {
+    **{suite: lambda suite=suite: of_devices(suite, table_of) for suite in SUITES},
+    **{f.__name__: f for f in (summary, limits, breakdown, growth, goals)},
+}
+
+
+def filled(path):
+    """A page with its tables made anew."""
+    return BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]]() + block[3], path.read_text())
+
+
+def speed_data(kind):
+    """What the README's plot shows: {task: {rival: median of rival / ours}}."""
+    tasks = {}
+    for suite, case, ours, title in SUMMARY:
+        rows = [row for row in found(suite, kind, case, ours) if row["ratio p50"]]
+        if rows:
+            tasks[title] = {row["rival"]: float(row["ratio p50"]) for row in rows}
+    return tasks
+
+
+def draw_speed(tasks):
+    """Bars on a logarithmic axis, from 1, which is ours."""
+    bars = [
+        (task, rival, ratio) for task, rivals in tasks.items() for rival, ratio in rivals.items()
+    ]
+    figure = Figure(figsize=(9, 0.24 * len(bars) + 0.32 * len(tasks) + 0.8), layout="constrained")
+    axes = figure.add_subplot()
+    y, previous = 0.0, None
+    for task, rival, ratio in bars:
+        if task != previous:
+            y += 1.4
+            axes.text(1, y - 0.15, task, weight="bold", size=8.5)
+            y += 1
+            previous = task
+        colour = "#3b6ea5" if ratio > 1 else "#c0504d"
+        axes.barh(y, ratio - 1, left=1, color=colour, height=0.75)
+        axes.text(max(ratio, 1) * 1.05, y, f"{number(ratio)}  {rival}", va="center", size=8)
+        y += 1
+    axes.set_xscale("log")
+    high = max(ratio for *_, ratio in bars)
+    axes.set_xlim(min(0.4, 0.8 * min(ratio for *_, ratio in bars)), high * 12)
+    axes.set_ylim(y, 0.6)
+    axes.set_yticks([])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel(
+        "its time / that of unet_fast, median (1: as fast; left of it: faster)", size=8.5
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def growth_data(kind):
+    """What the plot of growth shows: "operator against axis" -> method -> [[x, milliseconds]]."""
+    runs = newest("growth", kind)
+    return {
+        f"{operator} against {axis}": {
+            m: [list(p) for p in points.items()] for m, points in methods.items()
+        }
+        for (operator, axis), methods in series_of(runs[0] if runs else []).items()
+    }
+
+
+def draw_growth(panels):
+    """Time on logarithmic axes, the fitted slope beside each name."""
+    columns = 3
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(12, 3.1 * rows), layout="constrained")
+    for i, (title, methods) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for method, points in methods.items():
+            timed = {x: y for x, y in points if y}
+            slope = slope_of(timed) if timed else None
+            label = method if slope is None else f"{method}, slope {slope:.2f}"
+            wide = {"linewidth": 2.2, "color": "black"} if method == "unet_fast" else {}
+            (line,) = axes.plot(
+                list(timed), list(timed.values()), "o-", markersize=3, label=label, **wide
+            )
+            stopped = [x for x, y in points if y is None][:1]
+            axes.plot(
+                stopped, [1e3 * LIMIT] * len(stopped), "x", color=line.get_color(), markersize=9
+            )
+        axes.set(xscale="log", yscale="log", title=title, ylabel="milliseconds")
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def plots():
+    """(file, data, drawing) of what there are rows for."""
+    for kind in KINDS:
+        for name, data, draw in (
+            ("speed", speed_data, draw_speed),
+            ("growth", growth_data, draw_growth),
+        ):
+            content = data(kind)
+            if content:
+                yield PLOTS / f"{name}_{kind}.png", content, draw
+
+
+def drawn_from(path):
+    """The data that a plot holds, as text; None if there is none."""
+    return Image.open(path).text.get("Data") if path.exists() else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say what differs, exit 1 then")
+    options = parser.parse_args()
+    differ = []
+    for path in PAGES:
+        text = filled(path)
+        if text != path.read_text():
+            differ.append(path)
+            if not options.check:
+                path.write_text(text)
+    for path, data, draw in plots():
+        text = json.dumps(data)
+        if drawn_from(path) != text:
+            differ.append(path)
+            if not options.check:
+                path.parent.mkdir(exist_ok=True)
+                draw(data).savefig(path, dpi=110, metadata={"Data": text, "Software": None})
+    for path in differ:
+        print(
+            f"{path.relative_to(ROOT)}: {'differs from' if options.check else 'made of'} the rows"
+        )
+    sys.exit(1 if options.check and differ else 0)
+
+
+if __name__ == "__main__":
+    main()
