@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -384,9 +385,9 @@ def growth_data(kind):
 
 def draw_growth(panels):
     """Time on logarithmic axes, the fitted slope beside each name."""
-    columns = 3
+    columns = 4
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(12, 3.1 * rows), layout="constrained")
+    figure = Figure(figsize=(13, 3.7 * rows), layout="constrained")
     for i, (title, methods) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         for method, points in methods.items():
@@ -402,7 +403,9 @@ def draw_growth(panels):
                 stopped, [1e3 * LIMIT] * len(stopped), "x", color=line.get_color(), markersize=9
             )
         axes.set(xscale="log", yscale="log", title=title, ylabel="milliseconds")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     return figure
 
