@@ -176,6 +176,7 @@ def growth(device, peers):
                 "border_weight_map",
                 functools.partial(border_weight_map, here),
                 rivals,
+                moved=8 * here.numel(),
                 axis=axis,
                 x=x,
             )

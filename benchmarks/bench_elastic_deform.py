@@ -248,8 +248,8 @@ def growth(device, peers):
         "batch": [(n, {"side": 256, "n": n}) for n in (1, 2, 4, 8, 16, 32)],
     }
     for axis, points in series.items():
-        for x, size in points:
-            parts = image, displacement, labels = sample(device=device, **size)
+        for x, shape in points:
+            parts = image, displacement, labels = sample(device=device, **shape)
             rivals = [Rival("torch grid_sample", functools.partial(torch_deform, *parts))]
             if axis == "pixels" and device.type == "cpu":
                 rivals.append(scipy_rival(*parts))
@@ -257,4 +257,5 @@ def growth(device, peers):
                     rivals.append(opencv_rival(*parts))
             run = functools.partial(elastic_deform, image, displacement, labels=labels)
             name = "x".join(map(str, image.shape))
-            yield Case(name, "elastic_deform", run, rivals, axis=axis, x=x)
+            size = moved(image, labels)
+            yield Case(name, "elastic_deform", run, rivals, moved=size, axis=axis, x=x)

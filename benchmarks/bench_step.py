@@ -334,22 +334,21 @@ def cases(device, peers):
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         settings = [Setting(base, batch, steps=20) for base in (64, 16) for batch in (1, 8)]
-        padded = Setting(64, 8, "same", 20)
+        padded = [Setting(base, 8, "same", 20) for base in (64, 16)]
     else:
         settings = [Setting(16), Setting(64, steps=2)]
-        padded = Setting(16, 1, "same")
+        padded = [Setting(16, 1, "same"), Setting(64, 1, "same", 2)]
     check(Setting())
     for setting in settings:
         ours = Ours(setting, device)
         yield case(setting, ours, [Rival("reference, DataLoader", plain(setting, device).block)])
-    ours = Ours(padded, device)
-    rivals = [Rival("reference, DataLoader", plain(padded, device).block)]
-    if peers:
-        recipe = monai_recipe(padded, device)
+    for setting in padded if peers else []:
+        ours, recipe = Ours(setting, device), monai_recipe(setting, device)
         block = None if recipe is None else recipe.block
-        rivals.append(Rival("MONAI: transforms, BasicUNet, DiceCELoss", block, "monai"))
-    yield case(padded, ours, rivals)
-    yield network_case(padded, device)
+        rival = Rival("MONAI: transforms, BasicUNet, DiceCELoss", block, "monai")
+        yield case(setting, ours, [rival])
+    for setting in padded:
+        yield network_case(setting, device)
 
 
 def case(setting, ours, rivals):

@@ -64,6 +64,16 @@ def bench_weighted_ce(benchmark, device, timed, case, name):
     timed(lambda: step(function, *inputs))
 
 
+def size(*tensors):
+    """In bytes."""
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def moved(inputs):
+    """Bytes that forward and backward read and write: all inputs twice, the gradient once."""
+    return 2 * size(*inputs) + size(inputs[0])
+
+
 def cases(device, peers):
     for name, shape in (CASES | (CUDA_CASES if device.type == "cuda" else {})).items():
         inputs = problem(shape, device)
@@ -80,22 +90,19 @@ def cases(device, peers):
         ]
         if peers:
             rivals.append(dice_ce(inputs))
-        logits, target, weight = (x.detach() for x in inputs)
-        read = sum(x.numel() * x.element_size() for x in (logits, target, weight))
-        written = logits.numel() * logits.element_size()
+        parts = [x.detach() for x in inputs]
         run = functools.partial(step, weighted_ce, *inputs)
-        yield Case(name, "weighted_ce", run, rivals, moved=2 * read + written, memory=True)
+        yield Case(name, "weighted_ce", run, rivals, moved=moved(inputs), memory=True)
         # The operators without autograd, whose bookkeeping takes longer than small cases.
         operators = torch.ops.unet_fast
-        parts = logits, target, weight
         _, normaliser = operators.weighted_ce(*parts, 3, -100)
         grad = torch.ones((), device=device)
         forward = functools.partial(operators.weighted_ce, *parts, 3, -100)
         backward = functools.partial(
             operators.weighted_ce_backward, grad, *parts, normaliser, 3, -100
         )
-        yield Case(name, "forward kernel", forward, moved=read)
-        yield Case(name, "backward kernel", backward, moved=read + written)
+        yield Case(name, "forward kernel", forward, moved=size(*parts))
+        yield Case(name, "backward kernel", backward, moved=size(*parts, parts[0]))
 
 
 def dice_ce(inputs):
@@ -121,4 +128,4 @@ def growth(device, peers):
             runs = [functools.partial(step, f, *inputs) for f in (weighted_ce, eager)]
             name = "x".join(map(str, shape))
             rivals = [Rival("PyTorch, eager", runs[1])]
-            yield Case(name, "weighted_ce", runs[0], rivals, axis=axis, x=x)
+            yield Case(name, "weighted_ce", runs[0], rivals, moved=moved(inputs), axis=axis, x=x)

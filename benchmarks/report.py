@@ -32,34 +32,18 @@ REFERENCE = "reference"
 NOT_INSTALLED = "not installed"
 LIMIT = 30
 """Seconds after which a rival was stopped."""
-SUMMARY = (  # of the README: suite, how its case begins, whose time, what it is
-    (
-        "weighted_ce",
-        "one tile",
-        "weighted_ce",
-        "weighted cross-entropy, forward and backward, 388 x 388",
-    ),
-    (
-        "border_weight_map",
-        "512 x 512, 200",
-        "border_weight_map",
-        "border weight map, 512 x 512, 200 cells",
-    ),
-    (
-        "elastic_deform",
-        "512 x 512 and",
-        "elastic_deform",
-        "elastic deformation, 512 x 512 and labels",
-    ),
-    ("step", "base 16, 572", "whole recipe", "training with the whole recipe, base 16, 572 -> 388"),
-    ("step", "base 64, 572", "whole recipe", "training with the whole recipe, the paper's net"),
-    (
-        "step",
-        "base 16, 384",
-        "whole recipe",
-        "training with the whole recipe, base 16, padded, 384 x 384",
-    ),
-    ("inference", "base 16, padded", "predict", "prediction, base 16, padded"),
+SUMMARY = (  # of the README: suite, how its case ends, whose time, what it is
+    ("weighted_ce", "one tile of the paper, 2 classes, 388 x 388", "weighted_ce", "weighted_ce"),
+    ("border_weight_map", "512 x 512, 200 cells", "border_weight_map", "border_weight_map"),
+    ("elastic_deform", "512 x 512 and labels", "elastic_deform", "elastic_deform"),
+    ("step", "base 16, 572 -> 388, batch 1", "whole recipe", "training step"),
+    ("step", "base 64, 572 -> 388, batch 1", "whole recipe", "training step"),
+    ("step", "base 64, 572 -> 388, batch 8", "whole recipe", "training step"),
+    ("step", "base 16, 384 -> 384, padded, batch 1", "whole recipe", "training step"),
+    ("step", "base 64, 384 -> 384, padded, batch 1", "whole recipe", "training step"),
+    ("step", "base 64, 384 -> 384, padded, batch 8", "whole recipe", "training step"),
+    ("inference", "base 16, padded, 2048 x 2048", "predict", "predict"),
+    ("inference", "base 16, padded, 4096 x 4096", "predict", "predict"),
 )
 GOALS = (  # suite, case, whose time, goal in images a second
     ("step", "base 64, 572 -> 388, batch 1", "whole recipe", 250),
@@ -131,6 +115,11 @@ def bold(text, if_so):
 def number(x):
     """With three digits."""
     return f"{float(x):,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def ratio(row):
+    """Median of rival / ours."""
+    return float(row["ratio p50"])
 
 
 def ratio_of(row):
@@ -251,9 +240,7 @@ def found(suite, kind, case, ours):
     runs = newest(suite, kind)
     rows = runs[0] if runs else []
     return [
-        row
-        for row in rows
-        if row["case"].startswith(case) and row["ours"] == ours and row["ours ms"]
+        row for row in rows if row["case"].endswith(case) and row["ours"] == ours and row["ours ms"]
     ]
 
 
@@ -293,30 +280,29 @@ def summary():
     """Of the README: for each task ours, the reference and the fastest other."""
     parts = []
     for kind in KINDS:
-        lines, row = [], None
-        for suite, case, ours, title in SUMMARY:
+        lines = []
+        for suite, case, ours, what in SUMMARY:
             rows = [row for row in found(suite, kind, case, ours) if row["ratio p50"]]
-            plain = [row for row in rows if row["rival"].startswith(REFERENCE)]
-            others = sorted(
-                (row for row in rows if row not in plain), key=lambda row: float(row["ratio p50"])
-            )
             if not rows:
                 continue
-            row = rows[0]
-            best = min(rows, key=lambda row: float(row["ratio p50"]))
-            cells = [title, bold(time_of(float(row["ours ms"])), wins(best))]
-            for chosen in (plain[:1], others[:1]):
-                text = ""
-                if chosen:
-                    other = chosen[0]
-                    text = f"{number(float(other['ratio p50']))} times"
-                    text = bold(text, other is best and loses(best))
-                    text += "" if chosen == plain[:1] else f", {other['rival']}"
-                cells.append(text)
+            first, fastest = rows[0], min(rows, key=ratio)
+            cells = [f"{what}, {first['case']}"]
+            cells.append(bold(time_of(float(first["ours ms"])), wins(fastest)))
+            plain = [row for row in rows if row["rival"].startswith(REFERENCE)]
+            others = [row for row in rows if row not in plain]
+            for some, name in ((plain, ""), (others, ", {rival}")):
+                row = min(some, key=ratio, default=None)
+                times = row and bold(f"{number(ratio(row))} times", row is fastest and loses(row))
+                cells.append(times + name.format(**row) if row else "")
             lines.append(cells)
-        if row is not None:
-            columns = ["task", "unet_fast", "the plain reference takes", "the fastest other takes"]
-            parts += [heading(row), "", markdown(columns, lines), ""]
+        if lines:
+            columns = (
+                "task",
+                "unet_fast",
+                "the plain reference takes",
+                "of others the fastest takes",
+            )
+            parts += [heading(first), "", markdown(columns, lines), ""]
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
 
@@ -334,10 +320,12 @@ def filled(path):
 def speed_data(kind):
     """What the README's plot shows: {task: {rival: median of rival / ours}}."""
     tasks = {}
-    for suite, case, ours, title in SUMMARY:
+    for suite, case, ours, what in SUMMARY:
         rows = [row for row in found(suite, kind, case, ours) if row["ratio p50"]]
         if rows:
-            tasks[title] = {row["rival"]: float(row["ratio p50"]) for row in rows}
+            tasks[f"{what}, {rows[0]['case']}"] = {
+                row["rival"]: float(row["ratio p50"]) for row in rows
+            }
     return tasks
 
 
@@ -402,7 +390,8 @@ def draw_growth(panels):
             axes.plot(
                 stopped, [1e3 * LIMIT] * len(stopped), "x", color=line.get_color(), markersize=9
             )
-        axes.set(xscale="log", yscale="log", title=title, ylabel="milliseconds")
+        axes.set(xscale="log", yscale="log", ylabel="milliseconds")
+        axes.set_title(title, size=10)
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
