@@ -131,6 +131,24 @@ def test_he_initialisation():
             assert (module.bias == 0).all()
 
 
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_gradients_keep_the_memory_layout(padding):
+    """Else layers before a skip connection mix both layouts, which is slow."""
+    net = UNet(base_channels=2, depth=2, padding=padding).to(memory_format=torch.channels_last)
+    layouts = []
+
+    def keep(_, __, output):
+        output.register_hook(
+            lambda g: layouts.append(g.is_contiguous(memory_format=torch.channels_last))
+        )
+
+    for module in [*net.down, net.bottom, *net.merge]:
+        module.register_forward_hook(keep)
+    x = torch.rand(1, 1, 60, 60).contiguous(memory_format=torch.channels_last)
+    net(x).square().sum().backward()
+    assert layouts == [True] * 5
+
+
 def test_shifts_by_the_stride_commute():
     net = UNet(base_channels=4, depth=2).eval().double()
     x = torch.randn(1, 1, 60, 60).double()
