@@ -238,6 +238,15 @@ def test_identity_changes_nothing(deform, order, boundary):
         assert torch.equal(deform(image, order=order, boundary=boundary), image)
 
 
+@pytest.mark.parametrize("side", [2895, 2897])
+def test_memory_around_32_mib(side):
+    """From there on tensors on the CPU ask for large pages."""
+    image = torch.rand(1, 1, side, side)
+    results = [elastic_deform(image), elastic_deform(image + 1)]
+    assert torch.equal(results[0], image)
+    assert torch.equal(results[1], image + 1)
+
+
 def test_mirrors_at_any_distance(deform):
     image = torch.arange(3.0).view(1, 1, 1, 3)
     wide = deform(image, offset=torch.tensor([[0.0, -5.0]]), output_shape=(1, 12))
