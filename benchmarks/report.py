@@ -28,7 +28,10 @@ PLOTS = ROOT / "docs" / "benchmarks"
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUITES = "weighted_ce", "border_weight_map", "elastic_deform", "step", "inference", "metrics"
 KINDS = "cpu", "cuda"
+NUMBERS = "ours ms", "rival ms", "ratio p20", "ratio p50", "ratio p80", "share", "images"
 REFERENCE = "reference"
+BARE = "bare network"
+"""How the name of a rival begins that does only a part of the task; the README leaves it out."""
 NOT_INSTALLED = "not installed"
 LIMIT = 30
 """Seconds after which a rival was stopped."""
@@ -61,6 +64,14 @@ def newest(suite, kind):
         return []
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    for line, row in enumerate(rows, 2):
+        for name in NUMBERS:
+            try:
+                float(row[name] or 0)
+            except (KeyError, ValueError):
+                raise ValueError(
+                    f"{path}, line {line}: {name} must be a number, got {row.get(name)}"
+                ) from None
     dates = {row["device"]: row["date"] for row in sorted(rows, key=lambda row: row["date"])}
     runs = sorted(dates.items(), key=lambda run: run[1], reverse=True)
     return [[row for row in rows if (row["device"], row["date"]) == run] for run in runs]
@@ -237,11 +248,17 @@ def growth():
 
 def found(suite, kind, case, ours):
     """The rows of a case in the newest run, or none."""
-    runs = newest(suite, kind)
-    rows = runs[0] if runs else []
-    return [
-        row for row in rows if row["case"].endswith(case) and row["ours"] == ours and row["ours ms"]
-    ]
+    rows = (newest(suite, kind) or [[]])[0]
+    return [row for row in rows if row["case"].endswith(case) and row["ours"] == ours]
+
+
+def tasks(kind):
+    """What the README compares: names of tasks, and their rows that have a ratio."""
+    for suite, case, ours, what in SUMMARY:
+        rows = [row for row in found(suite, kind, case, ours) if row["ratio p50"]]
+        rows = [row for row in rows if not row["rival"].startswith(BARE)]
+        if rows:
+            yield f"{what}, {rows[0]['case']}", rows
 
 
 def goals():
@@ -281,13 +298,9 @@ def summary():
     parts = []
     for kind in KINDS:
         lines = []
-        for suite, case, ours, what in SUMMARY:
-            rows = [row for row in found(suite, kind, case, ours) if row["ratio p50"]]
-            if not rows:
-                continue
+        for task, rows in tasks(kind):
             first, fastest = rows[0], min(rows, key=ratio)
-            cells = [f"{what}, {first['case']}"]
-            cells.append(bold(time_of(float(first["ours ms"])), wins(fastest)))
+            cells = [task, bold(time_of(float(first["ours ms"])), wins(fastest))]
             plain = [row for row in rows if row["rival"].startswith(REFERENCE)]
             others = [row for row in rows if row not in plain]
             for some, name in ((plain, ""), (others, ", {rival}")):
@@ -314,27 +327,26 @@ BLOCKS = {
 
 def filled(path):
     """A page with its tables made anew."""
-    return BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]]() + block[3], path.read_text())
+
+    def made(block):
+        if block[2] not in BLOCKS:
+            raise ValueError(f"{path}: benchmarks must be of {', '.join(BLOCKS)}, got {block[2]}")
+        return block[1] + BLOCKS[block[2]]() + block[3]
+
+    return BLOCK.sub(made, path.read_text())
 
 
 def speed_data(kind):
     """What the README's plot shows: {task: {rival: median of rival / ours}}."""
-    tasks = {}
-    for suite, case, ours, what in SUMMARY:
-        rows = [row for row in found(suite, kind, case, ours) if row["ratio p50"]]
-        if rows:
-            tasks[f"{what}, {rows[0]['case']}"] = {
-                row["rival"]: float(row["ratio p50"]) for row in rows
-            }
-    return tasks
+    return {task: {row["rival"]: ratio(row) for row in rows} for task, rows in tasks(kind)}
 
 
-def draw_speed(tasks):
+def draw_speed(ratios):
     """Bars on a logarithmic axis, from 1, which is ours."""
     bars = [
-        (task, rival, ratio) for task, rivals in tasks.items() for rival, ratio in rivals.items()
+        (task, rival, ratio) for task, rivals in ratios.items() for rival, ratio in rivals.items()
     ]
-    figure = Figure(figsize=(9, 0.24 * len(bars) + 0.32 * len(tasks) + 0.8), layout="constrained")
+    figure = Figure(figsize=(9, 0.24 * len(bars) + 0.32 * len(ratios) + 0.8), layout="constrained")
     axes = figure.add_subplot()
     y, previous = 0.0, None
     for task, rival, ratio in bars:
@@ -416,24 +428,33 @@ def drawn_from(path):
     return Image.open(path).text.get("Data") if path.exists() else None
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say what differs, exit 1 then")
-    options = parser.parse_args()
+def differing(check):
+    """Pages and plots that say something else than the rows; unless told to check, made anew."""
     differ = []
     for path in PAGES:
         text = filled(path)
         if text != path.read_text():
             differ.append(path)
-            if not options.check:
+            if not check:
                 path.write_text(text)
     for path, data, draw in plots():
         text = json.dumps(data)
         if drawn_from(path) != text:
             differ.append(path)
-            if not options.check:
+            if not check:
                 path.parent.mkdir(exist_ok=True)
                 draw(data).savefig(path, dpi=110, metadata={"Data": text, "Software": None})
+    return differ
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say what differs, exit 1 then")
+    options = parser.parse_args()
+    try:
+        differ = differing(options.check)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     for path in differ:
         print(
             f"{path.relative_to(ROOT)}: {'differs from' if options.check else 'made of'} the rows"

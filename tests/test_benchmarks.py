@@ -190,6 +190,22 @@ def test_the_check_sees_a_typed_figure(checkout):
     assert differing(checkout) == ["README.md"]
 
 
+def test_bad_rows_and_pages(checkout):
+    readme = checkout / "README.md"
+    text = readme.read_text()
+    readme.write_text(text.replace("<!-- benchmarks: summary -->", "<!-- benchmarks: other -->"))
+    run = python("benchmarks/report.py", folder=checkout)
+    assert run.returncode == 2
+    assert "README.md: benchmarks must be of" in run.stderr.splitlines()[-1]
+    readme.write_text(text)
+    change(checkout, "step", lambda row: row["rival"], **{"rival ms": "fast"})
+    run = python("benchmarks/report.py", folder=checkout)
+    assert run.returncode == 2
+    last = run.stderr.splitlines()[-1]
+    assert last.endswith("step_cpu.csv, line 2: rival ms must be a number, got fast")
+    assert "Traceback" not in run.stderr
+
+
 ROW = dict.fromkeys(interleave.COLUMNS, "") | {
     "case": "case",
     "ours": "ours",
