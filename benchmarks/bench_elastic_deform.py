@@ -157,25 +157,24 @@ def batchgenerators_rival(image, labels):
 
 
 def monai_rival(image, labels):
-    """Images, and labels by the nearest pixel; each by a call of its own, as its pipelines do."""
-    transforms, name = optional("monai.transforms"), "MONAI Rand2DElastic"
+    """Image by image; labels by the nearest pixel."""
+    transforms, name = optional("monai.transforms"), "MONAI Rand2DElasticd"
     if transforms is None:
         return Rival(name, None)
-    transform = transforms.Rand2DElastic(
+    transform = transforms.Rand2DElasticd(
+        ("image", "labels"),
         spacing=(SIDE / 2, SIDE / 2),
         magnitude_range=(SIGMA, SIGMA),
         prob=1,
+        mode=("bilinear", "nearest"),
         padding_mode="reflection",
         device=image.device,
     )
-    ids = labels[:, None].float()
-
-    def run():
-        for plane, label in zip(image, ids, strict=True):
-            transform(plane, mode="bilinear")
-            transform(label, mode="nearest", randomize=False)
-
-    return Rival(name, run, "monai")
+    pairs = [
+        {"image": plane, "labels": ids}
+        for plane, ids in zip(image, labels[:, None].float(), strict=True)
+    ]
+    return Rival(name, lambda: [transform(pair) for pair in pairs], "monai")
 
 
 def kornia_rival(image):

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from unet_fast import UNet, load_model, predict
-from unet_fast.device import precision_of
+from unet_fast.device import find_device, precision_of
 from unet_fast.imageio import list_images, read_image
 from unet_fast.intensity import normalise
 from unet_fast.predict import Options, Predictor
 
-from .bench_step import Setting, operations
+from .bench_step import Setting, forward_operations
 from .interleave import (
     COLUMNS,
     Case,
@@ -69,13 +69,21 @@ def mosaic(side):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--side", default=4096, type=int)
-    parser.add_argument("--precision", nargs="*", default=["float32", "bfloat16"])
+    names = ["float32", "bfloat16"]
+    parser.add_argument("--precision", nargs="*", default=names, choices=names)
     parser.add_argument("--rounds", default=5, type=int)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
-    net = load_model(arguments.model, device=arguments.device)
+    for name in ("side", "rounds"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"argument --{name}: must be >= 1, got {getattr(arguments, name)}")
+    try:
+        arguments.device = find_device(arguments.device)
+        net = load_model(arguments.model, device=arguments.device)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     net.normalisation = None  # the mosaic is normalised
     monai = optional("monai.inferers")
     settings = [] if monai is None else [USUAL, best_hidden(net, monai, arguments.device)]
@@ -85,12 +93,19 @@ def main():
             write_csv(arguments.csv, rows)
 
 
+def windows(device):
+    """Of the sliding window at once: a GPU has room for several."""
+    return 16 if device.type == "cuda" else 1
+
+
 def windowed(net, monai, image, setting, dtype, device):
     """MONAI's probabilities, (K, H, W)."""
     window, overlap, mode = setting
     inputs = image[None, None].to(device).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), precision(device, dtype):
-        scores = monai.sliding_window_inference(inputs, window, 1, net, overlap=overlap, mode=mode)
+        scores = monai.sliding_window_inference(
+            inputs, window, windows(device), net, overlap=overlap, mode=mode
+        )
     return scores[0].float().softmax(0).cpu()
 
 
@@ -112,7 +127,7 @@ def best_hidden(net, monai, device):
 
 
 def functions(net, image, settings, dtype, device):
-    """Ours, and the rivals by name: the bare network and sliding windows."""
+    """Ours; the rivals by name: the bare network, sliding windows; what the network computes."""
     side = image.shape[-1]
     name = str(dtype).removeprefix("torch.")
     tiling = Predictor(net, Options(precision=name)).plan((side, side))
@@ -135,14 +150,14 @@ def functions(net, image, settings, dtype, device):
         rivals["MONAI, window {}, overlap {}, {}".format(*setting)] = (
             None if monai is None else rival
         )
-    return ours, rivals
+    return ours, rivals, (tiles, 1, *tiling.input)
 
 
 def timed(net, settings, dtype, arguments):
     """A row for each rival."""
     device, side = arguments.device, arguments.side
     image = mosaic(side)
-    ours, rivals = functions(net, image, settings, dtype, device)
+    ours, rivals, _ = functions(net, image, settings, dtype, device)
     case = (
         f"base {net.head.in_channels}, padded, {side} x {side}, {str(dtype).removeprefix('torch.')}"
     )
@@ -168,12 +183,20 @@ def cases(device, peers):
     check(net, device)
     side = 4096 if cuda else 2048
     settings = [USUAL, (512, 0.5, "gaussian")] if peers else []
-    ours, rivals = functions(net, mosaic(side), settings, dtype, device)
+    ours, rivals, shape = functions(net, mosaic(side), settings, dtype, device)
     rivals = [
         Rival(name, rival, "monai" if name.startswith("MONAI") else None)
         for name, rival in rivals.items()
     ]
-    yield Case(f"base 16, padded, {side} x {side}", "predict", ours, rivals, images=1)
+    yield Case(
+        f"base 16, padded, {side} x {side}",
+        "predict",
+        ours,
+        rivals,
+        operations=forward_operations(Setting(16, padding="same"), shape),
+        precision=dtype,
+        images=1,
+    )
     for base, batch in [(64, 1), (64, 16), (16, 16)] if cuda else [(64, 1), (16, 1)]:
         setting = Setting(base, batch)
         net = setting.network().to(device, memory_format=torch.channels_last).eval()
@@ -183,7 +206,7 @@ def cases(device, peers):
             setting.name,
             "network, inference",
             functools.partial(inferred, net, inputs, dtype, device),
-            operations=operations(setting) / 3,
+            operations=forward_operations(setting, inputs.shape),
             precision=dtype,
             images=batch,
         )

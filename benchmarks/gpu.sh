@@ -38,7 +38,7 @@ architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/
 site="$out/site"
 step 30 facts bash -c "$facts" "$python"
 [ "$dry" = 1 ] || step 30 nvidia_smi nvidia-smi
-UNET_FAST_CUDA=ON step 150 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
+UNET_FAST_CUDA=ON step 120 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
   --upgrade --target "$site" --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
 [ "$failed" = 0 ] || exit 1  # nothing below would be about this checkout
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
@@ -53,11 +53,11 @@ if [ "$dry" = 1 ]; then
   step 120 benchmark "$python" -m benchmarks.run --only limits weighted_ce elastic_deform --budget 0.1 --out "$out"
   step 60 profile "$python" -m benchmarks.profile_step --base-channels 2 --steps 3
 else
-  UNET_FAST_REQUIRE_CUDA=1 step 150 tests "$python" -P -m pytest -q "${tests[@]}"
+  UNET_FAST_REQUIRE_CUDA=1 step 120 tests "$python" -P -m pytest -q "${tests[@]}"
   # The launches that the sanitizers watch are few and small: each costs seconds.
   # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
   for tool in memcheck racecheck initcheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step 45 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step 40 "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$python" -P benchmarks/sanitizer_cases.py --device cuda
   done
   bench() {  # bench SECONDS SUITE...
@@ -65,10 +65,10 @@ else
     shift
     step "$seconds" "benchmark_$1" "$python" -m benchmarks.run --device cuda --peers --budget 0.5 --only "$@" --out "$out"
   }
-  bench 60 limits border_weight_map elastic_deform
-  bench 70 step
-  bench 30 inference
-  bench 30 breakdown
+  bench 150 limits step
+  bench 40 inference
+  bench 40 breakdown
+  bench 40 border_weight_map elastic_deform
   bench 60 weighted_ce
   bench 60 growth
 fi

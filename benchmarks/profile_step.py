@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from unet_fast import TrainConfig, train
 from unet_fast.demo import SAMPLE
+from unet_fast.device import find_device
 from unet_fast.train import SPAN
 
 from .interleave import COLUMNS, header
@@ -41,21 +42,28 @@ def profiled(base_channels, tile, batch_size, steps, device):
         )
         train(config)
 
-    def milliseconds(event):
-        return (event.device_time_total if cuda else event.cpu_time_total) / 1000
+    # On a GPU a span has a copy there, of the same name; the time of its kernels is that of all
+    # that was launched meanwhile, by any thread: backward runs in one of its own.
+    calls = [e for e in recorded.events() if e.device_type == DeviceType.CPU]
 
-    spans = {p: [e for e in recorded.events() if e.name == f"{SPAN} {p}"] for p in PARTS}
+    def milliseconds(span):
+        if not cuda:
+            return span.cpu_time_total / 1000
+        begin, end = span.time_range.start, span.time_range.end
+        inside = (e for e in calls if begin <= e.time_range.start < end)
+        return sum(kernel.duration for e in inside for kernel in e.kernels) / 1000
+
+    spans = {p: [e for e in calls if e.name == f"{SPAN} {p}"] for p in PARTS}
     spans = {p: sorted(events, key=lambda e: e.time_range.start)[2:] for p, events in spans.items()}
+    times = {p: [milliseconds(e) for e in events] for p, events in spans.items()}
     begin = spans["tiles"][0].time_range.start
-    whole = sum(milliseconds(e) for events in spans.values() for e in events)
     convolutions = sum(
-        milliseconds(e)
-        for e in recorded.events()
+        (e.device_time_total if cuda else e.cpu_time_total) / 1000
+        for e in calls
         if e.name in CONVOLUTIONS and e.time_range.start >= begin
     )
-    return {
-        p: median(map(milliseconds, events)) for p, events in spans.items()
-    }, convolutions / whole
+    share = convolutions / sum(map(sum, times.values()))
+    return {p: median(some) for p, some in times.items()}, share
 
 
 def rows(device):
@@ -83,8 +91,15 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=388)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6, help="the first two do not count")
-    parser.add_argument("--device", default="cpu", type=torch.device)
-    parts, convolutions = profiled(**vars(parser.parse_args()))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    options = parser.parse_args()
+    if options.steps < 3:
+        parser.error(f"argument --steps: must be >= 3, got {options.steps}")
+    try:
+        options.device = find_device(options.device)
+        parts, convolutions = profiled(**vars(options))
+    except ValueError as error:
+        parser.error(str(error))
     whole = sum(parts.values())
     for part, time in parts.items():
         print(f"{part:<10} {time:9.2f} ms  {100 * time / whole:5.1f} %")

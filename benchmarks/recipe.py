@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--variants", type=int, nargs="+", default=range(len(VARIANTS)))
     options = parser.parse_args()
     if "UNET_FAST_DATA" not in os.environ:
-        sys.exit("recipe.py: UNET_FAST_DATA must name the folder of the data sets")
+        parser.error("UNET_FAST_DATA must name the folder of the data sets")
     data = Path(os.environ["UNET_FAST_DATA"])
     torch.set_num_threads(options.threads)
     for seed in options.seeds:

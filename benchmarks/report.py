@@ -23,16 +23,18 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUITES = "weighted_ce", "border_weight_map", "elastic_deform", "step", "inference", "metrics"
 KINDS = "cpu", "cuda"
-NUMBERS = "ours ms", "rival ms", "ratio p20", "ratio p50", "ratio p80", "share", "images"
+TEXTS = "suite", "case", "axis", "ours", "rival", "rival version", "limit", "note"
+TEXTS += "device", "driver", "threads", "torch", "unet_fast", "commit", "date"
+NUMBERS = "ours ms", "rival ms", "ratio p20", "ratio p50", "ratio p80", "share", "images", "x"
 REFERENCE = "reference"
 BARE = "bare network"
 """How the name of a rival begins that does only a part of the task; the README leaves it out."""
-NOT_INSTALLED = "not installed"
+STOPPED = "stopped", "not tried: stopped"
+"""How the note of a rival begins that takes too long."""
 LIMIT = 30
 """Seconds after which a rival was stopped."""
 SUMMARY = (  # of the README: suite, how its case ends, whose time, what it is
@@ -57,21 +59,39 @@ SMALL = 0.03
 """Goal: share of the step that tiles, weights and loss take together, at most."""
 
 
+def rows_of(path):
+    """The rows of a file, checked.
+
+    Raises:
+        ValueError: If one lacks a column, or holds no number where there must be one.
+    """
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for line, row in enumerate(rows, 2):
+        for name in (*TEXTS, *NUMBERS):
+            if row.get(name) is None:
+                raise ValueError(f"{path}, line {line}: must have a {name}")
+        for name in NUMBERS:
+            text = row[name]
+            needed = name == "ours ms" or (name == "x" and row["suite"] == "growth")
+            if needed or text:
+                try:
+                    right = 0 <= float(text) < float("inf") and (float(text) > 0 or name == "share")
+                except ValueError:
+                    right = False
+                if not right:
+                    raise ValueError(
+                        f"{path}, line {line}: {name} must be a number > 0, got {text}"
+                    )
+    return rows
+
+
 def newest(suite, kind):
     """The rows of the newest run of a suite on each device, the newest device first."""
     path = RESULTS / f"{suite}_{kind}.csv"
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for line, row in enumerate(rows, 2):
-        for name in NUMBERS:
-            try:
-                float(row[name] or 0)
-            except (KeyError, ValueError):
-                raise ValueError(
-                    f"{path}, line {line}: {name} must be a number, got {row.get(name)}"
-                ) from None
+    rows = rows_of(path)
     dates = {row["device"]: row["date"] for row in sorted(rows, key=lambda row: row["date"])}
     runs = sorted(dates.items(), key=lambda run: run[1], reverse=True)
     return [[row for row in rows if (row["device"], row["date"]) == run] for run in runs]
@@ -108,15 +128,15 @@ def time_of(milliseconds):
 
 
 def wins(row):
-    """Whether ours takes less time."""
-    if row["rival ms"]:
-        return float(row["ratio p50"]) > 1
-    return row["note"] not in ("", NOT_INSTALLED)
+    """Whether ours takes less time in at least four of five pairs, or the rival was stopped."""
+    if row["ratio p20"]:
+        return float(row["ratio p20"]) > 1
+    return row["note"].startswith(STOPPED)
 
 
 def loses(row):
-    """Whether the rival takes less time."""
-    return row["rival ms"] != "" and not wins(row)
+    """Whether the rival takes less time in at least four of five pairs."""
+    return row["ratio p80"] != "" and float(row["ratio p80"]) < 1
 
 
 def bold(text, if_so):
@@ -148,7 +168,7 @@ def rival_of(row):
 
 def rate_of(row, column):
     """Images a second."""
-    return f"{1e3 * int(row['images']) / float(row[column]):.3g}" if row[column] else ""
+    return f"{1e3 * float(row['images']) / float(row[column]):.3g}" if row[column] else ""
 
 
 def table_of(rows):
@@ -190,9 +210,10 @@ def breakdown():
         by = {(row["ours"], row["case"]): row for row in rows}
         lines = []
         for part in parts:
-            chosen = [by[part, case] for case in cases]
+            chosen = [by.get((part, case)) for case in cases]
             cells = [
-                f"{time_of(float(r['ours ms']))}, {100 * float(r['share']):.1f} %" for r in chosen
+                f"{time_of(float(r['ours ms']))}, {100 * float(r['share'] or 0):.1f} %" if r else ""
+                for r in chosen
             ]
             lines.append([part, *cells])
         return markdown(["part", *cases], lines)
@@ -205,9 +226,9 @@ def series_of(rows):
     series = {}
     for row in rows:
         methods = series.setdefault((row["ours"], row["axis"]), {"unet_fast": {}})
-        x = int(row["x"])
+        x = int(float(row["x"]))
         methods["unet_fast"].setdefault(x, []).append(float(row["ours ms"]))
-        if row["rival"] and row["note"] != NOT_INSTALLED:
+        if row["rival"] and (row["rival ms"] or row["note"].startswith(STOPPED)):
             methods.setdefault(row["rival"], {})[x] = (
                 float(row["rival ms"]) if row["rival ms"] else None
             )
@@ -246,9 +267,15 @@ def growth():
     return of_devices("growth", table)
 
 
+def device_of(kind):
+    """The device that measured last; None where none did."""
+    firsts = [runs[0][0] for runs in (newest(suite, kind) for suite in SUITES) if runs]
+    return max(firsts, key=lambda row: row["date"], default={}).get("device")
+
+
 def found(suite, kind, case, ours):
-    """The rows of a case in the newest run, or none."""
-    rows = (newest(suite, kind) or [[]])[0]
+    """The rows of a case in the newest run on that device."""
+    rows = [row for run in newest(suite, kind) for row in run if row["device"] == device_of(kind)]
     return [row for row in rows if row["case"].endswith(case) and row["ours"] == ours]
 
 
@@ -276,10 +303,11 @@ def goals():
                 verdict,
             ]
         )
-    rows = [row for run in newest("breakdown", "cuda")[:1] for row in run]
+    runs = newest("breakdown", "cuda")
+    rows = [row for run in runs for row in run if row["device"] == device_of("cuda")]
     for case in dict.fromkeys(row["case"] for row in rows) or [GOALS[0][1]]:
         parts = [r for r in rows if r["case"] == case and r["ours"] in ("tiles", "weights", "loss")]
-        share = sum(float(row["share"]) for row in parts)
+        share = sum(float(row["share"] or 0) for row in parts)
         verdict = "" if not parts else "met" if share < SMALL else "not met"
         measured = f"{100 * share:.1f} %" if parts else "not measured"
         lines.append(
@@ -297,8 +325,9 @@ def summary():
     """Of the README: for each task ours, the reference and the fastest other."""
     parts = []
     for kind in KINDS:
-        lines = []
+        lines, headings = [], {}
         for task, rows in tasks(kind):
+            headings[heading(rows[0])] = None  # suites may come from several runs
             first, fastest = rows[0], min(rows, key=ratio)
             cells = [task, bold(time_of(float(first["ours ms"])), wins(fastest))]
             plain = [row for row in rows if row["rival"].startswith(REFERENCE)]
@@ -309,13 +338,8 @@ def summary():
                 cells.append(times + name.format(**row) if row else "")
             lines.append(cells)
         if lines:
-            columns = (
-                "task",
-                "unet_fast",
-                "the plain reference takes",
-                "of others the fastest takes",
-            )
-            parts += [heading(first), "", markdown(columns, lines), ""]
+            columns = "task", "unet_fast", "the reference takes", "of others the fastest takes"
+            parts += [*headings, "", markdown(columns, lines), ""]
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
 
@@ -325,15 +349,23 @@ BLOCKS = {
 }
 
 
+PAGES = {
+    ROOT / "README.md": ["summary"],
+    ROOT / "docs" / "benchmarks.md": [name for name in BLOCKS if name != "summary"],
+}
+"""Which tables each has."""
+
+
 def filled(path):
     """A page with its tables made anew."""
-
-    def made(block):
-        if block[2] not in BLOCKS:
-            raise ValueError(f"{path}: benchmarks must be of {', '.join(BLOCKS)}, got {block[2]}")
-        return block[1] + BLOCKS[block[2]]() + block[3]
-
-    return BLOCK.sub(made, path.read_text())
+    text = path.read_text()
+    names = re.findall(r"<!-- benchmarks: (\w+) -->", text)
+    if sorted(names) != sorted(PAGES[path]) or names != [b[2] for b in BLOCK.finditer(text)]:
+        raise ValueError(
+            f"{path}: must hold once, with an end, each of {', '.join(PAGES[path])}, "
+            f"got {', '.join(names)}"
+        )
+    return BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]]() + block[3], text)
 
 
 def speed_data(kind):
@@ -425,7 +457,10 @@ def plots():
 
 def drawn_from(path):
     """The data that a plot holds, as text; None if there is none."""
-    return Image.open(path).text.get("Data") if path.exists() else None
+    try:
+        return Image.open(path).text.get("Data")
+    except (OSError, AttributeError):  # none, or no PNG
+        return None
 
 
 def differing(check):
@@ -437,13 +472,19 @@ def differing(check):
             differ.append(path)
             if not check:
                 path.write_text(text)
+    there = set(PLOTS.glob("*.png"))
     for path, data, draw in plots():
+        there.discard(path)
         text = json.dumps(data)
         if drawn_from(path) != text:
             differ.append(path)
             if not check:
                 path.parent.mkdir(exist_ok=True)
                 draw(data).savefig(path, dpi=110, metadata={"Data": text, "Software": None})
+    for path in sorted(there):  # there are no rows for it any more
+        differ.append(path)
+        if not check:
+            path.unlink()
     return differ
 
 

@@ -9,6 +9,7 @@ so. `python benchmarks/report.py` makes tables and plots of the rows.
 
 import argparse
 import functools
+import os
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 import unet_fast
+from unet_fast.device import precision_of
 
 from . import (
     bench_border_weight_map,
@@ -48,13 +50,13 @@ def measure_limits(device):
     found = [("copy", compare(copy_of(COPIED, device), None, device))]
     rows = [("GB/s", COPIED / 1e9)]
     side = 8192 if device.type == "cuda" else 2048
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dict.fromkeys((torch.float32, precision_of("auto", device))):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         name = str(dtype).removeprefix("torch.")
         found.append((f"{name} product", compare(functools.partial(torch.mm, a, b), None, device)))
         rows.append(("TFLOP/s", 2 * side**3 / 1e12))
         rates[dtype] = 2 * side**3 / (1e-3 * float(found[-1][1]["ours ms"]))
-    case = f"{COPIED // 2**20} MiB", *[f"{side} x {side} x {side}"] * 2
+    case = f"{COPIED // 2**20} MiB", *[f"{side} x {side} x {side}"] * len(rates)
     result = []
     for size, (name, columns), (unit, amount) in zip(case, found, rows, strict=True):
         rate = f"{amount / (1e-3 * float(columns['ours ms'])):.3g} {unit}"
@@ -90,15 +92,19 @@ def main():
         parser.error(f"argument --budget: must be > 0, got {options.budget}")
     if not options.out.is_dir():
         parser.error(f"argument --out: must be a folder, got {options.out}")
-    for suite in options.only:
+    only = list(dict.fromkeys(options.only))
+    for suite in only:
         path = options.out / f"{suite}_{options.device}.csv"
-        if path.exists() and columns_of(path) != list(COLUMNS):
+        if path.exists() and (not path.is_file() or columns_of(path) != list(COLUMNS)):
             parser.error(f"argument --out: must hold rows of the suite, got others in {path}")
+    if not os.access(options.out, os.W_OK):
+        parser.error(f"argument --out: must be writable, got {options.out}")
     warnings.filterwarnings("ignore", module="monai|torch|albumentations|batchgenerators")
     device = torch.device(options.device)
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
     limits, rates = measure_limits(device)
     started = time.perf_counter()
-    for suite in options.only:
+    for suite in only:
         begun = time.perf_counter()
         if suite == "limits":
             rows = iter(limits)

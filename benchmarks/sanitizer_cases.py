@@ -84,7 +84,7 @@ def elastic_deform(device, shape, order, grid):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     device = parser.parse_args().device
     torch.manual_seed(0)
     # Around a warp, a block of threads and a block of pixels; 2052 can be read four at once.

@@ -326,7 +326,7 @@ def main() -> None:
         replace_file(PAGE, text.encode())
         return
     if "UNET_FAST_DATA" not in os.environ:
-        sys.exit("segmentation.py: UNET_FAST_DATA must name the folder of the data sets")
+        parser.error("UNET_FAST_DATA must name the folder of the data sets")
     data = Path(os.environ["UNET_FAST_DATA"])
     torch.set_num_threads(2)
     if options.command == "run":
