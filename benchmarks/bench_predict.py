@@ -34,6 +34,7 @@ from .interleave import (
     Rival,
     compare,
     header,
+    name_of,
     optional,
     peak_resident_megabytes,
     print_table,
@@ -129,8 +130,7 @@ def best_hidden(net, monai, device):
 def functions(net, image, settings, dtype, device):
     """Ours; the rivals by name: the bare network, sliding windows; what the network computes."""
     side = image.shape[-1]
-    name = str(dtype).removeprefix("torch.")
-    tiling = Predictor(net, Options(precision=name)).plan((side, side))
+    tiling = Predictor(net, Options(precision=name_of(dtype))).plan((side, side))
     inputs = torch.rand(tiling.batch, 1, *tiling.input, device=device)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     tiles = len(tiling.origins)
@@ -158,9 +158,7 @@ def timed(net, settings, dtype, arguments):
     device, side = arguments.device, arguments.side
     image = mosaic(side)
     ours, rivals, _ = functions(net, image, settings, dtype, device)
-    case = (
-        f"base {net.head.in_channels}, padded, {side} x {side}, {str(dtype).removeprefix('torch.')}"
-    )
+    case = f"base {net.head.in_channels}, padded, {side} x {side}, {name_of(dtype)}"
     for name, rival in rivals.items():
         row = dict.fromkeys(COLUMNS, "") | {"suite": "predict", "case": case, "ours": "predict"}
         row |= {"rival": name, **header(device)}

@@ -85,7 +85,7 @@ class Learner:
         loss = self.loss(self.scores(tiles), *targets)
         loss.backward()
         self.optimizer.step()
-        return loss.detach(), loss.detach()
+        return loss.detach()
 
 
 def data_on(device):
@@ -107,8 +107,9 @@ def plain_loss(scores, target, weights):
 
 
 def learned(learner, data, tiles, labels):
-    """A step from tiles to new weights."""
-    return learner.learn(tiles, *data.targets(labels))
+    """A step from tiles to new weights; the loss, twice: `recorded` is about two results."""
+    loss = learner.learn(tiles, *data.targets(labels))
+    return loss, loss
 
 
 class Ours:
@@ -208,7 +209,7 @@ class Loaded:
         """Trains some steps."""
         for _ in range(steps):
             batch = (x.to(self.device, non_blocking=True) for x in next(batches))
-            loss, _ = self.learner.learn(*batch)
+            loss = self.learner.learn(*batch)
         loss.item()
 
     def block(self):

@@ -73,8 +73,6 @@ class Case:
     """Whether the memory that a call takes is measured, too."""
     timed: bool = False
     """Whether the functions return the seconds that count."""
-    least: int = 3
-    """Rounds, however long they take."""
 
 
 class StoppedError(Exception):
@@ -186,7 +184,7 @@ def measure(suite, case, device, limits, stopped, budget=3.0):
     """
     row = dict.fromkeys(COLUMNS, "") | {"suite": suite, "case": case.name, "ours": case.ours}
     row |= {"axis": case.axis, "x": case.x, "images": case.images, **header(device)}
-    options = {"device": device, "least": case.least, "timed": case.timed}
+    options = {"device": device, "timed": case.timed}
     if case.moved:
         copied = compare(case.function, copy_of(case.moved, device), device, budget=budget / 3)
         row |= {"limit": f"copy of {case.moved / 1e6:.3g} MB", "share": copied["ratio p50"]}
@@ -220,9 +218,14 @@ def measure(suite, case, device, limits, stopped, budget=3.0):
             found |= compare(case.function, None, budget=budget / 3, **options)
         if case.operations:
             rate = case.operations / (1e-3 * float(found["ours ms"]))
-            name = str(case.precision).removeprefix("torch.")
+            name = name_of(case.precision)
             found |= {"limit": f"{name} product", "share": f"{rate / limits[case.precision]:.3f}"}
         yield row | found
+
+
+def name_of(dtype):
+    """Without the module."""
+    return str(dtype).removeprefix("torch.")
 
 
 def copy_of(n, device):

@@ -145,7 +145,7 @@ def bold(text, if_so):
 
 def number(x):
     """With three digits."""
-    return f"{float(x):,.0f}" if x >= 100 else f"{x:.3g}"
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def ratio(row):
@@ -273,9 +273,15 @@ def device_of(kind):
     return max(firsts, key=lambda row: row["date"], default={}).get("device")
 
 
+def on_last_device(suite, kind):
+    """The rows of the newest run of a suite on that device."""
+    device = device_of(kind)
+    return [row for run in newest(suite, kind) for row in run if row["device"] == device]
+
+
 def found(suite, kind, case, ours):
     """The rows of a case in the newest run on that device."""
-    rows = [row for run in newest(suite, kind) for row in run if row["device"] == device_of(kind)]
+    rows = on_last_device(suite, kind)
     return [row for row in rows if row["case"].endswith(case) and row["ours"] == ours]
 
 
@@ -303,8 +309,7 @@ def goals():
                 verdict,
             ]
         )
-    runs = newest("breakdown", "cuda")
-    rows = [row for run in runs for row in run if row["device"] == device_of("cuda")]
+    rows = on_last_device("breakdown", "cuda")
     for case in dict.fromkeys(row["case"] for row in rows) or [GOALS[0][1]]:
         parts = [r for r in rows if r["case"] == case and r["ours"] in ("tiles", "weights", "loss")]
         share = sum(float(row["share"] or 0) for row in parts)

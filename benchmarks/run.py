@@ -28,7 +28,7 @@ from . import (
     bench_weighted_ce,
     profile_step,
 )
-from .interleave import COLUMNS, columns_of, compare, copy_of, header, measure, write_csv
+from .interleave import COLUMNS, columns_of, compare, copy_of, header, measure, name_of, write_csv
 
 RESULTS = Path(__file__).parent / "results"
 SUITES = {
@@ -52,8 +52,9 @@ def measure_limits(device):
     side = 8192 if device.type == "cuda" else 2048
     for dtype in dict.fromkeys((torch.float32, precision_of("auto", device))):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        name = str(dtype).removeprefix("torch.")
-        found.append((f"{name} product", compare(functools.partial(torch.mm, a, b), None, device)))
+        found.append(
+            (f"{name_of(dtype)} product", compare(functools.partial(torch.mm, a, b), None, device))
+        )
         rows.append(("TFLOP/s", 2 * side**3 / 1e12))
         rates[dtype] = 2 * side**3 / (1e-3 * float(found[-1][1]["ours ms"]))
     case = f"{COPIED // 2**20} MiB", *[f"{side} x {side} x {side}"] * len(rates)
