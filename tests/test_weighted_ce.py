@@ -235,6 +235,99 @@ def test_impossible_and_undefined_pixels_count_nothing_at_weight_zero(device):
     assert weighted_ce(logits.detach()[..., :1], target[..., :1]) == inf
 
 
+def undefined_case(classes, bad, dtype=torch.float32):
+    """`bad` once for each class and target, in all classes, and beside -inf; then the same pixels
+    ignored, of weight 0, and without `bad`. Also where PyTorch's gradient is NaN."""
+    logits = torch.zeros(1, classes, classes, classes)  # (1, C, bad class, target)
+    logits[0, range(classes), range(classes)] = bad
+    target = torch.arange(classes).expand(1, classes, classes)
+    impossible = torch.where(logits == 0, -torch.inf, logits)
+    logits = torch.cat([logits, impossible, torch.full_like(logits, bad)], 2).flatten(2)
+    logits, target = logits.to(dtype), target.repeat(1, 3, 1).flatten(1)
+    x = logits.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(x, target, reduction="sum").backward()
+    none = torch.zeros_like(target, dtype=torch.bool)
+    return (
+        torch.cat([logits, logits, logits, torch.ones_like(logits)], 2),
+        torch.cat([target, torch.full_like(target, -100), target, target], 1),
+        torch.cat([~none, ~none, none, ~none], 1).float(),
+        torch.cat([x.grad.isnan(), none.expand_as(x).repeat(1, 1, 3)], 2),
+    )
+
+
+UNDEFINED = pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+
+
+@UNDEFINED
+@pytest.mark.parametrize("classes", [1, 2, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_undefined_pixels_are_nan(device, dtype, classes, bad):
+    """In the loss and the gradient: a scaler of gradients sees no loss."""
+    case = undefined_case(classes, bad, dtype)
+    logits, target, weight, undefined = (x.to(device) for x in case)
+    assert undefined.any(1).equal(undefined.all(1))
+    for x in (logits, logits.transpose(1, 2).contiguous().transpose(1, 2)):
+        for reduction in REDUCTIONS:
+            x = x.detach().requires_grad_()
+            loss = weighted_ce(x, target, weight, reduction=reduction)
+            grad = torch.autograd.grad(loss.sum(), x)[0]
+            assert grad.isnan().equal(undefined)
+            assert (grad[..., weight[0] * (target[0] >= 0) == 0] == 0).all()
+            assert loss.isnan().equal(
+                undefined[:, 0] if reduction == "none" else undefined[0, 0, 0]
+            )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_that_vanish_are_still_nan(device, reduction):
+    """u w is 0 in float32."""
+    x = torch.tensor([[[torch.inf], [0.0]]], device=device, requires_grad=True)
+    target = torch.zeros(1, 1, dtype=torch.long, device=device)
+    weight = torch.full((1, 1), 1e-30, device=device)
+    loss = weighted_ce(x, target, weight, reduction=reduction)
+    assert torch.autograd.grad(loss, x, torch.full_like(loss, 1e-30))[0].isnan().all()
+
+
+TINY_WEIGHTS = [[1e-45, 0.0], [1e-45] * 300, [0.0] * 299 + [3e-45], [1e-30, 1e-39, 0.0]]
+
+
+def tiny_weights_case(weights, gap):
+    """`gap`: of the logits, about; with 60 the losses are 1e-26."""
+    logits, target, _ = case((1, 2, len(weights)))
+    logits.scatter_add_(1, target[:, None], torch.full_like(logits[:, :1], gap))
+    return logits, target, torch.tensor([weights])
+
+
+@pytest.mark.parametrize(
+    ("op", "gap"), [(weighted_ce, 0.0), (weighted_ce, 60.0), (reference.weighted_ce, 0.0)]
+)
+@pytest.mark.parametrize("weights", TINY_WEIGHTS, ids=len)
+def test_weighted_mean_of_tiny_weights(device, op, weights, gap):
+    """The products w ce are 0 in float32, their mean is not."""
+    logits, target, weight = (x.to(device) for x in tiny_weights_case(weights, gap))
+    x, y = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss = op(x, target, weight)
+    truth = reference.weighted_ce(y, target, weight.double())
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
+    loss.backward()
+    truth.backward()
+    torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-5, atol=1e-37)
+
+
+def test_derivatives_at_tiny_weights(device):
+    """Of weights they are (ce - loss) / sum(w); second ones against float64."""
+    logits, target, weight = (x.to(device) for x in tiny_weights_case([1e-45, 0.0], 0.0))
+    seconds = []
+    for dtype in (torch.float32, torch.float64):
+        x, w = logits.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+        gx, gw = torch.autograd.grad(weighted_ce(x, target, w), (x, w), create_graph=True)
+        seconds.append(torch.autograd.grad(gx[0, 0, 0], x)[0])
+        if dtype == torch.float32:
+            assert gw[0, 0] == 0
+            assert gw[0, 1].isinf()
+    torch.testing.assert_close(seconds[0].double(), seconds[1], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradients(device, reduction):
     logits, target, weight = case((2, 3, 4), device, torch.float64)
@@ -472,3 +565,36 @@ def test_huge_values_on_host(host_kernels):
     )
     np.testing.assert_allclose(loss[0], np.log(2), rtol=1e-6)
     assert np.isfinite(divisor)
+
+
+@UNDEFINED
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("classes", [1, 2, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_undefined_pixels_on_host(host_kernels, dtype, classes, channels_last, bad):
+    logits, target, weight, undefined = undefined_case(classes, bad, dtype)
+    if channels_last:
+        logits = logits.transpose(1, 2).contiguous().transpose(1, 2)
+    x, t, w = logits.numpy(), target.numpy(), weight.to(dtype).numpy()
+    for code in _REDUCTION.values():
+        loss, divisor = host_kernels.weighted_ce(x, t, w, code, -100)
+        upstream = np.ones(target.numel() if code == 0 else 1, x.dtype)
+        grad = host_kernels.weighted_ce_backward(upstream, x, t, w, divisor, code, -100)
+        np.testing.assert_array_equal(np.isnan(grad), undefined)
+        assert (grad[..., (w * (t >= 0))[0] == 0] == 0).all()
+        np.testing.assert_array_equal(np.isnan(loss), undefined[0, 0] if code == 0 else [True])
+
+
+@pytest.mark.parametrize("gap", [0.0, 60.0])
+@pytest.mark.parametrize("weights", TINY_WEIGHTS, ids=len)
+def test_tiny_weights_on_host(host_kernels, weights, gap):
+    logits, target, weight = tiny_weights_case(weights, gap)
+    x = logits.double().requires_grad_()
+    truth = reference.weighted_ce(x, target, weight.double())
+    truth.backward()
+    inputs = logits.numpy(), target.numpy(), weight.numpy()
+    code = _REDUCTION["weighted_mean"]
+    loss, divisor = host_kernels.weighted_ce(*inputs, code, -100)
+    grad = host_kernels.weighted_ce_backward(np.float32([1]), *inputs, divisor, code, -100)
+    np.testing.assert_allclose(loss[0], truth.item(), rtol=1e-6)
+    np.testing.assert_allclose(grad, x.grad, rtol=1e-5, atol=1e-37)

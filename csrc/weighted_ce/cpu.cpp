@@ -187,8 +187,7 @@ template <typename A>
 void add_losses(Block<A>& block, Sums& total) {
   std::fill(block.weight + block.size, std::end(block.weight), A(0));  // up to whole lanes
   const Sums fast = sums<A>(block);
-  // Huge weights or logits overflow a product or a difference, not their double.
-  total.add(std::isfinite(fast.loss + fast.weight) ? fast : sums<double>(block));
+  total.add(accurate(fast) ? fast : sums<double>(block));
 }
 
 // Writes the loss of each pixel.

@@ -186,8 +186,7 @@ __global__ void forward_kernel(Problem<T, A> in, A* loss, double* divisor, Sums*
       store(loss + pixels.flat, values);
     } else {
       const Sums fast = pixels.template sums<A>();
-      // Huge weights or logits overflow a product or a difference, not their double.
-      sums.add(std::isfinite(fast.loss + fast.weight) ? fast : pixels.template sums<double>());
+      sums.add(accurate(fast) ? fast : pixels.template sums<double>());
     }
   }
   if (in.reduction == kNone) {  // the same for all threads, so no barrier is left behind

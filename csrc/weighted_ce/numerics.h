@@ -35,6 +35,10 @@ struct Softmax {
     rest = rest * (x > largest ? e : T(1)) + e;
     largest = x > largest ? x : largest;
   }
+
+  /// s - 1, NaN where the largest logit is NaN or +inf: it would divide infinities, so that neither
+  /// the loss nor any gradient of the pixel is known.
+  UNET_FAST_HOST_DEVICE T defined_rest() const { return rest + (largest - largest); }
 };
 
 /// The terms exp(x - m) of logits whose largest is known, added up.
@@ -58,7 +62,7 @@ struct Terms {
 /// difference of two floats cannot overflow.
 template <typename S, typename T>
 UNET_FAST_HOST_DEVICE inline S cross_entropy(const Softmax<T>& softmax, T target_logit) {
-  return static_cast<S>(log1p_nonnegative(softmax.rest)) +
+  return static_cast<S>(log1p_nonnegative(softmax.defined_rest())) +
          (static_cast<S>(softmax.largest) - static_cast<S>(target_logit));
 }
 
@@ -75,12 +79,14 @@ UNET_FAST_HOST_DEVICE inline T pixel_loss(T weight, const Softmax<T>& softmax, T
   return static_cast<T>(weighted(static_cast<double>(weight), ce));
 }
 
-/// u w / s, by which all gradients of a pixel are scaled; u: upstream gradient.
+/// u w / s, by which all gradients of a pixel are scaled; u: upstream gradient. What is 0 only by
+/// rounding leaves NaN visible.
 template <typename T>
 UNET_FAST_HOST_DEVICE inline T gradient_scale(const Softmax<T>& softmax, T weight,
                                               double upstream) {
   const T factor = static_cast<T>(static_cast<double>(weight) * upstream);
-  return factor == T(0) ? T(0) : factor / (softmax.rest + T(1));
+  const bool counts = weight != T(0) && upstream != 0;
+  return counts ? factor / (softmax.defined_rest() + T(1)) : T(0);
 }
 
 /// exp(x - m) of one of at most two logits: of two, the smaller one's is the whole rest.
@@ -108,6 +114,12 @@ struct Sums {
     pixels += other.pixels;
   }
 };
+
+/// Whether sums kept in float are as good as those in double. Huge weights or logits overflow a
+/// product or a difference; products below 2^-126 lose digits, which a sum of 2^-100 does not show.
+UNET_FAST_HOST_DEVICE inline bool accurate(const Sums& sums) {
+  return std::isfinite(sums.loss + sums.weight) && (sums.loss >= 0x1p-100 || sums.weight == 0);
+}
 
 /// What the sum of w ce is divided by.
 UNET_FAST_HOST_DEVICE inline double normaliser(const Sums& sums, int64_t reduction) {

@@ -31,7 +31,7 @@ def weighted_ce(
     Args:
         logits: Scores a, (N, C, \*spatial) with 0 to 3 spatial axes, C >= 1; float16, bfloat16,
             float32 or float64. Contiguous and channels-last tensors are read in place. -inf marks
-            an impossible class.
+            an impossible class; NaN and +inf make the loss and the gradient of their pixel NaN.
         target: Classes t, (N, \*spatial), in [0, C - 1] or `ignore_index`; uint8, int16, int32 or
             int64.
         weight: Weights w, (N, \*spatial), floating point, or None for 1 everywhere. A pixel of
@@ -174,18 +174,23 @@ def _backward(
         if grad is not None:
             ce, _ = _call(_LOSS, logits, target, None, _NONE, ctx.ignore_index)
             upstream = _upstream(grad, normaliser, ctx.reduction)
+            ce = ce.to(upstream.dtype)
             grad_weight = torch.where(upstream == 0, 0, upstream * ce)  # ce may be infinite
             slope = -upstream * loss if ctx.reduction == _WEIGHTED_MEAN else slope
         if ctx.reduction == _WEIGHTED_MEAN:  # d T / d w = 1
             slope = slope if grad_normaliser is None else slope + grad_normaliser
             counted = target.long() != ctx.ignore_index
-            grad_weight = grad_weight + slope.to(weight.dtype) * counted
+            grad_weight = grad_weight + slope * counted
+        grad_weight = grad_weight.to(weight.dtype)
     return grad_logits, None, grad_weight, None, None
 
 
 def _upstream(grad: Tensor, normaliser: Tensor, reduction: int) -> Tensor:
-    """The derivative of the loss in w ce of a pixel; 0 where there is nothing to divide by."""
-    return grad if reduction == _NONE else _normalised(grad, normaliser).to(grad.dtype)
+    """The derivative of the loss in w ce of a pixel; 0 where there is nothing to divide by.
+
+    Divided, it is float64: one over a tiny normaliser exceeds float32.
+    """
+    return grad if reduction == _NONE else _normalised(grad, normaliser)
 
 
 def _normalised(x: Tensor, normaliser: Tensor) -> Tensor:
@@ -212,10 +217,11 @@ def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     index = torch.where(counted, target, 0).unsqueeze(1)
     u = _upstream(grad, normaliser, ctx.reduction)
     mean_v = (v * p).sum(1)
-    slope = mean_v - v.gather(1, index).squeeze(1)  # sum_c v_c (p_c - [c = t])
+    slope = (mean_v - v.gather(1, index).squeeze(1)).to(u.dtype)  # sum_c v_c (p_c - [c = t])
     per_pixel = w * slope
-    grad_logits = ((u * w).unsqueeze(1) * p * (v - mean_v.unsqueeze(1))).to(logits.dtype)
-    grad_weight = None if weight is None else torch.where(counted, u * slope, 0)
+    scale = (u * w.to(u.dtype)).to(p.dtype).unsqueeze(1)
+    grad_logits = (scale * p * (v - mean_v.unsqueeze(1))).to(logits.dtype)
+    grad_weight = None if weight is None else torch.where(counted, u * slope, 0).to(weight.dtype)
     if ctx.reduction == _NONE:
         return per_pixel, grad_logits, None, grad_weight, None, None, None
     total = _normalised(per_pixel.sum(), normaliser)

@@ -20,12 +20,12 @@ def weighted_ce(
     ce = F.cross_entropy(logits, target, reduction="none", ignore_index=ignore_index)
     valid = target != ignore_index
     w = torch.ones_like(ce) if weight is None else weight.to(ce.dtype)
-    w = torch.where(valid, w, 0)
+    w = torch.where(valid, w, 0).double()  # products of float32 neither overflow nor vanish
     loss = torch.where(w == 0, 0, w * ce)
     if reduction == "none":
-        return loss
+        return loss.to(ce.dtype)
     total = loss.sum()
-    if reduction == "sum":
-        return total
-    divisor = valid.sum() if reduction == "mean" else w.sum()
-    return torch.where(divisor == 0, 0 * total, total / divisor)
+    if reduction != "sum":
+        divisor = valid.sum() if reduction == "mean" else w.sum()
+        total = torch.where(divisor == 0, 0 * total, total / divisor)
+    return total.to(ce.dtype)
