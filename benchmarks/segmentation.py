@@ -33,7 +33,7 @@ from unet_fast import (
     predict,
     train,
 )
-from unet_fast.components import SEED, Objects
+from unet_fast.components import Objects
 from unet_fast.data import Sample, load_samples
 from unet_fast.evaluate import as_csv, flat, scores_of
 from unet_fast.imageio import read_labels, replace_file, write_labels
@@ -143,7 +143,8 @@ def objects_of(model: UNet, probability: np.ndarray, area: int, threshold: float
     classes = probability.argmax(0)
     seeds = (classes == 1) & (probability[1] > threshold)
     if len(probability) == 2:
-        return Objects(area, model.ridge_width).of(np.where(seeds, SEED, classes))
+        rule = Objects(area, model.ridge_width)
+        return rule.of(np.where(seeds, rule.seed, classes))
     parts = ndimage.label(seeds)[0]
     if parts.any():  # into the border, which is theirs: each pixel to the nearest
         nearest = ndimage.distance_transform_edt(

@@ -34,9 +34,11 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     out = tmp_path / "new" / "folder"
     assert main(["demo", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    rows = re.findall(r"^\d{3}_\w{12} +[01]\.\d{3} +[01]\.\d{3}$", printed, re.MULTILINE)
+    scores = r" +[01]\.\d{3} +[01]\.\d{3} +[01]\.\d{3} +\d+ +(\d+)$"
+    rows = re.findall(r"^\d{3}_\w{12}" + scores, printed, re.MULTILINE)
     assert len(rows) == 9
-    assert re.search(r"^mean +[01]\.\d{3} +[01]\.\d{3}$", printed, re.MULTILINE)
+    (total,) = re.findall("^all" + scores, printed, re.MULTILINE)
+    assert sum(map(int, rows)) == int(total)
     picture = np.asarray(Image.open(out / "demo.png"))
     assert picture.shape[0] > 500
     assert picture.shape[1] > 1000

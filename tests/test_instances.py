@@ -2,6 +2,7 @@
 
 import json
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from unet_fast import UNet, load_model, metrics, predict, save_model, separate_touching
 from unet_fast.components import REACH, Objects
@@ -93,6 +95,60 @@ def test_seeds_grow_into_foreground(states):
     np.testing.assert_array_equal(found, expected)
 
 
+@settings(deadline=None, derandomize=True)
+@given(hnp.arrays(np.uint8, (6, 8), elements=st.sampled_from([0, 1, 2, 3, 4, 4])))
+def test_objects_grow_from_the_clearer_to_the_fainter(states):
+    """Three levels: each is flooded by itself, from what the levels above have given."""
+    rule = Objects(levels=3)
+    expected = Objects().of_mask(states == rule.seed)
+    for level in (3, 2, 1):
+        two = np.where(expected > 0, 2, states >= level)
+        flooded = expected.copy()
+        queue = deque(sorted(map(tuple, np.argwhere(expected)), key=lambda at: expected[at]))
+        while queue:
+            at = queue.popleft()
+            for r, c in neighbours(at, states.shape):
+                if two[r, c] == 1 and flooded[r, c] == 0:
+                    flooded[r, c] = flooded[at]
+                    queue.append((r, c))
+        # Of floods that meet, the smaller number is first; a queue sorted by it once keeps that.
+        expected = flooded
+    np.testing.assert_array_equal(rule.of(states), expected)
+
+
+def neighbours(at, shape):
+    for r, c in ((at[0] - 1, at[1]), (at[0] + 1, at[1]), (at[0], at[1] - 1), (at[0], at[1] + 1)):
+        if 0 <= r < shape[0] and 0 <= c < shape[1]:
+            yield r, c
+
+
+@settings(deadline=None, derandomize=True)
+@given(hnp.arrays(bool, (7, 9), elements=st.sampled_from([True, True, False])), st.integers(0, 5))
+def test_small_holes_are_filled(mask, holes):
+    """Background parts of up to so many pixels that do not reach the rim, within one object."""
+    plain, found = Objects().of_mask(mask), Objects(holes=holes).of_mask(mask)
+    expected = plain.copy()
+    parts, count = ndimage.label(plain == 0)
+    for part in range(1, count + 1):
+        inside = parts == part
+        rows, columns = np.nonzero(inside)
+        rim = {0, 6} & set(rows.tolist()) or {0, 8} & set(columns.tolist())
+        around = set(plain[ndimage.binary_dilation(inside) & ~inside].tolist())
+        if not rim and inside.sum() <= holes and len(around) == 1:
+            expected[inside] = around.pop()
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_states_count_the_thresholds_exceeded():
+    share = torch.tensor([0.1, 0.55, 0.62, 0.72, 0.82, 0.92, 0.99])
+    rule = Objects(seed_threshold=0.9, foreground_threshold=0.6, levels=3)
+    assert rule.states(share, share > 0.5).tolist() == [0, 0, 1, 2, 3, 4, 4]
+    plain = Objects(foreground_threshold=0.6, levels=3)
+    assert plain.states(share, share > 0.5).tolist() == [0, 0, 4, 4, 4, 4, 4]
+    # Of several classes, what background is the most probable of is none, without a threshold.
+    assert Objects().states(torch.tensor([0.55]), torch.tensor([False])).tolist() == [0]
+
+
 def test_growth_into_foreground_ends():
     states = np.full((3, 50), 1)
     states[1, 0] = 2
@@ -149,13 +205,76 @@ def test_predict_takes_the_width_of_training(tmp_path):
     np.testing.assert_array_equal(large, Objects(min_area=9).of_mask(mask))
 
 
-def test_models_of_before_do_not_grow(tmp_path):
-    file = tmp_path / "model.safetensors"
-    save_model(UNet(base_channels=1, depth=1), file)
+def rewritten(file, *left_out, **changes):
+    """A model file with another description."""
     weights, description = unpack(file, "a model")
-    del description["ridge_width"]
+    description = {k: v for k, v in (description | changes).items() if k not in left_out}
     file.write_bytes(pack(weights, json.loads(json.dumps(description))))
+
+
+def test_models_of_before_predict_as_before(tmp_path):
+    """Without a rule all that is not background makes objects; the oldest do not grow."""
+    torch.manual_seed(0)
+    model, image = UNet(1, 3, base_channels=4, depth=1), torch.rand(40, 50)
+    model.ridge_width = 1
+    file = tmp_path / "model.safetensors"
+    save_model(model, file)
+    mask = predict(model, image, output="labels").numpy()
+    rewritten(file, "objects")
+    found = predict(load_model(file), image, output="instances").numpy()
+    np.testing.assert_array_equal(found, Objects(grow=1).of_mask(mask))
+    rewritten(file, "ridge_width")
     assert load_model(file).ridge_width == 0
+    found = predict(load_model(file), image, output="instances").numpy()
+    np.testing.assert_array_equal(found, Objects().of_mask(mask))
+
+
+def test_the_rule_is_kept_with_the_model(tmp_path):
+    """It is what predict takes, in tiles, too; each option takes the place of its part."""
+    torch.manual_seed(1)
+    model, image = UNet(base_channels=4, depth=1), torch.rand(60, 70)
+    share = 1 - predict(model, image)[0]
+    low, high = (float(share.quantile(q)) for q in (0.3, 0.8))
+    rule = Objects(4, 1, high, low, levels=4, holes=3)
+    model.objects = rule
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.objects == rule
+
+    def made(rule):
+        return rule.of(rule.states(share, share > 0.5).numpy())
+
+    for tile in (None, 16):
+        found = predict(loaded, image, output="instances", tile=tile).numpy()
+        np.testing.assert_array_equal(found, made(rule))
+    assert found.max() > 1
+    for change in (
+        {"min_area": 0},
+        {"grow": 0},
+        {"seed_threshold": 0.0},
+        {"foreground_threshold": low - 0.001},
+        {"holes": 0},
+    ):
+        other = predict(loaded, image, output="instances", **change).numpy()
+        np.testing.assert_array_equal(other, made(replace(rule, **change)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"seed_threshold": 2}, r"seed_threshold must be in \[0, 1\), got 2"),
+        ({"seed_threshold": "high"}, "seed_threshold must be a number, got 'high'"),
+        ({"min_area": 1.5}, "min_area must be an integer, got 1.5"),
+        ({"levels": 9}, r"levels must be in \[1, 8\], got 9"),
+        ({"speed": 1}, "unexpected keyword argument 'speed'"),
+        ([3], "must be a mapping"),
+    ],
+)
+def test_a_damaged_rule_is_refused(tmp_path, rule, message):
+    save_model(UNet(base_channels=1, depth=1), tmp_path)
+    rewritten(tmp_path / "model.safetensors", objects=rule)
+    with pytest.raises(ValueError, match=f"must hold a model, but it cannot be read: .*{message}"):
+        load_model(tmp_path)
 
 
 def test_kinds_are_refused():

@@ -12,7 +12,6 @@ from skimage.metrics import adapted_rand_error, variation_of_information
 
 from unet_fast.metrics import (
     SplitMerge,
-    _thinned,
     average_precision,
     detection,
     dice,
@@ -23,6 +22,7 @@ from unet_fast.metrics import (
     rand_error,
     rand_split_merge,
     seg,
+    thinned,
     v_info,
     v_rand,
     warping,
@@ -421,7 +421,7 @@ def test_isbi2012_of_the_truth_is_perfect():
 @given(masks)
 def test_thinned_borders(mask):
     objects = ndimage.label(mask)[0]
-    thin = _thinned(objects)
+    thin = thinned(objects)
     np.testing.assert_array_equal(thin[mask], objects[mask])  # nothing is lost
     for a, b in ((thin[1:], thin[:-1]), (thin[:, 1:], thin[:, :-1])):
         assert ((a == b) | (a == 0) | (b == 0)).all()  # still apart

@@ -223,19 +223,27 @@ def test_imagej_pixel_size(tmp_path):
     size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     block=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     density=st.sampled_from([0.2, 0.5, 0.6, 0.7, 0.9, 1.0]),
-    objects=st.builds(Objects, st.sampled_from([0, 2, 5]), st.sampled_from([0, 1, 3])),
+    objects=st.builds(
+        Objects,
+        min_area=st.sampled_from([0, 2, 5]),
+        grow=st.sampled_from([0, 1, 3]),
+        levels=st.sampled_from([1, 2, 4]),
+        holes=st.sampled_from([0, 1, 6]),
+    ),
     seedless=st.sampled_from([0.0, 0.1, 0.9]),
     seed=st.integers(0, 10**6),
 )
 def test_objects_in_blocks_are_those_of_the_whole(size, block, density, objects, seedless, seed):
     generator = np.random.default_rng(seed)
-    states = np.where(generator.random(size) < density, 2 - (generator.random(size) < seedless), 0)
+    seeds = generator.random(size) >= seedless
+    faint = generator.integers(1, objects.seed, size)
+    states = np.where(generator.random(size) < density, np.where(seeds, objects.seed, faint), 0)
     parts, result = np.zeros(size, np.int32), np.zeros(size, np.int32)
 
     def write(array, rows, columns, ids):
         array[rows, columns] = ids
 
-    label_in_blocks(
+    count = label_in_blocks(
         size,
         block,
         objects,
@@ -246,6 +254,7 @@ def test_objects_in_blocks_are_those_of_the_whole(size, block, density, objects,
     )
     whole = objects.of(states)
     assert np.array_equal(result, whole)
+    assert count == whole.max()
     if objects == Objects() and not seedless:
         assert np.array_equal(whole, label_components(torch.from_numpy(states)).numpy())
 

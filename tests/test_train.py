@@ -30,7 +30,7 @@ from unet_fast.cli import app, main
 from unet_fast.config import as_toml
 from unet_fast.dataset import Dataset
 from unet_fast.processes import Processes
-from unet_fast.validation import evaluate
+from unet_fast.validation import Judge, look
 
 
 @pytest.fixture
@@ -196,7 +196,8 @@ def data_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("by", "best"), [("mean_iou", max), ("iou", max), ("seg", max), ("loss", min)]
+    ("by", "best"),
+    [("auto", max), ("pq", max), ("mean_iou", max), ("iou", max), ("seg", max), ("loss", min)],
 )
 def test_best_and_last_models(discs, tmp_path, by, best):
     """The best evaluation's model is kept, by whatever is asked for, and the last."""
@@ -213,12 +214,18 @@ def test_best_and_last_models(discs, tmp_path, by, best):
         torch.device("cpu"),
         math.inf,
     )
-    found = evaluate(load_model(tmp_path / "run"), files, "weighted_mean", Processes())
+
+    def scores_of(model):
+        looks = [look(model, files, i, "weighted_mean") for i in range(len(files))]
+        return Judge(by, True, files, 1, Processes()).scores(looks, model.objects)
+
+    found = scores_of(load_model(tmp_path / "run"))
+    by = "pq" if by == "auto" else by
     wanted = best(s[by] for s in scores)
     if by != "loss":  # whose class weights are those of the training images
         assert found[by] == pytest.approx(wanted)
     last = load_model(tmp_path / "run" / "last.safetensors")
-    found = evaluate(last, files, "weighted_mean", Processes())
+    found = scores_of(last)
     assert found["iou"] == pytest.approx(scores[-1]["iou"])
     same = torch.equal(last.head.bias, model.head.bias)
     assert same == ([s[by] for s in scores].index(wanted) == len(scores) - 1)  # the first of equals
@@ -332,7 +339,8 @@ def test_command_line(discs, tmp_path, capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert f"model: {run}" in printed
-    assert f"3 instances: {out}" in printed
+    assert re.search(rf"^3 images, [\d,]+ objects: {out}$", printed, re.MULTILINE)
+    assert f"overlays: {out}/overlays" in printed
     assert "cuda_kernels" in printed
 
 

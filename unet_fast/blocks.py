@@ -66,7 +66,7 @@ def predict_blocks(
     overwrite: bool = False,
     client: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+) -> int:
     """Predicts an image that need not fit into memory into an OME-Zarr (0.5).
 
     Args:
@@ -82,6 +82,9 @@ def predict_blocks(
         client: A `distributed.Client`, whose workers compute the blocks, one a task, and see the
             same files; None: this process does.
         progress: Is told the blocks done and all blocks.
+
+    Returns:
+        How many objects were found, all planes together; 0 of other outputs than instances.
 
     Raises:
         ValueError: One line, if an argument breaks its rule, the image cannot be read, or a file
@@ -131,9 +134,11 @@ def predict_blocks(
             stamp = _digest(part / "job.json")
             task = functools.partial(_compute, str(part.resolve()), device, stamp)
             spread(client, task, left, done)
+        found = 0
         if options.output == "instances":
-            _number(part, source, tiling, predictor.objects)
+            found = _number(part, source, tiling, predictor.objects)
         _finish(part, out)
+        return found
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{part} is kept, --resume goes on") from None
     except OSError as error:
@@ -375,8 +380,9 @@ def _worker(part: str, device: str, stamp: str) -> Worker:
     return Worker(Path(part), device)
 
 
-def _number(part: Path, source: Source, tiling: Tiling, objects: Objects) -> None:
-    """Makes the result of the classes of all pixels: the objects of every plane, numbered."""
+def _number(part: Path, source: Source, tiling: Tiling, objects: Objects) -> int:
+    """Makes the result of the states of all pixels: the objects of every plane, numbered."""
+    found = 0
     classes = open_level(part / "classes" / "0")
     for name in ("parts", "image"):
         shutil.rmtree(part / name, ignore_errors=True)  # of a run killed here
@@ -391,7 +397,7 @@ def _number(part: Path, source: Source, tiling: Tiling, objects: Objects) -> Non
         def write(array: Any, rows: slice, columns: slice, ids: Any, plane: Any = plane) -> None:
             array[source.place(array, plane, rows, columns)] = ids
 
-        label_in_blocks(
+        found += label_in_blocks(
             source.size,
             block_of(tiling),
             objects,
@@ -400,3 +406,4 @@ def _number(part: Path, source: Source, tiling: Tiling, objects: Objects) -> Non
             functools.partial(write, parts),
             functools.partial(write, result),
         )
+    return found

@@ -4,18 +4,19 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .config import TrainConfig
+from .config import STEPS, TrainConfig
 from .data import (
     Objects,
     Sample,
     check_size,
+    find_pairs,
     fit_all_channels,
     label_type_of,
     number_objects,
@@ -105,9 +106,11 @@ def check(
         return report
     weights = replace(BorderWeights.paper_2015(), ignore_label=ignore_label)
     config = TrainConfig(
-        images, labels, out=out, steps=5000, classes=classes, label_type=chosen, weights=weights
+        images, labels, out=out, steps=STEPS, classes=classes, label_type=chosen, weights=weights
     )
-    report.suggestion = _fitted(config, samples, report)
+    shapes = [s.labels.shape for s in samples]
+    report.suggestion = replace(config, **_fitting(shapes))
+    _look_at_sizes(samples, report)
     if picture is not None:
         _draw(picture, samples, objects, weights)
     return report
@@ -315,11 +318,8 @@ def _look_at_balance(
         )
 
 
-def _fitted(config: TrainConfig, samples: list[Sample], report: Report) -> TrainConfig:
-    """Settings for the sizes of the images, and for the device."""
-    gpu = torch.cuda.is_available()
-    net = UNet(base_channels=1)
-    smallest = net.input_shape((1,))[0]
+def _look_at_sizes(samples: list[Sample], report: Report) -> None:
+    smallest = UNet(base_channels=1).input_shape((1,))[0]
     small = [s.name for s in samples if min(s.labels.shape) < smallest]
     if small:
         report.add(
@@ -328,13 +328,31 @@ def _fitted(config: TrainConfig, samples: list[Sample], report: Report) -> Train
             "of depth 4: most of what it sees is mirrored; a smaller depth needs less",
             small,
         )
-    side = int(np.median([min(s.labels.shape) for s in samples]))
+
+
+def suggested_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings that fit the sizes of the images, and the device.
+
+    Args:
+        config: Where the images are.
+
+    Raises:
+        ValueError: One line, if files cannot be paired or labels not be read.
+    """
+    pairs = find_pairs(config.images, config.labels)
+    return _fitting([read_labels(label).shape for _, label in pairs])
+
+
+def _fitting(shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    gpu = torch.cuda.is_available()
+    net = UNet(base_channels=1)
+    side = int(np.median([min(shape) for shape in shapes]))
     largest = 388 if gpu else 196
     tile = min(largest, max(36, net.output_shape(net.input_shape((side,)))[0]))
     if tile > side:
         tile = max(20, tile - 16)
     # Adam ended better than the paper's SGD in short runs: docs/training.md.
-    return replace(config, tile=tile, base_channels=64 if gpu else 16, optimizer="adam")
+    return {"tile": tile, "base_channels": 64 if gpu else 16, "optimizer": "adam"}
 
 
 def _draw(picture: Path, samples: list[Sample], objects: Objects, weights: BorderWeights) -> None:

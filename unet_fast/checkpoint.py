@@ -26,8 +26,12 @@ class Progress:
     """Steps done."""
     best: float | None = None
     """Score of the best evaluation; greater is better."""
+    best_step: int = 0
+    """When it was."""
     since_best: int = 0
     """Evaluations after it."""
+    objects: dict[str, Any] | None = None
+    """The rule of objects of the last evaluation."""
     seconds: float = 0.0
     """Time spent, before the run was taken up again; kept in the log only."""
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -139,13 +143,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
-
-
-def best_row(rows: list[dict[str, Any]], by: str) -> dict[str, Any] | None:
-    """The row of a log with the best evaluation; None without one."""
-    scored = [r for r in rows if r.get("validation", {}).get(by) is not None]
-    sign = -1 if by == "loss" else 1
-    return max(scored, key=lambda r: sign * r["validation"][by], default=None)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

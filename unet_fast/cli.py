@@ -4,24 +4,25 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 import torch
 from cyclopts import Parameter
-from tqdm import tqdm
 
 from . import demo as demonstration
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
 from .check import check as check_data
-from .checkpoint import best_row, read_log
+from .check import suggested_settings
+from .checkpoint import read_log
 from .cluster import cluster
 from .components import Objects
-from .config import TrainConfig, as_toml, read_toml
+from .config import PATHS, TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples
 from .device import find_device, precision_of
 from .evaluate import CSV, JSON, evaluate_files
@@ -35,8 +36,11 @@ from .imageio import (
 from .intensity import normalise
 from .plots import draw_augmentation, draw_weights
 from .predict import Options
-from .predict_files import predict_files
+from .predict_files import OVERLAYS, predict_files
+from .progress import bar
+from .train import CONFIG, seconds_of
 from .train import train as run_training
+from .validation import NAMES, described, said_of
 from .weights import BorderWeights
 
 SUGGESTED = """# Settings that fit the images, for `unet-fast train --config THIS_FILE`;
@@ -65,11 +69,12 @@ def demo(*, out: Path = Path("unet_fast_demo")) -> None:
         Folder for the model and the picture; made if it is missing.
     """
     scores, picture = demonstration.demo(out)
-    print(f"{'unseen image':<20}  pixel IoU    SEG")
+    print(f"{'unseen image':<20}  pixel IoU    SEG     PQ  objects: predicted, true")
     for score in scores:
-        print(f"{score.name:<20}  {score.iou:9.3f}  {score.seg:5.3f}")
-    seg = sum(score.seg for score in scores) / len(scores)
-    print(f"{'mean':<20}  {demonstration.mean_iou(scores):9.3f}  {seg:5.3f}")
+        print(
+            f"{score.name:<20}  {score.iou:9.3f}  {score.seg:5.3f}  {score.pq:5.3f}"
+            f"  {score.predicted:18}  {score.true:4}"
+        )
     print(f"picture: {picture}")
 
 
@@ -124,6 +129,12 @@ def check(
     )
     for level, text in sorted(report.findings, key=lambda f: f[0] != "error"):
         print(f"{level:<8} {text}")
+    if report.suggestion is not None:
+        steps, seconds = report.suggestion.length, seconds_of(report.suggestion)
+        print(
+            f"{'note':<8} {steps} steps, as suggested, take about {seconds / 60:.2g} minutes on "
+            "this machine; --minutes takes as many as fit"
+        )
     if report.suggestion is not None and new:
         replace_file(suggested, as_toml(report.suggestion, SUGGESTED).encode())
         print(f"picture: {picture}")
@@ -134,20 +145,34 @@ def check(
 
 
 @app.command
-def train(config: Annotated[TrainConfig, Parameter(name="*")]) -> None:
+def train(
+    config: Annotated[TrainConfig, Parameter(name="*")],
+    *,
+    preset: Literal["suggested", "paper-2015"] = "suggested",
+) -> None:
     """Train a network on a folder of images and a folder of labels.
 
     An image and its labels have the same file name. Ctrl-C saves and stops; --resume goes on.
     Settings also come from a TOML file, one that `check` suggests or config.toml of another run:
-    `unet-fast train --config FILE`; those typed beside it count more.
+    `unet-fast train --config FILE`; those typed beside it count more. What neither says is what
+    `check` suggests for these images.
+
+    Parameters
+    ----------
+    preset:
+        What is taken where nothing is said: suggested, or paper-2015, the paper's recipe as it is
+        (64 channels, SGD with momentum 0.99, tiles of 388), which wants a GPU.
     """
-    run_training(config)
+    model = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        best = best_row(read_log(config.out), config.best_by)
+        row: dict[str, Any] = next(reversed(read_log(config.out)), {})
+        best = row.get("best")
         if best is not None:
-            scores = {k: v for k, v in best["validation"].items() if v is not None}
-            text = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
-            print(f"best validation, step {best['step']}: {text}")
+            kind = "validation" if "validation" in row else "training"
+            scores = [f"{name} {best[k]:.3f}" for k, name in NAMES.items() if best.get(k)]
+            print(f"step {best['step']}, {row[kind]['files']} {kind} images: {', '.join(scores)}")
+            if model.objects is not None:
+                print(f"objects: {described(model.objects)}: {said_of(best, best['by'])}")
         print(f"model: {config.out}")
 
 
@@ -160,9 +185,11 @@ def predict(
     out: Path,
     output: Literal["instances", "labels", "probabilities", "scores"] = "instances",
     instances: Annotated[bool, Parameter(negative="")] = False,
-    min_area: int = 0,
+    min_area: int | None = None,
     grow: int | None = None,
-    seed_threshold: float = 0.0,
+    seed_threshold: float | None = None,
+    foreground_threshold: float | None = None,
+    holes: int | None = None,
     format: Literal["auto", "png", "tiff", "ome-tiff", "ome-zarr"] = "auto",
     overlay: Annotated[bool, Parameter(negative="--no-overlay")] = True,
     tta: str | None = None,
@@ -196,13 +223,17 @@ def predict(
     instances:
         The same as --output instances.
     min_area:
-        Of instances: connected parts of fewer pixels are left out.
+        Of instances: seeds of fewer pixels are left out. This and the next four are as training
+        found them to be best, if nothing is said.
     grow:
-        Of instances: pixels that objects grow into gaps between them, 0 to 16; as many as training
-        carved off, if nothing is said.
+        Of instances: pixels that objects grow into gaps between them, 0 to 16.
     seed_threshold:
-        Of instances: objects are made of pixels of greater probability, 0.9, say, and grow into the
-        rest of the foreground; parts cells whose border leaks. 0: of all foreground.
+        Of instances: seeds are pixels whose foreground is more probable; each connected part makes
+        an object, which grows into the rest of the foreground. 0: all foreground is seed.
+    foreground_threshold:
+        Of instances: foreground is more probable than that.
+    holes:
+        Of instances: holes in an object of up to so many pixels are filled, 0 to 1024.
     format:
         auto writes instances and labels as PNG, all else and stacks as TIFF, and results of
         OME-Zarr and of very large images as OME-Zarr.
@@ -242,6 +273,8 @@ def predict(
         min_area=min_area,
         grow=grow,
         seed_threshold=seed_threshold,
+        foreground_threshold=foreground_threshold,
+        holes=holes,
         tta=_views_in(tta),
         average=average,
         precision=str(precision_of(precision, find_device(device))).removeprefix("torch."),
@@ -264,7 +297,14 @@ def predict(
             resume=resume,
             overwrite=overwrite,
         )
-    print(f"{len(results)} {output}: {out}")
+    text = f"{len(results.files)} images"
+    if output == "instances":
+        text += f", {results.objects:,} objects"
+    if results.kept:
+        text += f" ({results.kept} images were there and are not counted)"
+    print(f"{text}: {out}")
+    if overlay:
+        print(f"overlays: {out / OVERLAYS}")
 
 
 @app.command
@@ -363,17 +403,18 @@ def weights(
     maps = [torch.from_numpy(read_labels(file)) for file in files]
     results = _results(out, files, (".tif", ".png"), overwrite)
     weigh = replace(presets[preset], ignore_label=ignore_label).balanced(maps)
-    progress = tqdm(list(zip(files, maps, results, strict=True)), desc="weights", disable=None)
-    for file, image, (tiff, png) in progress:
-        target, weight_map = (x.numpy() for x in weigh(image))
-        write_tiff(tiff, weight_map)
-        draw_weights(
-            png,
-            labels=image.numpy(),
-            target=target,
-            weights=weight_map,
-            title=f"{file.stem}, {preset}",
-        )
+    with bar(len(files), "weights", "image") as shown:
+        for file, image, (tiff, png) in zip(files, maps, results, strict=True):
+            target, weight_map = (x.numpy() for x in weigh(image))
+            write_tiff(tiff, weight_map)
+            draw_weights(
+                png,
+                labels=image.numpy(),
+                target=target,
+                weights=weight_map,
+                title=f"{file.stem}, {preset}",
+            )
+            shown.update()
     print(f"{len(files)} weight maps: {out}")
 
 
@@ -422,8 +463,7 @@ def augment(
     results = _results(out, files, (".png",), overwrite)[::2]
     generator = torch.Generator().manual_seed(seed)
     loaded = load_samples(images, labels)
-    progress = tqdm(list(zip(loaded, results, strict=True)), desc="augment", disable=None)
-    for sample, (path,) in progress:
+    for sample, (path,) in zip(loaded, results, strict=True):
         gray = torch.from_numpy(normalise(sample.image)).mean(0, keepdim=True)
         ids = torch.from_numpy(sample.labels)
         panels = []
@@ -505,22 +545,62 @@ def _with_settings(
     config:
         TOML file of settings, for `train`.
     """
-    sources = []
-    if config is not None:
-        if words[:1] != ("train",):
-            raise ValueError(f"--config must go with train, got {' '.join(words[:1]) or 'nothing'}")
-        # Below the command's name: settings that are called like another command count, too.
-        sources = [cyclopts.config.Dict({"train": read_toml(config)}, source=str(config))]
-    app.config = sources
+    app.config = []
+    if words[:1] == ("train",):
+        app.config = _sources(words, config)
+    elif config is not None:
+        raise ValueError(f"--config must go with train, got {' '.join(words[:1]) or 'nothing'}")
     code: int | None = app(
         words, exit_on_error=False, print_error=False, result_action="return_value"
     )
     return code
 
 
+def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Dict]:
+    """Where `train` finds what is not typed: the file, the run that goes on, the suggestion."""
+    typed = {word.split("=")[0] for word in words}
+    sources = []
+
+    def add(settings: dict[str, Any], name: str) -> None:
+        for one, other in (("--minutes", "steps"), ("--steps", "minutes")):
+            if one in typed:
+                settings.pop(other, None)
+        # Below the command's name: settings that are called like another command count, too.
+        sources.append(cyclopts.config.Dict({"train": settings}, source=name))
+
+    def so_far() -> dict[str, Any]:
+        app.config = sources
+        _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        return bound.arguments
+
+    if file is not None:
+        add(read_toml(file), str(file))
+    known = so_far()
+    config = known.get("config")
+    if config is None:  # --help
+        return sources
+    begun = config.out / CONFIG
+    if config.resume and begun.exists():
+        add({k: v for k, v in read_toml(begun).items() if k not in PATHS}, str(begun))
+        config = so_far()["config"]
+    if known.get("preset") != "paper-2015":
+        add(suggested_settings(config), "suggested")
+    return sources
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: the command's, or 2 after one line on wrong input."""
     logging.getLogger("asyncio").disabled = True  # zarr's other tasks tell of an error once more
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _main(arguments)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"unet-fast: warning: {message}", file=sys.stderr)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         code: int | None = app.meta(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"

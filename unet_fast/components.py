@@ -49,15 +49,17 @@ Region = Callable[[slice, slice], NDArray[np.integer]]
 Write = Callable[[slice, slice, NDArray[np.integer]], None]
 
 
-FOREGROUND, SEED = 1, 2
-"""Of a predicted pixel: it belongs to an object if one reaches it; it makes one."""
 REACH = 16
-"""Steps that an object grows at most into foreground that is no seed."""
+"""Steps that an object grows at most into the foreground of each level."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """How predicted pixels become objects.
+    """The rule by which the predicted probability of foreground becomes objects.
+
+    Seeds, the pixels of clear foreground, make objects: their parts that are connected along the
+    axes. Small ones are left out, the others grow into the rest of the foreground, from the clearer
+    to the fainter, and back over the ridge that training carved between objects that touch.
 
     Raises TypeError or ValueError if a value breaks its rule.
     """
@@ -66,55 +68,101 @@ class Objects:
     """Pixels that a connected part of the seeds has at least, or is left out."""
     grow: int = 0
     """Pixels that objects grow back into the ridge that parts them, at most; see :meth:`grown`."""
+    seed_threshold: float = 0.0
+    """In [0, 1): seeds are more probable than that; 0: all foreground is."""
+    foreground_threshold: float | None = None
+    """In [0, 1): foreground is more probable than that; None: what is no background most
+    probably."""
+    levels: int = 1
+    """In how many levels of probability, in [1, 8], objects grow from seeds into the foreground."""
+    holes: int = 0
+    """Pixels of the largest hole in an object that is filled, in [0, 1024]."""
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for name in ("min_area", "grow"):
+        for name in ("min_area", "grow", "levels", "holes"):
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} must be an integer, got {getattr(self, name)!r}")
         if self.min_area < 0:
             raise ValueError(f"min_area must be >= 0, got {self.min_area}")
-        if not 0 <= self.grow <= 16:
-            raise ValueError(f"grow must be in [0, 16], got {self.grow}")
+        for name, low, high in (("grow", 0, 16), ("levels", 1, 8), ("holes", 0, 1024)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+        for name in ("seed_threshold", "foreground_threshold"):
+            value = getattr(self, name)
+            if value is None and name == "foreground_threshold":
+                continue
+            if not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
 
     @property
     def margin(self) -> int:
         """How many pixels away from a pixel there is something that matters to it."""
-        return REACH + 2 * self.grow
+        return REACH * self.levels + self.holes + 2 * self.grow
+
+    @property
+    def seed(self) -> int:
+        """The state of a pixel that makes objects; see :meth:`states`."""
+        return self.levels + 1
+
+    def states(self, share: Tensor, mask: Tensor) -> Tensor:
+        """The states of pixels, uint8.
+
+        They are 0 for background, 1, 2, ... for the levels of the foreground, from the faintest on,
+        and :attr:`seed`.
+
+        Args:
+            share: Probability of foreground, any shape.
+            mask: Where background is not the most probable class, of that shape.
+        """
+        low = 0.5 if self.foreground_threshold is None else self.foreground_threshold
+        foreground = mask if self.foreground_threshold is None else share > low
+        if self.seed_threshold <= low:
+            return (foreground & (share > self.seed_threshold)).to(torch.uint8) * self.seed
+        states = foreground.to(torch.uint8)
+        step = (self.seed_threshold - low) / self.levels
+        for level in range(1, self.levels):
+            states += foreground & (share > low + step * level)
+        return states.masked_fill_(foreground & (share > self.seed_threshold), self.seed)
 
     def of(self, states: NDArray[np.integer]) -> NDArray[np.int32]:
-        """The objects of pixels, (H, W), that are background (0), :data:`FOREGROUND`, :data:`SEED`.
-
-        Parts of the seeds that are connected along the axes, numbered from 1, and grown.
-        """
-        parts, _ = ndimage.label(states == SEED)
+        """The objects of pixels, (H, W), in the states of :meth:`states`, numbered from 1."""
+        parts, _ = ndimage.label(states == self.seed)
         sizes = np.bincount(parts.ravel(), minlength=1)
         return self.grown(_numbers(sizes >= self.min_area)[parts], states)
 
     def of_mask(self, mask: NDArray[np.generic]) -> NDArray[np.int32]:
         """The objects of a mask, (H, W): all that is not 0 is a seed."""
-        return self.of(np.where(mask != 0, SEED, 0))
+        return self.of(np.where(mask != 0, self.seed, 0))
 
     def grown(self, labels: NDArray[np.integer], states: NDArray[np.integer]) -> NDArray[np.int32]:
         """Grows objects, (H, W), into the foreground around them and over the ridge between them.
 
-        First into pixels that are foreground and no seed, step by step along the axes,
-        :data:`REACH` steps at most. Then the pixels of narrow gaps between objects go to the
-        nearest: a background pixel to one at a distance d1 <= `grow`, if another one is not farther
-        than 2 `grow` + 1 - d1, so where two objects face each other at most 2 `grow` pixels apart.
-        Towards open background nothing grows, but beyond 1 the mouths of gaps are rounded off.
-        Distances are steps along the axes; where two objects arrive at once, the one of the smaller
-        number is first.
+        First into pixels that are foreground and no seed: into those of the highest level, step by
+        step along the axes, :data:`REACH` steps at most, then into those of the next level, too,
+        and so on. That follows the watershed of the probability, but looks no farther than
+        :attr:`margin`. Holes are filled next. Then the pixels of narrow gaps between objects go to
+        the nearest: a background pixel to one at a distance d1 <= `grow`, if another one is not
+        farther than 2 `grow` + 1 - d1, so where two objects face each other at most 2 `grow` pixels
+        apart. Towards open background nothing grows, but beyond 1 the mouths of gaps are rounded
+        off. Distances are steps along the axes; where two objects arrive at once, the one of the
+        smaller number is first.
         """
         reach = max(1, 2 * self.grow)
         padded = np.pad(labels.astype(np.int32), reach)
         width = padded.shape[1]
         flat = padded.ravel()
-        _spread(flat, _inner((states == FOREGROUND) & (labels == 0), reach), width, REACH)
+        inner = padded[reach:-reach, reach:-reach]
+        for level in range(self.levels, 0, -1):
+            free = (states >= level) & (states < self.seed) & (inner == 0)
+            _spread(flat, _inner(free, reach), width, REACH)
+        if self.holes:
+            _fill(inner, self.holes)
         if self.grow:
             own = flat.copy()
-            free = _inner(padded[reach:-reach, reach:-reach] == 0, reach)
-            places, distance = _spread(own, free, width, self.grow)
+            places, distance = _spread(own, _inner(inner == 0, reach), width, self.grow)
             owner, room = own[places], 2 * self.grow + 1 - distance
             faces = np.zeros(len(places), bool)
             for row in range(-reach, reach + 1):
@@ -123,7 +171,25 @@ class Objects:
                     steps = abs(row) + abs(column)
                     faces |= (other > 0) & (other != owner) & (steps <= room)
             flat[places[faces]] = owner[faces]
-        return padded[reach:-reach, reach:-reach]
+        return inner
+
+
+def _fill(labels: NDArray[np.int32], largest: int) -> None:
+    """Fills the background parts of up to so many pixels that lie within one object, in place."""
+    holes, count = ndimage.label(labels == 0)
+    sizes = np.bincount(holes.ravel(), minlength=1)
+    small = sizes <= largest
+    for rim in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
+        small[rim] = False  # it may go on outside
+    small[0] = False
+    least, most = np.full(count + 1, _NO_ID, np.int32), np.zeros(count + 1, np.int32)
+    for ids, parts in ((labels, holes), (labels.T, holes.T)):
+        for own, other in ((ids[1:], parts[:-1]), (ids[:-1], parts[1:])):
+            met = (own > 0) & small[other]
+            np.minimum.at(least, other[met], own[met])
+            np.maximum.at(most, other[met], own[met])
+    owner = np.where(small & (least == most), most, 0)
+    np.copyto(labels, owner[holes], where=holes > 0)
 
 
 _NO_ID = np.iinfo(np.int32).max
@@ -146,6 +212,8 @@ def _spread(
         The places that were reached, and after how many steps.
     """
     places, distances = [], []
+    open_ = np.zeros(ids.shape, bool)
+    open_[free] = True
     for step in range(1, steps + 1):
         near = np.full(len(free), _NO_ID, np.int32)
         for move in (-width, -1, 1, width):
@@ -154,10 +222,14 @@ def _spread(
         reached = near < _NO_ID
         if not reached.any():
             break
-        places.append(free[reached])
-        distances.append(np.full(len(places[-1]), step))
-        ids[places[-1]] = near[reached]
-        free = free[~reached]
+        front = free[reached]
+        places.append(front)
+        distances.append(np.full(len(front), step))
+        ids[front] = near[reached]
+        open_[front] = False
+        # Only what lies beside the front can be reached next.
+        beside = np.concatenate([front - width, front - 1, front + 1, front + width])
+        free = np.unique(beside[open_[beside]])
     if not places:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     return np.concatenate(places), np.concatenate(distances)
@@ -178,7 +250,7 @@ def label_in_blocks(
     parts: Region,
     write_parts: Write,
     write: Write,
-) -> None:
+) -> int:
     """Makes objects a block at a time, the same as :meth:`Objects.of`.
 
     The parts of each block are numbered by themselves; parts that meet where blocks meet are one.
@@ -188,10 +260,13 @@ def label_in_blocks(
         size: Of the image, (H, W).
         block: Sides of a block.
         objects: What counts as an object.
-        states: Reads rows and columns of the pixels: 0, :data:`FOREGROUND` or :data:`SEED`.
+        states: Reads rows and columns of the states of the pixels; see :meth:`Objects.states`.
         parts: Reads what was written of the parts.
         write_parts: Writes rows and columns of the parts, int32; each block once.
         write: Writes rows and columns of the result, int32; each block once.
+
+    Returns:
+        How many objects there are.
     """
     rows, columns = (
         [slice(start, min(start + side, n)) for start in range(0, n, side)]
@@ -205,7 +280,7 @@ def label_in_blocks(
     for row in rows:
         left = np.zeros(row.stop - row.start, np.int64)
         for column in columns:
-            found, number = ndimage.label(states(row, column) == SEED)
+            found, number = ndimage.label(states(row, column) == objects.seed)
             values, at, area = np.unique(found, return_index=True, return_counts=True)
             pixel = np.unravel_index(at[values > 0], found.shape)
             first.append((pixel[0] + row.start) * size[1] + pixel[1] + column.start)
@@ -242,3 +317,4 @@ def label_in_blocks(
                 for s, w in zip((row, column), wide, strict=True)
             ]
             write(row, column, grown[tuple(inner)])
+    return int(number_of.max())

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ import tomli_w
 from .augment import Augmentation
 from .weights import BorderWeights
 
+STEPS = 5000
+"""Of a run, if nothing is said."""
 LEARNING_RATE = {"sgd": 2e-3, "adam": 1e-3, "adamw": 1e-3}
 """The defaults, for a loss divided by the sum of the weights; docs/training.md has the evidence."""
 
@@ -29,8 +31,10 @@ class TrainConfig:
     _: KW_ONLY
     out: Path
     """Folder for all that the run writes."""
-    steps: int
-    """Training steps, >= 1."""
+    steps: int | None = None
+    """Training steps, >= 1. None: 5000, or as many as minutes allow."""
+    minutes: float | None = None
+    """Time for the whole run, > 0: the first steps are timed, and steps follows from it, once."""
 
     classes: Path | None = None
     """Folder of class maps, 0 background, for instance labels of several classes."""
@@ -89,11 +93,13 @@ class TrainConfig:
     """Replay the step as a CUDA graph: one process on a GPU, not in float16."""
 
     evaluate_every: int | None = None
-    """Steps from one evaluation to the next, >= 1. None: a twentieth of all, or 100."""
+    """Steps from one evaluation to the next, >= 1. None: ten evaluations, or what 5 % of the time
+    allows; that also says how many files an evaluation takes."""
     checkpoint_every: int | None = None
     """Steps from one checkpoint to the next, >= 1; each evaluation makes one, too. None: 500."""
-    best_by: Literal["mean_iou", "iou", "seg", "loss"] = "mean_iou"
-    """What the best evaluation is best in; pixel IoU with or without that of the background."""
+    best_by: Literal["auto", "pq", "ap", "seg", "v_rand", "mean_iou", "iou", "loss"] = "auto"
+    """What the best evaluation is best in. auto: pq where labels hold objects, v_rand where most of
+    an image is foreground that thin borders part, mean_iou of classes without objects."""
     patience: int | None = None
     """Stop after so many evaluations without a better one, >= 1. None: never."""
     previews: int = 3
@@ -111,12 +117,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks the values; the network checks its own. Paths may be strings."""
-        for name in ("images", "labels", "out", "classes", "split"):
+        for name in PATHS:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, Path(value))
         rules = (
-            ("steps", self.steps >= 1, "be >= 1"),
+            ("steps", _none_or(self.steps, lambda x: x >= 1), "be >= 1"),
+            ("minutes", _none_or(self.minutes, lambda x: 0 < x < math.inf), "be > 0"),
+            (
+                "minutes",
+                self.minutes is None or self.steps is None,
+                "be none where steps are given",
+            ),
             ("validation", 0 <= self.validation < 1, "be in [0, 1)"),
             ("data_budget", _none_or(self.data_budget, lambda x: x >= 0), "be >= 0"),
             ("tile", _none_or(self.tile, lambda x: x >= 1), "be >= 1"),
@@ -151,6 +163,29 @@ class TrainConfig:
                     f"train: {entry.name} must be one of {', '.join(choices)}, got {value!r}"
                 )
 
+    @classmethod
+    def suggested(
+        cls, images: Path | str, labels: Path | str, *, out: Path | str, **changes: Any
+    ) -> "TrainConfig":
+        """What `unet-fast check` suggests for a folder of images, and `train` takes.
+
+        The defaults of this class are the paper's recipe; these fit the images and the machine.
+
+        Args:
+            images: As below.
+            labels: As below.
+            out: As below.
+            **changes: Other settings, which are taken as they are.
+
+        Raises:
+            ValueError: One line, if a setting or a file is wrong.
+        """
+        from .check import suggested_settings  # which needs this class
+
+        config = cls(Path(images), Path(labels), out=Path(out), **changes)
+        more = suggested_settings(config)
+        return replace(config, **{k: v for k, v in more.items() if k not in changes})
+
     @property
     def peak_rate(self) -> float:
         """The greatest learning rate."""
@@ -161,30 +196,37 @@ class TrainConfig:
         """Side of the output tile, before it is rounded up."""
         return self.tile or (388 if self.padding == "valid" else 384)
 
+    @property
+    def length(self) -> int:
+        """Number of steps, if minutes are not to say it."""
+        return self.steps or STEPS
+
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""
-        rise = max(1, round(self.steps * self.warmup)) if self.warmup > 0 else 0
+        rise = max(1, round(self.length * self.warmup)) if self.warmup > 0 else 0
         if step <= rise:
             return self.peak_rate * step / rise
         if self.schedule == "constant":
             return self.peak_rate
-        done = (step - 1 - rise) / max(1, self.steps - rise)
+        done = (step - 1 - rise) / max(1, self.length - rise)
         return self.peak_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def evaluates(self, step: int) -> bool:
         """Whether there is an evaluation after a step."""
-        every = self.evaluate_every or max(100, self.steps // 20)
-        return step % every == 0 or step == self.steps
+        return step == self.length or (
+            self.evaluate_every is not None and step % self.evaluate_every == 0
+        )
 
     def saves(self, step: int) -> bool:
         """Whether there is a checkpoint after a step."""
         return step % (self.checkpoint_every or 500) == 0 or self.evaluates(step)
 
 
+PATHS = ("images", "labels", "out", "classes", "split")
+"""Settings that are paths."""
 FREE = {
-    *("images", "labels", "out", "classes", "split", "data_budget", "steps", "compile"),
-    *("cuda_graph", "evaluate_every", "checkpoint_every", "patience", "previews", "tensorboard"),
-    *("device", "resume"),
+    *(*PATHS, "data_budget", "steps", "minutes", "compile", "cuda_graph", "evaluate_every"),
+    *("checkpoint_every", "patience", "previews", "tensorboard", "device", "resume"),
 }
 """Settings that may change when a run goes on."""
 
@@ -210,7 +252,7 @@ def as_dict(settings: Any) -> dict[str, Any]:
 def as_toml(config: TrainConfig, comments: str = "") -> str:
     """A file of settings that `unet-fast train --config FILE` takes, but for `resume`."""
     settings = as_dict(config)
-    for name in ("images", "labels", "out", "classes", "split"):
+    for name in PATHS:
         if name in settings:
             settings[name] = str(Path(settings[name]).absolute())
     del settings["resume"]

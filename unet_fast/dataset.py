@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from .augment import Augmentation, AugmentationParameters
 from .data import Objects, Sample
 from .intensity import normalise
+from .reference.border_weight_map import IGNORED
 from .weights import BorderWeights
 
 
@@ -120,6 +122,18 @@ class Dataset:
     def _labels(self, i: int) -> Tensor:
         stack, row = self.places[i]
         return self.stacks[stack][1][row].to(self.device)
+
+    def truth(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Classes of an image, (H, W), 255 ignored, and its objects, 0 where there is none."""
+        labels = self._labels(i)
+        classes = self.classes(labels).cpu().numpy()
+        inside = (classes > 0) & (classes != IGNORED)
+        return classes, np.where(inside, labels.cpu().numpy(), np.int32(0))
+
+    def areas(self) -> NDArray[np.integer]:
+        """Pixels of each object of all images."""
+        objects = (self.truth(i)[1] for i in range(len(self)))
+        return np.concatenate([np.unique(x[x > 0], return_counts=True)[1] for x in objects])
 
     def classes(self, labels: Tensor) -> Tensor:
         """The class of every pixel: 0 background, 255 ignored; no ridge."""

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from . import metrics
 from .checkpoint import LOG, STATE, read_log
@@ -27,11 +29,25 @@ TILE = 196
 
 @dataclass(frozen=True)
 class Score:
-    """How well the network did on one unseen image."""
+    """How well the network did on one unseen image, or on all of them together."""
 
     name: str
     iou: float
     seg: float
+    pq: float
+    """Panoptic quality at an IoU of 0.5."""
+    predicted: int
+    true: int
+    """Numbers of objects."""
+
+
+def score(name: str, truth: list[NDArray[np.int32]], found: list[NDArray[np.int32]]) -> Score:
+    """Scores of some images."""
+    pairs = list(zip(truth, found, strict=True))
+    pooled = metrics.pooled([metrics.detection(*pair) for pair in pairs])
+    iou = sum(metrics.iou(*pair) for pair in pairs) / len(pairs)
+    counts = pooled.found + pooled.excess, pooled.found + pooled.missed
+    return Score(name, iou, metrics.seg(truth, found), pooled.panoptic_quality, *counts)
 
 
 def demo(out: Path) -> tuple[list[Score], Path]:
@@ -42,7 +58,8 @@ def demo(out: Path) -> tuple[list[Score], Path]:
             What an earlier demo left there is replaced.
 
     Returns:
-        The scores of the unseen images, and the path of the picture.
+        The scores of the unseen images, the last those of all together (the mean IoU of the
+        images), and the path of the picture.
 
     Raises:
         ValueError: If the folder cannot be written, or holds a model that is not a demo's.
@@ -66,10 +83,10 @@ def demo(out: Path) -> tuple[list[Score], Path]:
     model = train(config)
     unseen = load_samples(SAMPLE / "test" / "images", SAMPLE / "test" / "labels")
     predictions = [predict(model, sample.image, output="instances").numpy() for sample in unseen]
-    scores = [
-        Score(s.name, metrics.iou(s.labels, p), metrics.seg(s.labels, p))
-        for s, p in zip(unseen, predictions, strict=True)
-    ]
+    truth = [sample.labels for sample in unseen]
+    one_by_one = zip(unseen, truth, predictions, strict=True)
+    scores = [score(sample.name, [t], [p]) for sample, t, p in one_by_one]
+    together = score("all", truth, predictions)
 
     # The picture shows the unseen image of median IoU, neither the best nor the worst.
     chosen = sorted(range(len(scores)), key=lambda i: scores[i].iou)[len(scores) // 2]
@@ -96,15 +113,11 @@ def demo(out: Path) -> tuple[list[Score], Path]:
         unseen_labels=shown.labels,
         probability=predict(model, shown.image)[1].numpy(),
         prediction=predictions[chosen],
-        title=f"unet_fast demo: {STEPS} steps, mean pixel IoU on {len(scores)} unseen images "
-        f"{mean_iou(scores):.3f} (shown: {scores[chosen].iou:.3f})",
+        title=f"unet_fast demo: {STEPS} steps; {len(scores)} unseen images: PQ {together.pq:.3f}, "
+        f"{together.predicted} objects of {together.true}, pixel IoU {together.iou:.3f} "
+        f"(shown: PQ {scores[chosen].pq:.3f}, pixel IoU {scores[chosen].iou:.3f})",
     )
-    return scores, picture
-
-
-def mean_iou(scores: list[Score]) -> float:
-    """Mean over images."""
-    return sum(score.iou for score in scores) / len(scores)
+    return [*scores, together], picture
 
 
 def _densest(samples: list[Sample]) -> Sample:

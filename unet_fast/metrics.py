@@ -419,7 +419,7 @@ def isbi2012_scores(
         mask = probability > threshold
         found = ndimage.label(mask)[0]
         row: list[float] = []
-        shares = [_shares("isbi2012", objects, x) for x in (found, _thinned(found))]
+        shares = [_shares("isbi2012", objects, x) for x in (found, thinned(found))]
         for score in (*(_rand(x) for x in shares), *(_info(x) for x in shares)):
             row += [score.score, score.split, score.merge]
         row.append(dice(cells, mask))
@@ -432,8 +432,8 @@ def isbi2012_scores(
     return np.array(rows)
 
 
-def _thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Objects grown into the background between them until one pixel is left."""
+def thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Objects grown into the background between them until one pixel is left, as ISBI 2012 asks."""
     if not objects.any():
         return objects
     # Floods that rise step by step along the axes bring each pixel the object nearest in steps.

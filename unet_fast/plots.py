@@ -26,6 +26,8 @@ _SCORES = {
     "iou": ("pixel IoU", "C0"),
     "mean_iou": ("with background", "C3"),
     "seg": ("SEG", "C2"),
+    "pq": ("PQ", "C4"),
+    "v_rand": ("V_rand", "C5"),
 }
 """How the scores of an evaluation are called and coloured."""
 CONFUSED = (0.9, 0.75, 0.1)
@@ -273,9 +275,9 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     steps = [row["step"] for row in rows]
     _draw_losses(left, [row["loss"] for row in rows])
     evaluated = [row for row in rows if "validation" in row]
-    for axes, names in ((left, ("loss",)), (middle, ("iou", "mean_iou", "seg"))):
+    for axes, names in ((left, ("loss",)), (middle, ("pq", "v_rand", "seg", "iou", "mean_iou"))):
         for name in names:
-            points = [(r["step"], r["validation"][name]) for r in evaluated]
+            points = [(r["step"], r["validation"].get(name)) for r in evaluated]
             points = [(s, v) for s, v in points if v is not None]
             if points:
                 label = _SCORES[name][0]

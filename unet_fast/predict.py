@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .components import FOREGROUND, SEED, Objects
+from .components import Objects
 from .intensity import Range, as_float32, range_of
 from .tiling import Tiling, mirrored, plan
 from .tta import Region, Rotation, views_of
@@ -36,9 +36,17 @@ class Options:
     tile: int | Sequence[int] | None = None
     memory_budget: int | None = None
     batch_size: int | None = None
-    min_area: int = 0
+    min_area: int | None = None
     grow: int | None = None
-    seed_threshold: float = 0.0
+    seed_threshold: float | None = None
+    foreground_threshold: float | None = None
+    holes: int | None = None
+
+    @property
+    def rule(self) -> dict[str, float]:
+        """What is said about objects; the model knows the rest."""
+        names = ("min_area", "grow", "seed_threshold", "foreground_threshold", "holes")
+        return {k: v for k in names if (v := getattr(self, k)) is not None}
 
 
 def predict(
@@ -53,9 +61,11 @@ def predict(
     average: str | None = None,
     precision: torch.dtype | None = None,
     compile: bool = False,
-    min_area: int = 0,
+    min_area: int | None = None,
     grow: int | None = None,
-    seed_threshold: float = 0.0,
+    seed_threshold: float | None = None,
+    foreground_threshold: float | None = None,
+    holes: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Predicts an image in tiles that give what the whole image gives, whatever their size.
@@ -74,8 +84,19 @@ def predict(
         batch_size: Tiles at once, >= 1. None: chosen.
         output: ``"scores"``, (K, H, W) before softmax; ``"probabilities"``, (K, H, W);
             ``"labels"``, the most probable class, (H, W), uint8 (int64 over 256 classes);
-            ``"instances"``, the objects that are made of what is not class 0, (H, W), int32:
-            its parts that are connected along the axes, without those below `min_area`, grown back.
+            ``"instances"``, the objects, (H, W), int32, numbered from 1. How they are made of the
+            probability of foreground is what training fitted (`model.objects`) unless one of the
+            next five says otherwise; without that, the parts of what is not class 0 that are
+            connected along the axes, grown back.
+        min_area: Of instances: pixels that a connected part of the seeds has at least, >= 0.
+        seed_threshold: Of instances: in [0, 1). Objects are made of the pixels whose foreground is
+            more probable than that, the seeds, and grow into the rest of the foreground. It parts
+            cells between which the border is visible, but leaks. 0: of all foreground.
+        foreground_threshold: Of instances: in [0, 1). What is more probable is foreground.
+        holes: Of instances: holes in an object of up to so many pixels, in [0, 1024], are filled.
+        grow: Of instances: pixels, in [0, 16], that objects grow into the ridge between them. Only
+            gaps of up to 2 `grow` pixels are closed, each half by the nearer object (beyond 1 their
+            mouths are rounded off); open background stays.
         tta: Test-time averaging over views of the image: ``"flips"`` (4), ``"rotations"`` (4, by
             right angles), ``"square"`` (8, both), or a list of angles in degrees (the paper took
             seven and does not say which). None: one view.
@@ -83,14 +104,6 @@ def predict(
             programs).
         precision: Of the convolutions: bfloat16 or float16 (autocast); None: that of the weights.
         compile: Whether `torch.compile` makes the network faster: worth it for many tiles.
-        min_area: Of instances: pixels that a connected part has at least, >= 0.
-        seed_threshold: Of instances: in [0, 1). Objects are made of the pixels whose foreground is
-            more probable than that, and grow into the rest of the foreground, up to 16 pixels: it
-            parts cells between which the border is visible, but leaks. 0: of all foreground.
-        grow: Of instances: pixels, in [0, 16], that objects grow into the ridge between them. Only
-            gaps of up to 2 `grow` pixels are closed, each half by the nearer object (beyond 1 their
-            mouths are rounded off); open background stays. None: as many as training carved off,
-            which :func:`load_model` knows; 0 for a bare `UNet`.
         device: Where to compute; None for where the model is.
 
     Returns:
@@ -129,6 +142,8 @@ def predict(
         min_area=min_area,
         grow=grow,
         seed_threshold=seed_threshold,
+        foreground_threshold=foreground_threshold,
+        holes=holes,
     )
     values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
     with evaluating(model, device):
@@ -182,20 +197,15 @@ class Predictor:
         self.options = options
         self.output = output
         self.average = average or "scores"
-        grow = model.ridge_width if options.grow is None else options.grow
+        if output != "instances" and options.rule:
+            raise ValueError(
+                f"predict: {', '.join(options.rule)} must go with instances, got {output}"
+            )
+        rule = Objects(grow=model.ridge_width) if model.objects is None else model.objects
         try:
-            self.objects = Objects(options.min_area, grow)
+            self.objects = replace(rule, **options.rule)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise type(error)(f"predict: {error}") from None
-        if not 0 <= options.seed_threshold < 1:
-            raise ValueError(
-                f"predict: seed_threshold must be in [0, 1), got {options.seed_threshold}"
-            )
-        given = options.min_area, options.grow, options.seed_threshold
-        if output != "instances" and given != (0, None, 0):
-            raise ValueError(
-                f"predict: min_area, grow, seed_threshold must go with instances, got {output}"
-            )
         self.views = views_of(model, options.tta)
         self.turns = any(isinstance(view, Rotation) for view in self.views)
         weight = next(model.parameters())
@@ -341,11 +351,8 @@ class Predictor:
         if self.output == "labels":
             return mean.argmax(1).to(self.dtype)
         if self.output == "instances":
-            seeds = foreground = mean.argmax(1) != 0
-            if self.options.seed_threshold > 0:
-                shares = mean.softmax(1) if self.average == "scores" else mean
-                seeds = foreground & (1 - shares[:, 0] > self.options.seed_threshold)
-            return torch.where(seeds, SEED, torch.where(foreground, FOREGROUND, 0)).to(self.dtype)
+            shares = mean.softmax(1) if self.average == "scores" else mean
+            return self.objects.states(1 - shares[:, 0], mean.argmax(1) != 0)
         if self.output == "probabilities" and self.average == "scores":
             return mean.softmax(1)
         return mean

@@ -1,14 +1,12 @@
 """Prediction of files: what comes in decides how, and what is written."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .blocks import is_begun, predict_blocks
 from .device import find_device
@@ -17,6 +15,7 @@ from .intensity import range_of
 from .omezarr import is_zarr, need_zarr, open_level, zarr_library
 from .plots import draw_overlay
 from .predict import Options, Predictor
+from .progress import Bar, bar
 from .source import Source, list_sources, open_source
 from .unet import load_model
 
@@ -24,8 +23,22 @@ SUFFIXES = {"png": ".png", "tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": "
 """Of the formats of results."""
 LARGE = 2**27
 """Pixels of an image from which on results go into an OME-Zarr, if nothing else is asked for."""
+OVERLAYS = "overlays"
+"""Folder of the overlays, below that of the results."""
 OVERLAY = 4096
 """Longest side of an overlay; of larger images every second, third... pixel is drawn."""
+
+
+@dataclass
+class Predicted:
+    """What :func:`predict_files` did."""
+
+    files: list[Path]
+    """The results."""
+    kept: int = 0
+    """How many of them had been there."""
+    objects: int = 0
+    """Found in the others, all planes together, if instances were asked for."""
 
 
 def predict_files(
@@ -41,7 +54,7 @@ def predict_files(
     client: Any = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> list[Path]:
+) -> Predicted:
     """Predicts an image, or the images of a folder.
 
     Args:
@@ -61,9 +74,6 @@ def predict_files(
         client: As for :func:`predict_blocks`; all results are OME-Zarr then.
         resume: Keep results that are there, and go on with those that were begun.
         overwrite: Replace results.
-
-    Returns:
-        The results.
 
     Raises:
         ValueError: One line, if something is wrong with an argument or a file; results that are
@@ -94,7 +104,8 @@ def predict_files(
 
     kept = [is_there(path) for path in results]  # of all, before the first is made
     channels = predictor.model.config["in_channels"]
-    with _bar(len(files), "predict", "image", leave=True) as advance:
+    objects = 0
+    with bar(len(files), "predict", "image") as shown:
         for i, file in enumerate(files):
             if not kept[i]:
                 source = open_source(file, channels, missing_chunks=missing_chunks)
@@ -102,14 +113,22 @@ def predict_files(
                 results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # of a stack, say
                 kept[i] = is_there(results[i])
             if kept[i]:
-                advance()
+                shown.update()
                 continue
             if chosen == "png" and source.stack:
                 raise ValueError(f"{file}: a stack must go into tiff or ome-tiff, got png")
             try:
                 if chosen == "ome-zarr":
-                    with _bar(None, stem_of(file), "block") as show:
-                        predict_blocks(
+                    with bar(None, stem_of(file), "block", leave=False) as blocks:
+
+                        def show(done: int, total: int, blocks: Bar = blocks) -> None:
+                            if blocks.total != total:
+                                blocks.reset(total)  # time starts now: what was done took none
+                                blocks.initial = blocks.n = done
+                            else:
+                                blocks.update()
+
+                        objects += predict_blocks(
                             run,
                             source,
                             results[i],
@@ -123,7 +142,8 @@ def predict_files(
                         )
                     found: Any = open_level(results[i] / "0")
                 else:
-                    found = _in_memory(predictor, source)
+                    found, count = _in_memory(predictor, source)
+                    objects += count
                     if chosen == "png" and format == "auto" and found.max() > 65535:
                         chosen, results[i] = "tiff", results[i].with_suffix(".tif")
                     _write(results[i], chosen, found, source, predictor)
@@ -133,27 +153,31 @@ def predict_files(
                 text = str(error).removeprefix("predict: ")
                 known = text.startswith((str(file), str(results[i])))
                 raise ValueError(text if known else f"{file}: {text}") from None
-            advance()
-    return results
+            shown.update()
+    return Predicted(results, sum(kept), objects)
 
 
-def _in_memory(predictor: Predictor, source: Source) -> NDArray[Any]:
-    """The prediction of all planes."""
+def _in_memory(predictor: Predictor, source: Source) -> tuple[NDArray[Any], int]:
+    """The prediction of all planes, and how many objects are in it."""
+    objects = 0
     tiling = predictor.plan(source.size)
     _, shape = source.layout(predictor.shape(()))
     dtype = np.dtype(str(predictor.dtype).removeprefix("torch."))
     result = np.empty(shape, np.int32 if predictor.output == "instances" else dtype)
-    with _bar(len(tiling.origins) * len(source.planes), stem_of(source.path), "tile") as advance:
+    tiles = len(tiling.origins) * len(source.planes)
+    with bar(tiles, stem_of(source.path), "tile", leave=False) as shown:
         for plane in source.planes:
             values = None
             if predictor.model.normalisation == "percentile":
                 values = range_of(functools.partial(source.parts, plane))
-            found = predictor.image(tiling, source.pixels(plane), values, advance).numpy()
+            found = predictor.image(tiling, source.pixels(plane), values, shown.update).numpy()
+            if predictor.output == "instances":
+                objects += int(found.max())
             result[source.place(result, plane, slice(None), slice(None))] = found
     values_of = predictor.model.class_values
     if predictor.output == "labels" and values_of is not None:
         result = np.asarray(values_of)[result]  # as in the training labels
-    return result
+    return result, objects
 
 
 def _write(
@@ -167,7 +191,7 @@ def _write(
 
 
 def _overlay_of(result: Path) -> Path:
-    return result.parent / "overlays" / f"{stem_of(result)}.png"
+    return result.parent / OVERLAYS / f"{stem_of(result)}.png"
 
 
 def _draw(path: Path, source: Source, result: Any, predictor: Predictor) -> None:
@@ -194,21 +218,3 @@ def _name(file: Path, format: str, output: str) -> str:
         picture = output in ("labels", "instances")
         format = "ome-zarr" if is_zarr(file) else "png" if picture else "tiff"
     return stem_of(file) + SUFFIXES[format]
-
-
-@contextmanager
-def _bar(
-    total: int | None, name: str, unit: str, leave: bool = False
-) -> Iterator[Callable[..., None]]:
-    """A progress bar with the time left, on a terminal. Yields what moves it on, by one or to."""
-    with tqdm(total=total, desc=name, unit=unit, leave=leave, disable=None) as bar:
-
-        def advance(done: int | None = None, of: int | None = None) -> None:
-            if of is not None and bar.total != of:
-                bar.reset(of)  # time starts anew: what a resumed run has done took none
-                bar.initial = bar.n = done or 0
-                bar.refresh()
-            else:
-                bar.update(1)
-
-        yield advance

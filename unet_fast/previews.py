@@ -1,18 +1,18 @@
 """What a run draws while it goes on: tiles, curves, predictions; TensorBoard if asked for."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .checkpoint import read_log
+from .components import Objects
 from .dataset import Dataset
 from .imageio import make_folder
 from .plots import draw_curves, draw_previews, draw_tiles
-from .predict import scores_of
-from .reference.border_weight_map import IGNORED
-from .unet import UNet
+from .validation import Look
 
 
 def draw_first_tiles(out: Path, data: Dataset, tiles: Tensor, labels: Tensor) -> None:
@@ -32,37 +32,65 @@ def draw_first_tiles(out: Path, data: Dataset, tiles: Tensor, labels: Tensor) ->
     draw_tiles(make_folder(out / "previews") / "tiles.png", panels)
 
 
-def draw_run(out: Path, model: UNet, data: Dataset, count: int, step: int, title: str) -> None:
-    """Draws `curves.png`, and predictions of the first images: `previews/step_....png`.
+def draw_run(
+    out: Path,
+    rows: list[dict[str, Any]],
+    data: Dataset,
+    looks: Sequence[Look],
+    rule: Objects | None,
+    step: int,
+    title: str,
+) -> None:
+    """Draws `curves.png`, and what a network says of images: `previews/step_....png`.
 
     Args:
         out: The run.
-        model: The network.
+        rows: Its log.
         data: The images.
-        count: How many of them, >= 0.
+        looks: What the network says of some of them.
+        rule: How it becomes objects; None: their classes are shown.
         step: Steps done.
         title: Title of the page of predictions.
     """
-    draw_curves(out / "curves.png", read_log(out))
+    draw_curves(out / "curves.png", rows)
     panels = []
-    for i in range(min(count, len(data))):
-        image, labels = data.sample(i)
-        scores = scores_of(model, image, data.device)
-        truth = data.classes(labels).cpu()
-        found = scores.argmax(0).masked_fill(truth == IGNORED, 0)
-        truth = truth.masked_fill(truth == IGNORED, 0)
+    for one in looks:
+        image, _ = data.sample(one.index)
         panels.append(
             (
-                data.names[i],
+                data.names[one.index],
                 image.mean(0).cpu().numpy(),
-                torch.where(truth > 0, labels.cpu(), 0).numpy(),
-                1 - scores.softmax(0)[0].numpy(),
-                truth.numpy(),
-                found.numpy(),
+                one.truth,
+                one.share.numpy(),
+                *one.errors(rule),
             )
         )
     if panels:
-        draw_previews(make_folder(out / "previews") / f"step_{step:06d}.png", panels, title)
+        file = make_folder(out / "previews") / f"step_{step:06d}.png"
+        draw_previews(file, panels, title, "wrong class" if rule is None else "no partner")
+
+
+class Artist(AbstractContextManager["Artist"]):
+    """Draws in a thread, one picture after the other, while the run goes on."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def draw(self, function: Callable[..., None], *args: Any) -> None:
+        """Draws a picture once the one before is done; what went wrong with that is raised."""
+        self._wait()
+        self._last = self._pool.submit(function, *args)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Waits for the last one."""
+        self._pool.shutdown()
+        if kind is None:
+            self._wait()
 
 
 class Scalars:

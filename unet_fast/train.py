@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.profiler import record_function
-from tqdm import tqdm
 
 from .checkpoint import LOG, STATE, Progress, cut_log, load_state, read_log, save_state
-from .config import FREE, TrainConfig, as_dict, as_toml
+from .components import Objects
+from .config import FREE, TrainConfig, as_dict, as_toml, read_toml
 from .data import label_type_of, load_samples, number_objects, split_names
 from .dataset import Dataset, Tiles, seed_of
 from .device import current, find_device, local_device, precision_of, recorded, settled
 from .imageio import make_folder, replace_file
 from .ops.weighted_ce import weighted_ce
-from .previews import Scalars, draw_first_tiles, draw_run
+from .previews import Artist, Scalars, draw_first_tiles, draw_run
 from .processes import Processes, joined_processes
+from .progress import bar
 from .reference.border_weight_map import IGNORED
 from .unet import BEST, LAST, MODEL, UNet, load_model, save_model
-from .validation import evaluate
+from .validation import Judge, Look, Plan, Scores, best_by_of, has_objects, look, plan_of, said_of
 
 CONFIG, SPLIT = "config.toml", "split.json"
 """Files of a run: its settings, and which files it trains on."""
@@ -40,7 +43,7 @@ SPAN = "unet_fast:"
 """What the names of the parts of a step begin with in a profile of torch.profiler."""
 
 
-def train(config: TrainConfig) -> UNet:
+def train(config: TrainConfig, *, clock: Callable[[], float] = time.perf_counter) -> UNet:
     """Trains a network by the recipe of 2015, with weight maps made after augmentation.
 
     Each step takes random tiles: each is cut, deformed and changed in grey value in one pass,
@@ -62,6 +65,8 @@ def train(config: TrainConfig) -> UNet:
             curves.png, previews  drawn at each evaluation
             ====================  ==================================================================
 
+        clock: Tells the time in seconds; what `config.minutes` counts by.
+
     Returns:
         The model that :func:`load_model` finds in `config.out`.
 
@@ -75,39 +80,107 @@ def train(config: TrainConfig) -> UNet:
     """
     device = local_device(find_device(config.device))
     with current(device):
-        return _train(config, device)
+        return _train(config, device, clock)
 
 
-def _train(config: TrainConfig, device: torch.device) -> UNet:
-    out = config.out
+def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]) -> UNet:
+    out, begin = config.out, clock()
     resumed = config.resume and (out / STATE).exists()
     config, train_set, validation_set = _load(config, resumed, device)
     with joined_processes(device) as processes, settled(config, device):
         if processes.first:
             _claim(make_folder(out), config)
-        torch.manual_seed(config.seed)  # the same weights in all processes
-        model = UNet(
-            train_set.channels,
-            train_set.num_classes,
-            base_channels=config.base_channels,
-            depth=config.depth,
-            padding=config.padding,
-            norm=None if config.norm == "none" else config.norm,
-            dropout=config.dropout,
-        )
-        model.normalisation = "percentile"
-        model.class_values = train_set.class_values
-        model.ridge_width = config.weights.ridge_width
-        run = _Run(config, model.to(device), train_set, validation_set, processes, device)
+        build = partial(_build, train_set, validation_set, processes, device)
+        if config.minutes is not None:
+            config = _in_time(config, build, begin, clock)
+        run = build(config)
+        config = run.config
         if resumed:
             run.resume()
         if processes.first:
             replace_file(out / CONFIG, as_toml(config).encode())
             parts = {"train": train_set.names, "validation": validation_set.names}
             replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
-        run.loop()
+        run.loop(clock)
         processes.meet(device)  # the model is written
         return load_model(out, device=device)
+
+
+def _build(
+    train_set: Dataset,
+    validation_set: Dataset,
+    processes: Processes,
+    device: torch.device,
+    config: TrainConfig,
+) -> "_Run":
+    torch.manual_seed(config.seed)  # the same weights in all processes
+    model = UNet(
+        train_set.channels,
+        train_set.num_classes,
+        base_channels=config.base_channels,
+        depth=config.depth,
+        padding=config.padding,
+        norm=None if config.norm == "none" else config.norm,
+        dropout=config.dropout,
+    )
+    model.normalisation = "percentile"
+    model.class_values = train_set.class_values
+    model.ridge_width = config.weights.ridge_width
+    return _Run(config, model.to(device), train_set, validation_set, processes, device)
+
+
+def seconds_of(config: TrainConfig) -> float:
+    """How long a run of `config.steps` takes on this machine, by its first steps.
+
+    Raises:
+        ValueError: As :func:`train`.
+    """
+    device = local_device(find_device(config.device))
+    with current(device), joined_processes(device) as processes, settled(config, device):
+        config, *sets = _load(config, False, device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are said when the run begins
+            run = _build(*sets, processes, device, config)
+        return run.trial(time.perf_counter, 2.0) * (config.length + run.planned.cost)
+
+
+TRIAL = 0.03
+"""Share of the time that goes into finding out how long a step takes."""
+
+
+def _in_time(
+    config: TrainConfig,
+    build: Callable[[TrainConfig], "_Run"],
+    begin: float,
+    clock: Callable[[], float],
+) -> TrainConfig:
+    """Settings with the steps that fit into the minutes.
+
+    Those that the run was begun with, if it goes on: the schedule must be the same. Otherwise the
+    first steps are made, timed, and thrown away with all that they changed.
+    """
+    assert config.minutes is not None
+    seconds = 60 * config.minutes
+    if config.resume and (config.out / CONFIG).exists():
+        earlier = read_toml(config.out / CONFIG)
+        steps, every = earlier.get("steps"), earlier.get("evaluate_every")
+        return replace(config, minutes=None, steps=steps, evaluate_every=every)
+    run = build(replace(config, minutes=None))
+    one = run.trial(clock, TRIAL * seconds)
+    seconds -= clock() - begin
+    shared = torch.tensor([one, seconds], dtype=torch.float64, device=run.device)
+    run.processes.spread(shared)  # all make as many steps
+    one, seconds = shared.tolist()
+    steps = math.floor(seconds / one)
+    for _ in range(3):  # fewer steps have cheaper evaluations
+        planned = run.plan(max(1, steps))
+        steps = math.floor(seconds / one - planned.cost)
+    if steps < 1:
+        raise ValueError(
+            f"train: minutes must allow a step and an evaluation, got {config.minutes:g} with "
+            f"steps of {one:.3g} s; {max(0.0, seconds):.3g} s were left for them"
+        )
+    return replace(config, minutes=None, steps=steps)
 
 
 def _load(
@@ -169,15 +242,30 @@ class _Run:
             network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         self.network = torch.compile(network) if config.compile else network
         self.progress = Progress()
-        self.settings = {k: v for k, v in as_dict(config).items() if k not in FREE}
+        self.count = config.batch_size * processes.count  # tiles of a step
+        # Where there are no files for validation, objects are fitted on those of training.
+        self.kind = "validation" if len(validation_set) else "training"
+        self.judged = validation_set if len(validation_set) else train_set
+        by = best_by_of(config, train_set)
+        fits = has_objects(config, train_set)
+        self.judge = Judge(by, fits, train_set, config.weights.ridge_width, processes)
+        self.every = config.evaluate_every
+        self.planned = self.plan(config.length)
+        self.config = replace(
+            config, steps=config.length, evaluate_every=self.planned.every, best_by=by
+        )
+        self.settings = {k: v for k, v in as_dict(self.config).items() if k not in FREE}
         self.settings["learning_rate"] = config.peak_rate
-        self.settings["batch_size"] = config.batch_size * processes.count
-        if config.best_by == "seg" and train_set.num_classes > 2:
-            raise ValueError("train: best_by must not be seg with more than two classes")
+        self.settings["batch_size"] = self.count
         if config.patience is not None and not len(validation_set):
             raise ValueError(
                 f"train: patience must be none without files for validation, got {config.patience}"
             )
+
+    def plan(self, steps: int) -> Plan:
+        """When to evaluate, and on how many files; see :func:`plan_of`."""
+        step = self.count * math.prod(self.input_shape)
+        return plan_of(steps, self.every, step, self.judged.shapes, self.model)
 
     @property
     def product(self) -> UNet:
@@ -197,48 +285,35 @@ class _Run:
         self.progress = load_state(self.config.out, self.settings, self.modules, self.optimizer)
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
+        if self.progress.objects is not None:
+            self.product.objects = Objects(**self.progress.objects)
         if self.processes.first:
             self.progress.seconds = cut_log(self.config.out, self.progress.step)
 
-    def loop(self) -> None:
+    def loop(self, clock: Callable[[], float]) -> None:
         """The steps."""
         config, progress, processes = self.config, self.progress, self.processes
-        out, first = config.out, processes.first
-        count = config.batch_size * processes.count
-        mine = slice(processes.rank * config.batch_size, (processes.rank + 1) * config.batch_size)
+        out, first, last = config.out, processes.first, config.length
         compute = recorded(self.compute, self.device) if config.cuda_graph else self.compute
-        start = time.perf_counter() - progress.seconds
-        begun, done = time.perf_counter(), 0
+        start = clock() - progress.seconds
+        begun, done = clock(), 0
         scalars = Scalars(out, progress.step) if first and config.tensorboard else None
-        bar = tqdm(
-            total=config.steps,
-            initial=progress.step,
-            desc="train",
-            unit="step",
-            disable=None if first else True,
-        )
-        with _interruption() as interrupted, bar, _log(out, first, progress.step) as log:
-            for step in range(progress.step + 1, config.steps + 1):
+        shown = bar(last, "train", "step", initial=progress.step, hidden=not first, clock=clock)
+        said = ""
+        log_of = _log(out, first, progress.step)
+        with _interruption() as interrupted, Artist() as artist, shown, log_of as log:
+            for step in range(progress.step + 1, last + 1):
                 if config.patience is not None and progress.since_best >= config.patience:
                     break
                 rate = config.rate(step)
-                _set_rate(self.optimizer, rate)
-                shapes = self.input_shape, self.label_shape
-                drawn = self.train_set.draw(
-                    config.augmentation, count, *shapes, seed=config.seed, step=step
-                )
-                with record_function(f"{SPAN} tiles"):
-                    tiles, labels = self.train_set.cut(config.augmentation, drawn[mine], *shapes)
-                if step == 1 and first and config.previews:
-                    draw_first_tiles(out, self.train_set, tiles, labels)
-                torch.manual_seed(seed_of(config.seed, 2, step, processes.rank))  # for dropout
-                self.model.train()
                 try:
-                    loss, norm = compute(tiles, labels)
+                    drawn, loss, norm, tiles = self.step(step, compute)
                     shared = torch.stack([loss, loss.new_tensor(float(interrupted()))])
                     value, stop = processes.add(shared).tolist()
                 except RuntimeError as error:
                     raise _lost(error, processes, step) or error from None
+                if step == 1 and first and config.previews:
+                    artist.draw(draw_first_tiles, out, self.train_set, *tiles)
                 gradient = norm.item()
                 # The gradient scaler leaves out steps whose gradient is not finite.
                 if not math.isfinite(value + (0 if self.scaler.is_enabled() else gradient)):
@@ -250,33 +325,67 @@ class _Run:
 
                 row: dict[str, Any] = {"step": step, "loss": value, "learning_rate": rate}
                 row["gradient_norm"] = gradient if math.isfinite(gradient) else None
-                better = False
-                if evaluated and len(self.validation_set):
-                    row["validation"] = self._evaluate()
-                    better = _score(progress, row["validation"], config.best_by)
-                row["seconds"] = round(time.perf_counter() - start, 3)
+                if evaluated:
+                    looks, scores, best = self._evaluate()
+                    row[self.kind] = scores
+                    said = f", {self.kind} {said_of(scores, config.best_by)}"
+                    if best is not None:
+                        row["best"] = best
+                row["seconds"] = round(clock() - start, 3)
                 if first:
                     _write(log, out / LOG, row)
-                    if better:
-                        save_model(self.product, out / BEST)
-                    if saved:
-                        self._save()
-                    if evaluated:
-                        self._draw(step)
-                    if scalars is not None:
-                        scalars.add(row)
-                done += count
-                bar.set_postfix_str(
-                    f"loss {value:.3f}, {done / (time.perf_counter() - begun):.3g} images/s",
-                    refresh=False,
+                if saved and first:
+                    self._save()
+                if evaluated and first:
+                    self._draw(artist, looks)
+                if scalars is not None:
+                    scalars.add(row)
+                done += self.count
+                speed = done / max(clock() - begun, 1e-9)
+                shown.set_postfix_str(
+                    f"loss {value:.3f}{said}, {speed:.3g} images/s", refresh=False
                 )
-                bar.update()
+                shown.update()
                 if stop:
                     raise KeyboardInterrupt(
                         f"stopped after step {step}, which is saved; go on with resume"
                     )
         if scalars is not None:
             scalars.close()
+
+    def trial(self, clock: Callable[[], float], seconds: float) -> float:
+        """The mean time of a step, over about so many seconds; the run is of no use afterwards."""
+        ends = [clock()]
+        while len(ends) < 5 or (ends[-1] - ends[0] < seconds and len(ends) < 50):
+            self.step(len(ends), self.compute)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            ends.append(clock())
+        return (ends[-1] - ends[1]) / (len(ends) - 2)  # the first step takes longer
+
+    def step(
+        self, step: int, compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tiles, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Makes a step.
+
+        Returns:
+            Which tiles all processes took, this one's share of the loss, the norm of the gradient,
+            and its tiles with their labels.
+        """
+        config, shapes = self.config, (self.input_shape, self.label_shape)
+        _set_rate(self.optimizer, config.rate(step))
+        drawn = self.train_set.draw(
+            config.augmentation, self.count, *shapes, seed=config.seed, step=step
+        )
+        first = self.processes.rank * config.batch_size
+        mine = drawn[first : first + config.batch_size]
+        with record_function(f"{SPAN} tiles"):
+            tiles = self.train_set.cut(config.augmentation, mine, *shapes)
+        # For dropout:
+        torch.manual_seed(seed_of(config.seed, 2, step, self.processes.rank))
+        self.model.train()
+        loss, norm = compute(*tiles)
+        return drawn, loss, norm, tiles
 
     def compute(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A step, from tiles and their labels to new weights.
@@ -325,27 +434,66 @@ class _Run:
         enabled = self.precision != torch.float32
         return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
-    def _evaluate(self) -> dict[str, float | None]:
-        """Scores of all processes, which share one network, its statistics included."""
-        for x in self.product.buffers():
-            self.processes.spread(x)
-        reduction = self.config.loss_reduction
+    def _evaluate(self) -> tuple[list[Look], Scores, dict[str, Any] | None]:
+        """Scores the network and fits the rule of its objects; keeps it if it is the best.
+
+        The last evaluation takes more files than those before, and the best model so far is kept
+        only if it is better than the last one there, too.
+
+        Returns:
+            What this process saw of the files, the scores, and, at the last evaluation, those of
+            the best model with its step.
+        """
+        progress, processes, planned = self.progress, self.processes, self.planned
         try:
-            with self._autocast():
-                return evaluate(self.product, self.validation_set, reduction, self.processes)
+            looks = self._look(self.product, planned.files)
+            # All rules are tried at the first evaluation and at the last.
+            scores, self.product.objects = self.judge(looks, self.product.objects)
+            files, best, by = planned.files, None, self.config.best_by
+            better = _score(progress, scores, by)
+            patience = self.config.patience
+            ends = progress.step == self.config.length or (
+                patience is not None and progress.since_best >= patience
+            )
+            if ends:
+                looks += self._look(self.product, planned.last, planned.files)
+                scores, self.product.objects = self.judge(looks)
+                files, best = planned.last, dict[str, Any](scores, step=progress.step, by=by)
+                if not better and len(self.validation_set) and (self.config.out / BEST).exists():
+                    rival = load_model(self.config.out / BEST, device=self.device)
+                    theirs, rival.objects = self.judge(self._look(rival, planned.last))
+                    better = _value(scores, by) > _value(theirs, by)
+                    if not better:
+                        best = dict[str, Any](theirs, step=progress.best_step, by=by)
+                        if processes.first:  # with its rule of all these files
+                            save_model(rival, self.config.out / BEST)
         except (RuntimeError, MemoryError):  # images too large for the memory, say
-            if self.processes.first:
+            if processes.first:
                 self._save()
             raise
+        rule = self.product.objects
+        progress.objects = None if rule is None else asdict(rule)
+        if better:
+            progress.best_step = progress.step
+            if processes.first and len(self.validation_set):
+                save_model(self.product, self.config.out / BEST)
+        return looks, scores | {"files": files}, best
 
-    def _draw(self, step: int) -> None:
-        """Of training images where there are none for validation."""
-        data, kind = self.validation_set, "validation"
-        if not len(data):
-            data, kind = self.train_set, "training"
-        count, title = self.config.previews, f"{kind} images after {step} steps"
+    def _look(self, model: UNet, stop: int, start: int = 0) -> list[Look]:
+        """This process's share of the files; all share one network, its statistics included."""
+        for x in model.buffers():
+            self.processes.spread(x)
+        count = self.processes.count
+        mine = [i for i in range(start, stop) if i % count == self.processes.rank]
         with self._autocast():
-            draw_run(self.config.out, self.product, data, count, step, title)
+            return [look(model, self.judged, i, self.config.loss_reduction) for i in mine]
+
+    def _draw(self, artist: Artist, looks: list[Look]) -> None:
+        """Curves, and the first images; of training where there are none for validation."""
+        title = f"{self.kind} images after {self.progress.step} steps"
+        shown = looks[: self.config.previews]
+        out, step, rule = self.config.out, self.progress.step, self.product.objects
+        artist.draw(draw_run, out, read_log(out), self.judged, shown, rule, step, title)
 
     def _save(self) -> None:
         """The state comes last: what a kill leaves of the rest is written again from it."""
@@ -380,7 +528,7 @@ def _claim(out: Path, config: TrainConfig) -> None:
             )
         return
     # Without a state they are of a first checkpoint that was cut off, or somebody's.
-    first = next(step for step in range(1, config.steps + 1) if config.saves(step))
+    first = next(step for step in range(1, config.length + 1) if config.saves(step))
     begun = others and max((row["step"] for row in read_log(out)), default=0) <= first
     if models and not (out / STATE).exists() and not begun:
         raise ValueError(f"{out}: must hold {STATE} to be resumed, but has only {models[0].name}")
@@ -420,16 +568,22 @@ def _divisor(
     return processes.add(weights.sum()).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def _score(progress: Progress, scores: dict[str, float | None], by: str) -> bool:
-    """Whether an evaluation is the best so far, which it then is."""
-    value, loss = scores[by], scores["loss"]
-    if value is None or by == "loss":  # None: there are no objects in any file
-        value = None if loss is None else -loss
-    if value is None or loss is None or (progress.best is not None and value <= progress.best):
+def _score(progress: Progress, scores: Scores, by: str) -> bool:
+    """Whether an evaluation is the best so far, which it then is; of equals the first one."""
+    value = _value(scores, by)
+    if value <= (-math.inf if progress.best is None else progress.best):
         progress.since_best += 1
         return False
     progress.best, progress.since_best = value, 0
     return True
+
+
+def _value(scores: Scores, by: str) -> float:
+    """What is greater of a better network; of networks that find no object, that of less loss."""
+    value, loss = scores.get(by), scores["loss"]
+    if loss is None:
+        return -math.inf
+    return -loss if value is None or by == "loss" else value
 
 
 def _lost(error: RuntimeError, processes: Processes, step: int) -> RuntimeError | None:

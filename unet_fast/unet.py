@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from .components import Objects
 from .imageio import make_folder, replace_file
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -100,6 +102,8 @@ class UNet(nn.Module):
         """What the class maps that it was trained on call its classes; None: 0, 1, ..."""
         self.ridge_width = 0
         """Pixels that training carved from objects that touch; predicted ones grow back by them."""
+        self.objects: Objects | None = None
+        """How probabilities become objects, as fitted after training; None: all foreground does."""
         # What save_model writes: UNet(**config) is this network again.
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
@@ -293,6 +297,7 @@ def save_model(model: UNet, path: Path | str) -> None:
         "normalisation": model.normalisation,
         "class_values": model.class_values,
         "ridge_width": model.ridge_width,
+        "objects": None if model.objects is None else asdict(model.objects),
     }
     replace_file(file, pack(model.state_dict(), description))
 
@@ -319,7 +324,10 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
         model.load_state_dict(weights, assign=True)
         model.normalisation = description["normalisation"]
         model.class_values = description["class_values"]
-        model.ridge_width = description.get("ridge_width", 0)  # older ones have none
+        # Older ones have neither.
+        model.ridge_width = description.get("ridge_width", 0)
+        rule = description.get("objects")
+        model.objects = None if rule is None else Objects(**rule)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: must hold a model, but it cannot be read: {reason}") from None
