@@ -1,7 +1,7 @@
 """Folders of images and labels: pairing, reading, normalising, numbering of objects."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -98,13 +98,15 @@ def check_size(
 
 
 def label_type_of(
-    labels: Sequence[NDArray[np.int32]], ignore_label: int | None
+    labels: Iterable[NDArray[np.int32]], ignore_label: int | None
 ) -> Literal["instances", "semantic"]:
     """What label files most likely hold: semantic if all together have one value beside 0."""
     values: set[int] = set()
     for image in labels:
         values.update(np.unique(image).tolist())
-    return "semantic" if len(values - {0, ignore_label}) == 1 else "instances"
+        if len(values - {0, ignore_label}) > 1:
+            return "instances"  # whatever follows: it is not even read
+    return "semantic" if values - {0, ignore_label} else "instances"
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,18 @@ def seg(truth: Images, prediction: Images) -> float:
     Source: M. Maska et al., "A benchmark for comparison of cell tracking algorithms",
     Bioinformatics 30, 2014.
     """
-    scores = []
-    for one, other in _images("seg", truth, prediction):
-        table = Overlap("seg", one, other)
-        match = 2 * table.common > table.sizes[table.row]
-        scores.append((float(table.iou[match].sum()), table.sizes.size))
+    scores = [seg_sum(one, other) for one, other in _images("seg", truth, prediction)]
     total, objects = (sum(column) for column in zip(*scores, strict=True))
     if not objects:
         raise ValueError("seg: truth must hold at least one object, got none")
     return float(total / objects)
+
+
+def seg_sum(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> tuple[float, int]:
+    """The sum of :func:`seg` over the reference objects of an image, and how many there are."""
+    table = Overlap("seg", truth, prediction)
+    match = 2 * table.common > table.sizes[table.row]
+    return float(table.iou[match].sum()), table.sizes.size
 
 
 def pixel_error(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:

@@ -1,7 +1,7 @@
 """Images that are read region by region: pictures, TIFF, OME-Zarr, larger than memory or not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,24 +144,32 @@ def list_sources(path: Path) -> list[Path]:
     return list_images(path)
 
 
-def open_source(path: Path, channels: int, *, missing_chunks: bool = False) -> Source:
+def open_source(
+    path: Path,
+    channels: int | None,
+    *,
+    missing_chunks: bool = False,
+    palette_as_colour: bool = True,
+) -> Source:
     """Opens an image.
 
     Args:
         path: PNG, JPEG, BMP; TIFF (also OME and ImageJ), mapped into memory or decoded tile by tile
             where it is large; a Zarr array or an OME-Zarr image (0.4 or 0.5, its full resolution).
-        channels: Of the network that is to see it.
+        channels: Of the network that is to see it; None: as many as the image has.
         missing_chunks: Whether chunks that a Zarr array lacks count as its fill value.
+        palette_as_colour: Whether pixels that number colours of a palette are these colours, as in
+            images, or the numbers, as in labels.
 
     Raises:
         ValueError: One line, if it cannot be read, or has other channels.
     """
     try:
         if is_zarr(path):
-            array, axes, sizes = open_zarr(path, channels, missing_chunks)
+            array, axes, sizes = open_zarr(path, channels or 1, missing_chunks)
             opened = Opened(array, axes, plausible(sizes))
         else:
-            opened = open_file(path, palette_as_colour=True)
+            opened = open_file(path, palette_as_colour=palette_as_colour)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # decoders of broken files raise whatever they stumble over
@@ -173,9 +181,11 @@ def open_source(path: Path, channels: int, *, missing_chunks: bool = False) -> S
         raise ValueError(f"{path}: must have at least one pixel, got shape {array.shape}")
     if array.dtype.kind not in "buif":
         raise ValueError(f"{path}: pixels must be real numbers, got {array.dtype}")
-    source = Source(path, array, axes, channels, opened.alpha, opened.pixel_size)
+    source = Source(path, array, axes, channels or 0, opened.alpha, opened.pixel_size)
     if sum(axis in "CS" and n > 1 for axis, n in zip(axes, array.shape, strict=True)) > 1:
         raise ValueError(f"{path}: must have one axis of channels, got axes {axes}")
+    if channels is None:
+        return replace(source, channels=source.found)
     if source.found != channels and {source.found, channels} != {1, 3}:
         raise ValueError(f"{path}: must have {channels} channels as the model, got {source.found}")
     return source
