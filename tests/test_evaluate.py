@@ -6,12 +6,17 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import tifffile
+import zarr
+from scipy import ndimage
 
 from unet_fast import metrics
 from unet_fast.cli import main
 from unet_fast.components import Objects
-from unet_fast.evaluate import IOUS, evaluate_files
+from unet_fast.evaluate import CSV, IOUS, JSON, PICTURE, evaluate_files
 from unet_fast.imageio import write_labels, write_tiff
+from unet_fast.omezarr import create
+from unet_fast.plots import object_errors
 
 
 @pytest.fixture
@@ -59,7 +64,10 @@ def test_table_and_summary(folders, capsys):
     total = [sum(getattr(x, k) for x in both) for k in ("found", "missed", "excess")]
     assert summary["ap_50"] == total[0] / sum(total)
     assert summary["v_rand"] == np.mean([metrics.v_rand(truth[i], found[i]) for i in range(2)])
-    assert f"seg                        {summary['seg']:.4f}" in text
+    counts = f"{summary['predicted_objects']} predicted, {summary['reference_objects']} true"
+    assert f"SEG        {summary['seg']:.4f}" in text
+    assert all(counts in line for line in text.splitlines() if line.startswith(("SEG", "objects")))
+    assert str(place / "out" / "evaluation.png") in text
     assert main(words) == 2
     assert "out must not hold an evaluation" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
@@ -116,7 +124,7 @@ def test_masks_are_not_taken_for_objects(tmp_path, capsys):
         "predictions must number their objects, or go with --instances" in capsys.readouterr().err
     )
     assert main([*words, "--instances"]) == 0
-    assert "seg                        1.0000" in capsys.readouterr().out
+    assert "SEG        1.0000" in capsys.readouterr().out
 
 
 def test_names_of_ome_tiff(folders):
@@ -196,7 +204,9 @@ def test_probabilities_get_the_scores_of_isbi2012(tmp_path, channels, capsys):
         write_tiff(tmp_path / "found" / f"{i}.tif", values, axes)
     words = ["evaluate", str(tmp_path / "found"), str(tmp_path / "labels")]
     assert main(words) == 0
-    assert "v_rand_thinned" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "V_rand thinned" in text
+    assert "SEG" not in text
     result = evaluate_files(tmp_path / "found", tmp_path / "labels")
     expected = metrics.isbi2012(truth, probability)
     assert result.summary["v_rand"] == pytest.approx(expected.v_rand.score)
@@ -206,6 +216,173 @@ def test_probabilities_get_the_scores_of_isbi2012(tmp_path, channels, capsys):
     assert result.rows[0]["pixel_error"] == pytest.approx(alone["pixel_error"])
     assert main([*words, "--instances"]) == 2
     assert "must be label images with --instances" in capsys.readouterr().err
+
+
+def test_text_of_membranes(tmp_path, capsys):
+    """Masks of mostly foreground in several parts get V_rand and V_info, others SEG."""
+    cells = np.kron(np.ones((3, 4), int), np.pad(np.ones((9, 9), int), 1))
+    nuclei = np.kron(np.ones((3, 4), int), np.pad(np.ones((5, 5), int), 3))
+    for name, mask in (("cells.png", cells), ("nuclei.png", nuclei)):
+        write_labels(tmp_path / name, mask * 255)
+        words = ["evaluate", str(tmp_path / name), str(tmp_path / name), "--instances"]
+        assert main(words) == 0
+        text = capsys.readouterr().out
+        assert ("V_rand" in text) == (mask is cells)
+        assert ("SEG" in text) == (mask is nuclei)
+        assert "12 predicted, 12 true" in text
+    instances = ndimage.label(cells)[0]  # which say what they are
+    write_labels(tmp_path / "cells.png", instances)
+    assert evaluate_files(*[tmp_path / "cells.png"] * 2).kind == "objects"
+
+
+def test_errors_object_by_object():
+    truth, found = np.zeros((2, 6, 30), int)
+    truth[1:5, 1:5], found[1:5, 2:6] = 7, 5  # a pair, one pixel off
+    truth[1:5, 8:12] = 2  # missed
+    found[1:5, 14:18] = 9  # in excess
+    truth[1:5, 20:23], truth[1:5, 24:27], found[1:5, 20:27] = 3, 4, 8  # two joined
+    row = "05111600222200333300444344400"[:29]
+    expected = np.zeros((6, 30), int)
+    expected[1:5, :29] = [int(code) for code in row]
+    assert (object_errors(truth, found) == expected).all()
+    assert (object_errors(truth, found, 4) == expected[::4, ::4]).all()
+    assert not object_errors(truth * 0, found * 0).any()
+
+
+def test_examples(folders):
+    """The best, the median and the worst image, over their images, each once."""
+    place, truth, found = folders
+    (place / "images").mkdir()
+    for i, image in enumerate(truth):
+        write_labels(place / "images" / f"{i}.png", image * 40)
+    where = place / "found", place / "labels"
+    result = evaluate_files(*where, images=place / "images")
+    scores = [row["pq_50"] for row in result.rows]
+    order = np.argsort(scores)[::-1]
+    ranks = ["best", "median", "worst"]
+    assert [e.title for e in result.examples] == [
+        f"{rank}: {i}" for rank, i in zip(ranks, order, strict=True)
+    ]
+    for example, i in zip(result.examples, order, strict=True):
+        both = metrics.detection(truth[i], found[i])
+        assert f"{both.found} found, {both.missed} missed, {both.excess} in" in example.result
+        assert (example.labels == truth[i]).all()
+        assert (example.errors == object_errors(truth[i], found[i])).all()
+        assert example.image.shape == truth[i].shape
+    result.write(place / "out")
+    assert (place / "out" / PICTURE).stat().st_size > 10000
+    (place / "found" / "0.png").unlink()
+    two = evaluate_files(*where).examples
+    assert [e.title.split(":")[0] for e in two] == ["best", "worst"]
+    assert two[0].image is None
+    one = evaluate_files(*(folder / "1.png" for folder in where), images=place / "images")
+    assert [e.title for e in one.examples] == ["1"]
+
+
+def test_a_picture_is_not_replaced_unasked(folders, capsys):
+    place, *_ = folders
+    words = ["evaluate", str(place / "found"), str(place / "labels"), "--out", str(place / "out")]
+    assert main(words) == 0
+    picture = (place / "out" / PICTURE).read_bytes()
+    for name in (CSV, JSON):
+        (place / "out" / name).unlink()
+    (place / "out" / PICTURE).write_bytes(b"mine")
+    assert main(words) == 2
+    assert f"got {place / 'out' / PICTURE}" in capsys.readouterr().err
+    assert (place / "out" / PICTURE).read_bytes() == b"mine"
+    assert main([*words, "--overwrite"]) == 0
+    assert (place / "out" / PICTURE).read_bytes() == picture
+
+
+def write_as(path, format, stack, axes):
+    """A stack in a file of that format, or in a Zarr folder."""
+    path.mkdir()
+    if format == "ome-zarr":
+        made = create(
+            path / "x.ome.zarr",
+            **{"name": "x", "shape": stack.shape, "axes": axes, "dtype": stack.dtype},
+            **{"chunks": (1,) * (stack.ndim - 2) + (16, 16), "pixel_size": {}, "labels": True},
+        )
+        made[...] = stack
+    elif format == "zarr":
+        zarr.create_array(path / "x.zarr", data=stack, chunks=(1,) * (stack.ndim - 2) + (16, 16))
+    elif format == "imagej":
+        tifffile.imwrite(
+            path / "x.tif", stack.astype(np.uint16), imagej=True, metadata={"axes": axes}
+        )
+    elif format == "pages":
+        tifffile.imwrite(path / "x.tif", stack, photometric="minisblack", compression="zlib")
+    else:
+        write_tiff(path / "x.ome.tif", stack, axes, ome=True)
+
+
+@pytest.mark.parametrize("format", ["pages", "imagej", "ome-tiff", "ome-zarr", "zarr"])
+def test_planes_of_stacks_count_as_images(folders, format):
+    place, truth, found = folders
+    truth, found = truth.astype(np.int32), found.astype(np.int32)
+    images = evaluate_files(place / "found", place / "labels", images=place / "labels")
+    write_as(place / "found_stack", format, found, "ZYX")
+    write_as(place / "labels_stack", "pages", truth, "ZYX")
+    where = place / "found_stack", place / "labels_stack"
+    planes = evaluate_files(*where, images=where[1])
+    assert [row.pop("image") for row in planes.rows] == ["x[0]", "x[1]", "x[2]"]
+    assert [row.pop("image") for row in images.rows] == ["0", "1", "2"]
+    assert planes == images
+    for one, other in zip(planes.examples, images.examples, strict=True):
+        assert one.title == other.title.replace(": ", ": x[") + "]"
+        assert (one.errors == other.errors).all()
+        assert (one.image == other.image).all()
+    (file,) = where[0].iterdir()
+    (labels,) = where[1].iterdir()
+    alone = evaluate_files(file, labels)
+    assert [row.pop("image") for row in alone.rows] == ["x[0]", "x[1]", "x[2]"]
+    assert alone == images
+
+
+def test_planes_of_time_and_depth(folders):
+    """They are told apart by the names of their axes, whatever the order in the file."""
+    place, truth, found = folders
+    truth, found = (np.stack([x, x[:, ::-1, ::-1]]).astype(np.int32) for x in (truth, found))
+    write_as(place / "a", "ome-tiff", truth, "TZYX")
+    write_as(place / "b", "ome-zarr", found.swapaxes(0, 1), "ZTYX")
+    write_as(place / "c", "ome-tiff", found, "TZYX")
+    rows, others = (evaluate_files(place / name, place / "a").rows for name in "bc")
+    assert rows[1]["image"] == "x[z0 t1]"
+    assert others[1]["image"] == "x[t0 z1]"
+    by_name = {row.pop("image"): row for row in rows}
+    for row in others:
+        t, z = row.pop("image")[2:-1].split()
+        assert by_name[f"x[{z} {t}]"] == row
+
+
+@pytest.mark.parametrize("format", ["ome-tiff", "ome-zarr"])
+def test_stacks_of_probabilities(tmp_path, format):
+    generator = np.random.default_rng(1)
+    truth = (generator.random((2, 20, 24)) < 0.7).astype(np.uint8)
+    foreground = np.clip(0.6 * truth + 0.4 * generator.random(truth.shape), 0, 1)
+    probability = np.stack([1 - foreground, foreground], 1).astype("float32")
+    write_as(tmp_path / "found", format, probability, "ZCYX")
+    write_as(tmp_path / "labels", "pages", truth, "ZYX")
+    result = evaluate_files(tmp_path / "found", tmp_path / "labels")
+    expected = metrics.isbi2012(truth, probability[:, 1])
+    assert result.kind == "probabilities"
+    assert [row["image"] for row in result.rows] == ["x[0]", "x[1]"]
+    assert result.summary["v_rand"] == pytest.approx(expected.v_rand.score)
+    assert len(result.examples) == 2
+
+
+def test_missing_chunks(folders, capsys):
+    """Labels may lack what holds background only; of predictions nothing may be missing."""
+    place, truth, found = folders
+    write_as(place / "a", "zarr", truth, "ZYX")
+    write_as(place / "b", "zarr", found, "ZYX")
+    words = ["evaluate", str(place / "b"), str(place / "a")]
+    assert evaluate_files(place / "b", place / "a").summary["images"] == 3  # truth[2] is empty
+    chunk = next((place / "b" / "x.zarr" / "c" / "1").rglob("0"))
+    chunk.rename(place / "chunk") if chunk.is_file() else (chunk / "0").rename(place / "chunk")
+    assert main(words) == 2
+    assert "with --missing-chunks" in capsys.readouterr().err
+    assert main([*words, "--missing-chunks"]) == 0
 
 
 def test_refused(folders, capsys):
@@ -223,6 +400,24 @@ def test_refused(folders, capsys):
     assert "grow must be in [0, 16], got 99" in line(
         place / "found", place / "labels", "--instances", "--grow", 99
     )
+    images = place / "images"
+    images.mkdir()
+    write_labels(images / "0.png", found[0])
+    with_images = (place / "found", place / "labels", "--images", images)
+    assert "images must go with --out" in line(*with_images)
+    with_images = (*with_images, "--out", place / "out")
+    assert f"{images}: must hold images of {place}/found/1.png, got none" in line(*with_images)
+    write_labels(images / "1.png", found[0][:5])
+    write_labels(images / "2.png", found[0])
+    assert f"{images}/1.png: must have the size of" in line(*with_images)
+    assert not any((place / "out").iterdir())
+    stack, other = place / "stack.tif", place / "other.tif"
+    write_tiff(stack, found, "ZYX")
+    write_tiff(other, found[:2], "ZYX")
+    assert f"must have the planes of {other}, 2 along Z, got 3 along Z" in line(stack, other)
+    assert "got one" in line(place / "found" / "0.png", stack)
+    write_tiff(other, found[:, :5], "ZYX")
+    assert "must have the size of" in line(stack, other)
     write_labels(place / "found" / "x.png", found[0])
     assert "must hold labels of" in line(place / "found", place / "labels")
     (place / "found" / "x.png").unlink()

@@ -25,7 +25,7 @@ from .components import Objects
 from .config import PATHS, TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples
 from .device import find_device, precision_of
-from .evaluate import CSV, JSON, evaluate_files
+from .evaluate import CSV, JSON, PICTURE, evaluate_files
 from .imageio import (
     list_images,
     make_folder,
@@ -314,27 +314,34 @@ def evaluate(
     /,
     *,
     out: Path | None = None,
+    images: Path | None = None,
     instances: bool = False,
     min_area: int = 0,
     grow: int = 0,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
     ignore_label: int | None = None,
+    missing_chunks: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Score predictions against labels.
 
-    Prints IoU, Dice, SEG, AP, F1, PQ, V_rand, V_info of all images; of probabilities (TIFF of
-    floats) the scores of the ISBI 2012 challenge.
+    Prints the scores of all images that fit, with what they mean: of objects AP, PQ, F1, SEG and
+    pixel IoU; of masks of membranes V_rand and V_info; of probabilities (TIFF or Zarr of floats)
+    the scores of the ISBI 2012 challenge. Stacks are scored plane by plane.
 
     Parameters
     ----------
     predictions:
-        Folder of label images (PNG, TIFF of one plane) or of probabilities; or one file.
+        Folder of label images (PNG, TIFF, OME-Zarr) or of probabilities; or one of them.
     labels:
-        Folder of labels of the same names; or one file.
+        Folder of labels of the same names and planes; or one of them.
     out:
-        Folder for a table with a row for each image (evaluation.csv) and all in one file
-        (evaluation.json); nothing is written, if nothing is said.
+        Folder for a table with a row for each image (evaluation.csv), all scores in one file
+        (evaluation.json) and a picture of the best, the median and the worst image with the errors
+        in colour (evaluation.png); nothing is written, if nothing is said.
+    images:
+        Folder of the images of the same names, which the picture shows; or one of them. Without it
+        the picture shows the labels.
     instances:
         Predictions are masks or classes: score the objects that they make.
     min_area:
@@ -346,14 +353,19 @@ def evaluate(
         the objects; auto: by the values.
     ignore_label:
         Label of pixels that do not count.
+    missing_chunks:
+        Take chunks that predictions in OME-Zarr lack as their fill value.
     overwrite:
-        Replace the two files in the output folder.
+        Replace the three files in the output folder.
     """
     if not instances and (min_area or grow):
         raise ValueError(
             f"min-area and grow must go with --instances, got {min_area} and {grow} without"
         )
-    taken = [] if out is None else [out / name for name in (CSV, JSON) if (out / name).exists()]
+    if out is None and images is not None:
+        raise ValueError(f"images must go with --out, for the picture, got {images} without")
+    written = [] if out is None else [out / name for name in (CSV, JSON, PICTURE)]
+    taken = [path for path in written if path.exists()]
     if taken and not overwrite:
         raise ValueError(f"out must not hold an evaluation, got {taken[0]} (--overwrite replaces)")
     if out is not None:
@@ -361,13 +373,17 @@ def evaluate(
     result = evaluate_files(
         predictions,
         labels,
+        images=images,
         label_type=label_type,
         objects=Objects(min_area, grow) if instances else None,
         ignore_label=ignore_label,
+        missing_chunks=missing_chunks,
     )
     print(result.text())
     if out is not None:
         result.write(out)
+        print(f"all scores: {written[0]}, {written[1]}")
+        print(f"picture: {written[2]}")
 
 
 @app.command

@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +15,55 @@ from scipy import ndimage
 
 from . import metrics
 from .components import Objects
-from .data import check_size, label_type_of, unpaired
-from .imageio import (
-    list_images,
-    make_folder,
-    read_floats,
-    read_labels,
-    replace_file,
-    stem_of,
-)
+from .data import label_type_of
+from .imageio import as_image, make_folder, replace_file
+from .intensity import normalise
 from .ops.border_weight_map import separate_touching
+from .pairs import Files, Plane, Trio, find_files, planes_of
+from .plots import Example, draw_evaluation, object_errors
 
 Row = dict[str, Any]
+Kind = Literal["objects", "masks", "probabilities"]
+Place = tuple[Files, int]
+"""Files and the number of a plane of theirs."""
+Maps = tuple[NDArray[np.integer], NDArray[np.integer]]
+"""Reference and predicted objects, (H, W)."""
 
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """Thresholds of detection."""
-CSV, JSON = "evaluation.csv", "evaluation.json"
+CSV, JSON, PICTURE = "evaluation.csv", "evaluation.json", "evaluation.png"
+LONGEST = 2048
+"""Longest side of an image in the picture; of larger ones every second, third... pixel is drawn."""
+
+_OBJECTS = {
+    "ap_50": ("AP 0.5", "found / (found + missed + excess); found: a pair of IoU above 0.5"),
+    "pq_50": ("PQ 0.5", "F1 times the mean IoU of the pairs"),
+    "f1_50": ("F1 0.5", "2 found / (2 found + missed + excess)"),
+    "seg": ("SEG", "mean IoU of true objects; does not see excess: {objects}"),
+    "iou": ("pixel IoU", "foreground pixels in both / in either"),
+}
+_MASKS = {
+    "v_rand": ("V_rand", "pairs of pixels: {parts}"),
+    "v_info": ("V_info", "information: {parts}"),
+    "iou": ("pixel IoU", "foreground pixels in both / in either"),
+}
+_PROBABILITIES = {
+    "v_rand_thinned": ("V_rand thinned", "pairs of pixels, borders 1 wide: {parts}"),
+    "v_info_thinned": ("V_info thinned", "information, borders 1 wide: {parts}"),
+    "v_rand": ("V_rand", "pairs of pixels: {parts}"),
+    "v_info": ("V_info", "information: {parts}"),
+    "rand_error": ("Rand error", "1 - V_rand"),
+    "pixel_error": ("pixel error", "1 - F-score of the foreground pixels"),
+    "warping_error": ("warping error", "splits and mergers that moving borders leaves, per pixel"),
+}
+_SHOWN = {"objects": _OBJECTS, "masks": _MASKS, "probabilities": _PROBABILITIES}
+"""Of each kind the scores that are printed: what they are called and what they mean."""
+_RANKED_BY = {
+    "objects": ("pq_50", "PQ"),
+    "masks": ("v_rand", "V_rand"),
+    "probabilities": ("v_rand", "V_rand"),
+}
+"""The score that makes an image the best or the worst, and its name."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +74,17 @@ class Evaluation:
     """Of each image: its name and scores, None where there is no reference object."""
     summary: Row
     """Of all images."""
+    kind: Kind
+    """What was scored: objects; masks of mostly foreground, whose thin borders part objects, as of
+    membranes in EM; probabilities."""
+    examples: list[Example] = field(compare=False)
+    """The best, the median and the worst image, each once."""
 
     def write(self, out: Path) -> None:
-        """Writes rows as CSV and all as JSON into a folder, made if it is missing."""
+        """Writes rows as CSV, all as JSON and a picture of the examples into a folder.
+
+        The folder is made if it is missing.
+        """
         rows = [
             {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
             for row in self.rows
@@ -51,10 +92,22 @@ class Evaluation:
         replace_file(make_folder(out) / CSV, as_csv(rows, list(rows[0])))
         content = {"summary": self.summary, "images": self.rows}
         replace_file(out / JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        draw_evaluation(out / PICTURE, self.examples)
 
     def text(self) -> str:
-        """The summary in lines."""
-        return "\n".join(f"{name:<26} {_short(value)}" for name, value in self.summary.items())
+        """The scores of all images that fit what was scored, a line each with what it means."""
+        left_out = self.summary["labels_without_prediction"]
+        more = f", {left_out} labels without prediction left out" if left_out else ""
+        lines = [("images", f"{self.summary['images']}{more}")]
+        objects = ""
+        if "reference_objects" in self.summary:
+            objects = _counted(self.summary)
+            lines.append(("objects", objects))
+        for key, (name, meaning) in _SHOWN[self.kind].items():
+            meaning = meaning.format(objects=objects, parts=_parts(self.summary, key))
+            lines.append((name, f"{_short(self.summary[key]):<8}  {meaning}"))
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
@@ -70,24 +123,30 @@ def evaluate_files(
     predictions: Path,
     labels: Path,
     *,
+    images: Path | None = None,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
     objects: Objects | None = None,
     ignore_label: int | None = None,
+    missing_chunks: bool = False,
 ) -> Evaluation:
-    """Scores predictions against labels of the same names.
+    """Scores predictions against labels of the same names, plane by plane.
 
     Args:
-        predictions: Label images, or one; or, for the scores of the ISBI 2012 challenge, TIFF of
-            floats in [0, 1]: probabilities of foreground, or of all classes, background first.
-            PNG, TIFF of one plane, JPEG, BMP.
-        labels: Label images of the same names and sizes, or one; those without a prediction are
-            left out, and counted in the summary.
+        predictions: Label images, or one; or, for the scores of the ISBI 2012 challenge, TIFF or
+            Zarr of floats in [0, 1]: probabilities of foreground, or of all classes, background
+            first. PNG, JPEG, BMP, TIFF (also OME and ImageJ), OME-Zarr; of a stack each plane
+            counts as an image.
+        labels: Label images of the same names, sizes and planes, or one; those without a prediction
+            are left out, and counted in the summary.
+        images: What the predictions are of, by the same names, to draw the examples over; None:
+            they are drawn without.
         label_type: What the labels hold: "instances", or "semantic", where the connected parts of
             what is not 0 are the objects; "auto" takes the latter where all files together have one
             value beside 0.
         objects: How objects are made of predictions that hold masks or classes; None: they hold
             objects.
         ignore_label: Value of the labels where nothing counts, or None.
+        missing_chunks: Whether chunks that a prediction in Zarr lacks count as its fill value.
 
     Returns:
         Scores by pixels, by pairs of pixels and by objects. In the summary SEG is over all
@@ -98,55 +157,95 @@ def evaluate_files(
     Raises:
         ValueError: One line that names the file or the argument.
     """
-    pairs, missing = _pairs(predictions, labels)
-    truth = [read_labels(file) for _, file in pairs]
-    kind = label_type_of(truth, ignore_label) if label_type == "auto" else label_type
-    nothing = ignore_label is None
-    ignored = [np.zeros(x.shape, bool) if nothing else x == ignore_label for x in truth]
-    truth = [np.where(hole, np.int32(0), x) for x, hole in zip(truth, ignored, strict=True)]
-    if kind == "semantic":
-        truth = [ndimage.label(x)[0].astype(np.int32) for x in truth]
-    counts = {"images": len(pairs), "labels_without_prediction": missing}
-    floats = [_floats(file) for file, _ in pairs]
-    for (file, _), x in zip(pairs, floats, strict=True):
-        # Floats that are whole numbers are labels, as some programs write them.
-        if x is not None and (len(x) > 1 or (x != np.floor(x)).any()):
-            if ignore_label is not None or objects is not None:
-                raise ValueError(
-                    "evaluate: predictions must be label images with --instances and "
-                    f"--ignore-label, got probabilities in {file}"
-                )
-            return _of_probabilities(pairs, truth, floats, counts)
-    found = []
-    values: set[int] = set()
-    for (file, label_file), one, hole in zip(pairs, truth, ignored, strict=True):
-        other = read_labels(file)
-        check_size(label_file, one.shape, file, other.shape)
-        values.update(np.unique(other).tolist())
+    files, missing = find_files(predictions, labels, images, missing_chunks)
+    if label_type == "auto":
+        maps = (plane.labels() for x in files for plane in planes_of(x.open_truth()))
+        label_type = label_type_of(maps, ignore_label)
+    reader = _Reader(label_type == "semantic", objects, ignore_label)
+    probable = next((x.found for x in files if _holds_probabilities(x)), None)
+    if probable is None:
+        return _of_objects(files, reader, missing)
+    if ignore_label is not None or objects is not None:
+        raise ValueError(
+            "evaluate: predictions must be label images with --instances and --ignore-label, got "
+            f"probabilities in {probable}"
+        )
+    return _of_probabilities(files, reader, missing)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How pixels of files become what is scored."""
+
+    semantic: bool
+    objects: Objects | None
+    ignore_label: int | None
+
+    def truth(self, plane: Plane) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Reference objects, (H, W), and where nothing counts."""
+        labels = plane.labels()
+        hole = np.zeros(labels.shape, bool)
+        if self.ignore_label is not None:
+            hole = labels == self.ignore_label
+            labels[hole] = 0
+        if self.semantic:
+            labels = ndimage.label(labels)[0].astype(np.int32)
+        return labels, hole
+
+    def maps(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
+        """Reference and predicted objects, (H, W), and the number of pixels that do not count."""
+        truth, hole = self.truth(trio.truth)
+        found = trio.found.labels()
         # Objects are those of the whole prediction: what is ignored neither tears nor joins them.
-        other = other if objects is None else objects.of_mask(other)
-        found.append(np.where(hole, np.int32(0), other))
-    if objects is None and len(values - {0}) == 1:
-        parts = sum(ndimage.label(x)[1] for x in found)
-        if parts > len(found):
-            raise ValueError(
-                "evaluate: predictions must number their objects, or go with --instances, got "
-                f"masks: one value, {parts} connected parts"
-            )
-    rows, summary = scores_of(truth, found, [int(hole.sum()) for hole in ignored])
-    names = [{"image": stem_of(file)} for file, _ in pairs]
-    return Evaluation([n | row for n, row in zip(names, rows, strict=True)], counts | summary)
+        found = found if self.objects is None else self.objects.of_mask(found)
+        found[hole] = 0
+        return truth, found, int(hole.sum())
+
+    def probability(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Reference objects, parted by background where they touch, and probabilities, (H, W)."""
+        truth, _ = self.truth(trio.truth)
+        probability = _probability(trio.found)
+        if not truth.any():
+            raise ValueError(f"{trio.truth.path}: must hold foreground, got none")
+        return separate_touching(torch.from_numpy(truth)).numpy(), probability
 
 
-def _pairs(predictions: Path, labels: Path) -> tuple[list[tuple[Path, Path]], int]:
-    """Predictions with their labels, and how many labels have none."""
-    if predictions.is_file() and labels.is_file():
-        return [(predictions, labels)], 0
-    found, truth = ({stem_of(f): f for f in list_images(d)} for d in (predictions, labels))
-    strange = unpaired(found, truth)
-    if strange:
-        raise ValueError(f"{labels}: must hold labels of {strange[0]}, got none of that name")
-    return [(found[stem], truth[stem]) for stem in sorted(found)], len(truth) - len(found)
+def _of_objects(files: Sequence[Files], reader: _Reader, missing: int) -> Evaluation:
+    names: list[str] = []
+    tallies: list[Tally] = []
+    places: list[Place] = []
+    values: set[int] = set()
+    parts = 0
+    for place, trio in _planes(files):
+        truth, found, ignored = reader.maps(trio)
+        names.append(trio.found.name)
+        tallies.append(tally(truth, found, ignored))
+        places.append(place)
+        if reader.objects is None and len(values) < 2:
+            values.update(np.unique(found[found > 0]).tolist())
+            parts += ndimage.label(found)[1]
+    if len(values) == 1 and parts > len(names):
+        raise ValueError(
+            "evaluate: predictions must number their objects, or go with --instances, got masks: "
+            f"one value, {parts} connected parts"
+        )
+    rows = [{"image": name} | scores([x]) for name, x in zip(names, tallies, strict=True)]
+    summary = {"images": len(rows), "labels_without_prediction": missing} | scores(tallies)
+    # More than half of the pixels in several objects: what parts them is thin.
+    inside, pixels = sum(x.truth for x in tallies), sum(x.pixels for x in tallies)
+    several = summary["reference_objects"] >= 2 * len(rows)
+    masks = reader.semantic and several and 2 * inside > pixels
+    kind: Kind = "masks" if masks else "objects"
+
+    def read(trio: Trio, _: Row) -> Maps:
+        return reader.maps(trio)[:2]
+
+    return Evaluation(rows, summary, kind, _examples(places, rows, kind, read))
+
+
+def _planes(files: Sequence[Files]) -> Iterator[tuple[Place, Trio]]:
+    """All planes and where they are; one file of each kind is open at a time."""
+    return (((x, i), trio) for x in files for i, trio in enumerate(x.planes()))
 
 
 def scores_of(
@@ -161,33 +260,68 @@ def scores_of(
         found: The predicted ones; both are 0 where nothing counts.
         ignored: How many such pixels each has.
     """
-    pairs = list(zip(truth, found, strict=True))
-    tables = [metrics.detections(*pair, IOUS) for pair in pairs]
-    parts = [_partition(*pair) for pair in pairs]
-    rows = [
-        _pixels(*pair, table[0], hidden) | _objects(*pair, table) | part
-        for pair, table, part, hidden in zip(pairs, tables, parts, ignored, strict=True)
-    ]
-    pooled = [metrics.pooled(images) for images in zip(*tables, strict=True)]
-    one, other = (np.concatenate([x.ravel() > 0 for x in maps]) for maps in (truth, found))
-    summary = _pixels(one, other, pooled[0], sum(ignored)) | _objects(truth, found, pooled)
-    for name in parts[0]:
-        values = [part[name] for part in parts if part[name] is not None]
-        summary[name] = float(np.mean(values)) if values else None
-    return rows, summary
+    tallies = [tally(*image) for image in zip(truth, found, ignored, strict=True)]
+    return [scores([x]) for x in tallies], scores(tallies)
 
 
-def _pixels(
-    truth: NDArray[Any], found: NDArray[Any], objects: metrics.Detection, ignored: int
-) -> Row:
-    return {
-        "reference_objects": objects.found + objects.missed,
-        "predicted_objects": objects.found + objects.excess,
-        "iou": metrics.iou(truth, found),
-        "dice": metrics.dice(truth, found),
-        "pixel_error": metrics.pixel_error(truth, found)
-        * (truth.size / max(truth.size - ignored, 1)),
+@dataclass(frozen=True)
+class Tally:
+    """What the scores of an image, and of several together, are made of."""
+
+    pixels: int
+    """That count."""
+    truth: int
+    """Foreground pixels of the reference."""
+    found: int
+    """Foreground pixels of the prediction."""
+    both: int
+    """Those of both."""
+    seg: float
+    """The sum over the reference objects."""
+    detections: list[metrics.Detection]
+    """At :data:`IOUS`."""
+    partition: Row
+
+
+def tally(truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) -> Tally:
+    """Of one image; arguments as for :func:`scores_of`."""
+    return Tally(
+        pixels=truth.size - ignored,
+        truth=int(np.count_nonzero(truth)),
+        found=int(np.count_nonzero(found)),
+        both=int(np.count_nonzero((truth != 0) & (found != 0))),
+        seg=metrics.seg_sum(truth, found)[0],
+        detections=metrics.detections(truth, found, IOUS),
+        partition=_partition(truth, found),
+    )
+
+
+def scores(tallies: Sequence[Tally]) -> Row:
+    """Of the images together."""
+    pixels, truth, found, both = (
+        sum(getattr(x, name) for x in tallies) for name in ("pixels", "truth", "found", "both")
+    )
+    by_iou = [metrics.pooled(x) for x in zip(*(x.detections for x in tallies), strict=True)]
+    half = by_iou[IOUS.index(0.5)]
+    objects = half.found + half.missed
+    either = truth + found - both
+    row: Row = {
+        "reference_objects": objects,
+        "predicted_objects": half.found + half.excess,
+        "iou": both / either if either else 1.0,
+        "dice": 2 * both / (truth + found) if either else 1.0,
+        "pixel_error": (either - both) / max(pixels, 1),
+        "seg": sum(x.seg for x in tallies) / objects if objects else None,
+        "ap_50": half.average_precision,
+        "ap_75": by_iou[IOUS.index(0.75)].average_precision,
+        "ap_50_95": float(np.mean([x.average_precision for x in by_iou])),
+        "f1_50": half.f1,
+        "pq_50": half.panoptic_quality,
     }
+    for name in tallies[0].partition:
+        values = [x.partition[name] for x in tallies if x.partition[name] is not None]
+        row[name] = float(np.mean(values)) if values else None
+    return row
 
 
 def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
@@ -203,60 +337,93 @@ def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
     return row
 
 
-def _objects(truth: Any, found: Any, table: Sequence[metrics.Detection]) -> Row:
-    """Of an image, or of several, whose detections are pooled in the table."""
-    by_iou = dict(zip(IOUS, table, strict=True))
-    some = by_iou[0.5].found + by_iou[0.5].missed > 0
-    return {
-        "seg": metrics.seg(truth, found) if some else None,
-        "ap_50": by_iou[0.5].average_precision,
-        "ap_75": by_iou[0.75].average_precision,
-        "ap_50_95": float(np.mean([x.average_precision for x in table])),
-        "f1_50": by_iou[0.5].f1,
-        "pq_50": by_iou[0.5].panoptic_quality,
-    }
+def _holds_probabilities(files: Files) -> bool:
+    """Whether a prediction does; floats that are whole numbers are labels, as some write them."""
+    if files.found.suffix.lower() not in (".tif", ".tiff") and files.found.is_file():
+        return False  # other pictures hold integers
+    source = files.open_found()
+    return source.array.dtype.kind == "f" and (
+        source.found > 1 or any((x != np.floor(x)).any() for x in map(_floats, planes_of(source)))
+    )
 
 
-def _floats(file: Path) -> NDArray[np.float32] | None:
-    """What a file holds if it can be probabilities, (C, H, W)."""
-    return read_floats(file) if file.suffix.lower() in (".tif", ".tiff") else None
+def _floats(plane: Plane) -> NDArray[np.float32]:
+    return as_image(plane.path, plane.pixels())
 
 
-def _probability(file: Path, values: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _probability(plane: Plane) -> NDArray[np.float32]:
     """The probability of foreground, (H, W)."""
-    if values is None:
-        raise ValueError(f"{file}: must hold probabilities as the other files, got integers")
+    if plane.source.array.dtype.kind != "f":
+        raise ValueError(f"{plane.path}: must hold probabilities as the other files, got integers")
+    values = _floats(plane)
     if len(values) > 1:
         off = float(np.abs(values.sum(0) - 1).max())
         if off > 1e-3:
             raise ValueError(
-                f"{file}: probabilities of all classes must add up to 1, got a sum off by {off:g}"
+                f"{plane.path}: probabilities of all classes must add up to 1, got a sum off by "
+                f"{off:g}"
             )
     foreground: NDArray[np.float32] = values[0] if len(values) == 1 else 1 - values[0]
     if foreground.min() < -1e-6 or foreground.max() > 1 + 1e-6:
         raise ValueError(
-            f"{file}: probabilities must be in [0, 1], got {foreground.min():g} to "
+            f"{plane.path}: probabilities must be in [0, 1], got {foreground.min():g} to "
             f"{foreground.max():g}"
         )
     return foreground.clip(0, 1)
 
 
-def _of_probabilities(
-    pairs: Sequence[tuple[Path, Path]],
-    truth: Sequence[NDArray[np.int32]],
-    floats: Sequence[NDArray[np.float32] | None],
-    counts: Row,
-) -> Evaluation:
-    rows, slices = [], []
-    for (file, label_file), one, values in zip(pairs, truth, floats, strict=True):
-        probability = _probability(file, values)
-        check_size(label_file, one.shape, file, probability.shape)
-        if not one.any():
-            raise ValueError(f"{label_file}: must hold foreground, got none")
-        parted = separate_touching(torch.from_numpy(one)).numpy()  # a border where there is none
-        slices.append(metrics.isbi2012_scores(parted, probability))
-        rows.append({"image": stem_of(file)} | flat(metrics.best_of(slices[-1:])))
-    return Evaluation(rows, counts | flat(metrics.best_of(slices)))
+def _of_probabilities(files: Sequence[Files], reader: _Reader, missing: int) -> Evaluation:
+    rows, slices, places = [], [], []
+    for place, trio in _planes(files):
+        places.append(place)
+        slices.append(metrics.isbi2012_scores(*reader.probability(trio)))
+        rows.append({"image": trio.found.name} | flat(metrics.best_of(slices[-1:])))
+    summary = {"images": len(rows), "labels_without_prediction": missing}
+    summary |= flat(metrics.best_of(slices))
+
+    def read(trio: Trio, row: Row) -> Maps:
+        truth, probability = reader.probability(trio)
+        return ndimage.label(truth)[0], ndimage.label(probability > row["v_rand_threshold"])[0]
+
+    examples = _examples(places, rows, "probabilities", read)
+    return Evaluation(rows, summary, "probabilities", examples)
+
+
+def _examples(
+    places: Sequence[Place],
+    rows: Sequence[Row],
+    kind: Kind,
+    read: Callable[[Trio, Row], Maps],
+) -> list[Example]:
+    """The best, the median and the worst image, read once more."""
+    key, name = _RANKED_BY[kind]
+    scored = [(row[key], i) for i, row in enumerate(rows) if row[key] is not None]
+    order = [i for _, i in sorted(scored)]
+    chosen: dict[int, str] = {}
+    for rank, at in (("best", -1), ("worst", 0), ("median", len(order) // 2)):
+        if order:
+            chosen.setdefault(order[at], f"{rank}: " if len(order) > 1 else "")
+    examples = []
+    for i in sorted(chosen, key=order.index, reverse=True):
+        files, plane = places[i]
+        trio = files.planes()[plane]
+        truth, found = read(trio, rows[i])
+        pairs = metrics.detection(truth, found)
+        step = -(-max(truth.shape) // LONGEST)
+        image = None
+        if trio.image is not None:
+            image = normalise(as_image(trio.image.path, trio.image.pixels(step))).mean(0)
+        examples.append(
+            Example(
+                title=chosen[i] + trio.found.name,
+                image=image,
+                labels=truth[::step, ::step].copy(),  # not a view of all
+                errors=object_errors(truth, found, step),
+                result=f"{name} {_short(rows[i][key])}: {pairs.found} found, "
+                f"{pairs.missed} missed, {pairs.excess} in excess",
+            )
+        )
+    return examples
 
 
 def flat(scores: metrics.ISBI2012) -> Row:
@@ -272,7 +439,17 @@ def flat(scores: metrics.ISBI2012) -> Row:
     return row
 
 
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
-    return "none" if value is None else value
+def _counted(summary: Row) -> str:
+    return f"{summary['predicted_objects']} predicted, {summary['reference_objects']} true"
+
+
+def _parts(summary: Row, key: str) -> str:
+    """Of a score that is the F-score of two: these."""
+    split, merge = (_short(summary.get(f"{key}_{part}")) for part in ("split", "merge"))
+    return f"split {split} (low: torn), merge {merge} (low: joined)"
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"

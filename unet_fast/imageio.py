@@ -27,20 +27,15 @@ def read_image(path: Path) -> NDArray[np.float32]:
         ValueError: If the file cannot be read as one two-dimensional image of finite numbers; one
             line that names it.
     """
-    return _as_image(path, _read(path, palette_as_colour=True))
+    return as_image(path, _read(path, palette_as_colour=True))
 
 
-def read_floats(path: Path) -> NDArray[np.float32] | None:
-    """The same of a file whose pixels are floats; None of any other.
+def as_image(path: Path, array: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Pixels of a file, (C, H, W), as float32.
 
     Raises:
-        ValueError: As :func:`read_image`.
+        ValueError: If they are not real and finite; one line that names the file.
     """
-    array = _read(path, palette_as_colour=False)
-    return _as_image(path, array) if array.dtype.kind == "f" else None
-
-
-def _as_image(path: Path, array: NDArray[np.generic]) -> NDArray[np.float32]:
     if array.dtype.kind not in "buif":
         raise ValueError(f"{path}: pixels must be real numbers, got {array.dtype}")
     with np.errstate(over="ignore"):
@@ -68,7 +63,11 @@ def read_labels(path: Path) -> NDArray[np.int32]:
         ValueError: If the file cannot be read as one two-dimensional map of integers in
             [0, 2^31 - 1]; one line that names it.
     """
-    array = _read(path, palette_as_colour=False)
+    return as_labels(path, _read(path, palette_as_colour=False))
+
+
+def as_labels(path: Path, array: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Pixels of a file, (C, H, W), as an instance map, (H, W): see :func:`read_labels`."""
     if len(array) != 1 and not (array == array[:1]).all():
         raise ValueError(
             f"{path}: labels must be one number per pixel, got a colour image with "

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from .imageio import replace_file
 from .intensity import as_float32, range_of
+from .metrics import Overlap
 from .reference.border_weight_map import IGNORED
 
 Gray = NDArray[np.floating]
@@ -32,6 +34,16 @@ _SCORES = {
 """How the scores of an evaluation are called and coloured."""
 CONFUSED = (0.9, 0.75, 0.1)
 """Foreground of another class."""
+_ERRORS = (
+    ((0.0, 0.0, 0.0), "background"),
+    (HIT, "found"),
+    (MISSED, "missed object"),
+    (FALSE_POSITIVE, "object in excess"),
+    ((0.7, 0.3, 0.9), "missed and in excess: joined, torn or a poor fit"),
+    ((0.6, 0.76, 1.0), "found object: pixels missed"),
+    ((1.0, 0.65, 0.6), "found object: pixels in excess"),
+)
+"""Colours and names of :func:`object_errors`."""
 
 
 def instance_colours(labels: Labels) -> NDArray[np.floating]:
@@ -51,6 +63,41 @@ def error_colours(truth: Labels, prediction: Labels) -> NDArray[np.floating]:
     picture[(truth == 0) & (prediction > 0)] = FALSE_POSITIVE
     picture[(truth > 0) & (prediction == 0)] = MISSED
     return picture
+
+
+def object_errors(truth: Labels, found: Labels, step: int = 1) -> NDArray[np.uint8]:
+    """What is right and wrong, object by object; objects are found by a pair of IoU above 0.5.
+
+    Args:
+        truth: Instance map, (H, W), 0 background.
+        found: The predicted one.
+        step: Only every `step`-th row and column is returned.
+
+    Returns:
+        (H / step, W / step), rounded up: 0 background; 1 in both of a pair; 2 in a reference object
+        without partner, 3 in a predicted one, 4 in one of each; 5 in the reference object of a pair
+        only, 6 in the predicted one only.
+    """
+    # Objects numbered without gaps, in the order of their ids, as in the table of overlaps.
+    one, other = (
+        np.searchsorted(np.unique(np.append(x, 0)), x[::step, ::step]) for x in (truth, found)
+    )
+    table = Overlap("object_errors", truth, found)
+    pairs = table.iou > 0.5
+    partner = np.zeros(len(table.sizes) + 1, np.int64)  # of reference objects; 0: none
+    partner[table.row[pairs] + 1] = table.column[pairs] + 1
+    paired = np.isin(np.arange(len(table.other_sizes) + 1), partner[partner > 0])
+    missed, excess = (one > 0) & (partner[one] == 0), (other > 0) & ~paired[other]
+    cases = [
+        (missed & excess, 4),
+        (missed, 2),
+        (excess, 3),
+        ((one > 0) & (partner[one] == other), 1),
+        (one > 0, 5),
+        (other > 0, 6),
+    ]
+    codes: NDArray[np.uint8] = np.select(*zip(*cases, strict=True)).astype(np.uint8)
+    return codes
 
 
 def outlines(labels: Labels) -> NDArray[np.bool_]:
@@ -261,6 +308,55 @@ def draw_previews(
         several = max(truth.max(initial=0), found.max(initial=0)) > 1
         _draw_legend(row[2], confused if several else None)
     _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with labels and what a prediction of it has wrong."""
+
+    title: str
+    image: Gray | None
+    """(H, W), in about [0, 1], or None: the labels are drawn."""
+    labels: Labels
+    """The reference objects, (H, W)."""
+    result: str
+    """Scores and counts."""
+    errors: NDArray[np.uint8]
+    """(H, W), of :func:`object_errors`."""
+
+
+def draw_evaluation(path: Path, examples: Sequence[Example]) -> None:
+    """Draws images with true outlines beside the errors of predictions, object by object.
+
+    Args:
+        path: The PNG to write.
+        examples: One row each.
+    """
+    width = 5.2
+    shapes = [example.labels.shape for example in examples]
+    heights = [min(max(width * h / w, 1.0), 2 * width) for h, w in shapes]
+    figure = Figure(
+        figsize=(2 * width, sum(heights) + 0.4 * len(shapes) + 0.6), layout="constrained"
+    )
+    rows = figure.subplots(len(examples), 2, squeeze=False, height_ratios=heights)
+    table = np.array([colour for colour, _ in _ERRORS])
+    for row, example in zip(rows, examples, strict=True):
+        labels = example.labels
+        if example.image is None:
+            picture = _object_colours(labels, np.sign(labels))
+        else:
+            picture = _with_outlines(example.image, labels)
+        _show(row[0], picture, example.title)
+        _show(row[1], table[example.errors], example.result)
+    for colour, name in _ERRORS[1:]:
+        row[1].plot([], [], "s", color=colour, label=name)
+    figure.legend(
+        loc="outside lower center", ncols=3, fontsize="small", facecolor="0.25", labelcolor="white"
+    )
+    pixels = max(
+        max(shape) / max(height, width) for shape, height in zip(shapes, heights, strict=True)
+    )
+    _save(figure, path, min(max(100, int(pixels)), 300))
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
