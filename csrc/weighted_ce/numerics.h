@@ -116,9 +116,11 @@ struct Sums {
 };
 
 /// Whether sums kept in float are as good as those in double. Huge weights or logits overflow a
-/// product or a difference; products below 2^-126 lose digits, which a sum of 2^-100 does not show.
+/// product or a difference. Products below 2^-126 lose digits: too few to show in a loss of 2^-100
+/// or, divided by a weight of 2^-16, in a mean above 2^-126.
 UNET_FAST_HOST_DEVICE inline bool accurate(const Sums& sums) {
-  return std::isfinite(sums.loss + sums.weight) && (sums.loss >= 0x1p-100 || sums.weight == 0);
+  const bool vanishing = sums.loss < 0x1p-100 && sums.weight < 0x1p-16 && sums.weight != 0;
+  return std::isfinite(sums.loss + sums.weight) && !vanishing;
 }
 
 /// What the sum of w ce is divided by.
