@@ -17,6 +17,13 @@ def discs(tmp_path):
     return discs_in(tmp_path / "discs", count=4, size=200)
 
 
+@pytest.fixture(autouse=True)
+def _no_trial(request, monkeypatch):
+    """Steps are timed where that is what a test is about."""
+    if request.node.name != "test_train_takes_the_suggestion":
+        monkeypatch.setattr("unet_fast.cli.seconds_of", lambda config: 60.0)
+
+
 def run(capsys, discs, tmp_path, *words, code):
     call = ["check", *map(str, discs), "--out", str(tmp_path / "check"), "--overwrite", *words]
     assert main(call) == code
@@ -44,6 +51,7 @@ def test_train_takes_the_suggestion(discs, tmp_path, capsys):
     output = run(capsys, discs, tmp_path, code=0)
     suggested = tmp_path / "check" / "suggested.toml"
     assert f"--config {suggested}" in output
+    assert re.search(r"5000 steps, as suggested, take about [\d.e+]+ minutes on this", output)
     settings = tomllib.loads(suggested.read_text())
     assert settings["label_type"] == "instances"
     assert settings["tile"] == 196

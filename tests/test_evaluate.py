@@ -7,10 +7,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from scipy import ndimage
 
-from unet_fast import metrics
+from unet_fast import UNet, metrics, predict, save_model
 from unet_fast.cli import main
 from unet_fast.components import Objects
 from unet_fast.evaluate import CSV, IOUS, JSON, PICTURE, evaluate_files
@@ -214,8 +215,43 @@ def test_probabilities_get_the_scores_of_isbi2012(tmp_path, channels, capsys):
     assert result.summary["warping_error"] == pytest.approx(expected.warping_error)
     alone = asdict(metrics.isbi2012(truth[0], probability[0]))
     assert result.rows[0]["pixel_error"] == pytest.approx(alone["pixel_error"])
-    assert main([*words, "--instances"]) == 2
-    assert "must be label images with --instances" in capsys.readouterr().err
+    assert main([*words, "--ignore-label", "7"]) == 2
+    assert "must be label images with --ignore-label" in capsys.readouterr().err
+    assert main([*words, "--instances"]) == 0
+    assert "predicted" in capsys.readouterr().out
+    made = [Objects().of_mask(p > 0.5) for p in probability]
+    found = evaluate_files(tmp_path / "found", tmp_path / "labels", objects=Objects()).summary
+    assert found["seg"] == metrics.seg([ndimage.label(x)[0] for x in truth], made)
+
+
+def test_objects_of_probabilities_by_the_rule_of_a_model(tmp_path, capsys):
+    """They are those that predict makes; options take the place of parts of the rule."""
+    torch.manual_seed(0)
+    model = UNet(base_channels=4, depth=1)
+    images = [torch.rand(50, 60) for _ in range(2)]
+    shares = [predict(model, x)[1] for x in images]
+    low, high = (float(shares[0].quantile(q)) for q in (0.3, 0.7))
+    model.objects = Objects(3, 1, high, low, levels=2)
+    save_model(model, tmp_path / "run")
+    for kind in ("labels", "found", "probabilities"):
+        (tmp_path / kind).mkdir()
+    for i, (image, share) in enumerate(zip(images, shares, strict=True)):
+        labels = ndimage.label(ndimage.gaussian_filter(image.numpy(), 2) > 0.5)[0]
+        write_labels(tmp_path / "labels" / f"{i}.png", labels)
+        found = predict(model, image, output="instances").numpy()
+        write_labels(tmp_path / "found" / f"{i}.png", found)
+        write_tiff(tmp_path / "probabilities" / f"{i}.tif", share.numpy())
+    words = [str(tmp_path / "labels"), "--label-type", "instances"]
+    assert main(["evaluate", str(tmp_path / "found"), *words]) == 0
+    expected = capsys.readouterr().out
+    more = ["--instances", "--model", str(tmp_path / "run")]
+    words = ["evaluate", str(tmp_path / "probabilities"), *words]
+    assert main([*words, *more]) == 0
+    assert capsys.readouterr().out == expected
+    assert main([*words, *more, "--min-area", "0"]) == 0
+    assert capsys.readouterr().out != expected
+    assert main([*words, *more[1:]]) == 2
+    assert "model must go with --instances, got" in capsys.readouterr().err
 
 
 def test_text_of_membranes(tmp_path, capsys):
@@ -426,7 +462,9 @@ def test_refused(folders, capsys):
     (place / "found" / "1.png").unlink()
     write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 0.5, np.float32))
     assert "must hold probabilities as the other files" in line(place / "found", place / "labels")
-    assert "must be label images" in line(place / "found", place / "labels", "--instances")
+    with_objects = (place / "found", place / "labels", "--instances")
+    assert "must hold probabilities as the other files" in line(*with_objects)
+    assert "must be label images" in line(*with_objects[:2], "--ignore-label", 7)
     for name in ("0.png", "2.png"):
         (place / "found" / name).unlink()
     write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 1.5, np.float32))

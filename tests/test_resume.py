@@ -312,7 +312,7 @@ def test_an_evaluation_that_fails_loses_no_step(discs, tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr(loop, "evaluate", fail)
+    monkeypatch.setattr(loop, "look", fail)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         train(config(discs, out, steps=4, evaluate_every=2))
     monkeypatch.undo()

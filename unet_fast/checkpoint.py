@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from .imageio import replace_file
 from .unet import FORMAT, pack, unpack
@@ -95,20 +95,22 @@ def load_state(
     try:
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, f"{name}."))
-        _load_optimizer(optimizer, tensors)
+        # With a gradient scaler the first steps may have been left out.
+        _load_optimizer(optimizer, tensors, stepped=progress.step > 0 and not progress.scaler)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: must fit the network: {reason}") from None
     return progress
 
 
-def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], stepped: bool) -> None:
+    stepped = stepped and isinstance(optimizer, Adam)  # which has nothing before its first step
     saved = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for i, parameter in enumerate(parameters):
         slots = _below(tensors, f"optimizer.{i}.")
-        if not slots and optimizer.state.get(parameter):
+        if not slots and (stepped or optimizer.state.get(parameter)):
             raise ValueError("the optimiser has nothing of some weights")
         # In the order of memory of the parameter, which the fused steps ask for.
         state[i] = {
@@ -119,12 +121,17 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     optimizer.load_state_dict(saved)
 
 
-def cut_log(folder: Path, step: int) -> float:
-    """Drops what the log says of steps after a checkpoint. Returns the seconds up to it."""
+def cut_log(folder: Path, step: int, ended: bool) -> float:
+    """Drops what the log says of steps after a checkpoint. Returns the seconds up to it.
+
+    If the run has not ended there, nor is a model the best one yet.
+    """
     path = folder / LOG
     kept, seconds = [], 0.0
     for row in read_log(folder):
         if row["step"] <= step:
+            if not ended:
+                row.pop("best", None)
             kept.append(json.dumps(row) + "\n")
             seconds = row.get("seconds", seconds)
     replace_file(path, "".join(kept).encode())

@@ -40,6 +40,7 @@ from .predict_files import OVERLAYS, predict_files
 from .progress import bar
 from .train import CONFIG, seconds_of
 from .train import train as run_training
+from .unet import UNet, load_model
 from .validation import NAMES, described, said_of
 from .weights import BorderWeights
 
@@ -165,15 +166,20 @@ def train(
     """
     model = run_training(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        row: dict[str, Any] = next(reversed(read_log(config.out)), {})
-        best = row.get("best")
-        if best is not None:
-            kind = "validation" if "validation" in row else "training"
-            scores = [f"{name} {best[k]:.3f}" for k, name in NAMES.items() if best.get(k)]
-            print(f"step {best['step']}, {row[kind]['files']} {kind} images: {', '.join(scores)}")
-            if model.objects is not None:
-                print(f"objects: {described(model.objects)}: {said_of(best, best['by'])}")
-        print(f"model: {config.out}")
+        _tell_of(config, model)
+
+
+def _tell_of(config: TrainConfig, model: UNet) -> None:
+    """Prints what a run ended with."""
+    row: dict[str, Any] = next(reversed(read_log(config.out)), {})
+    best = row.get("best")
+    if best is not None:
+        kind = "validation" if "validation" in row else "training"
+        scores = [f"{name} {best[k]:.3f}" for k, name in NAMES.items() if best.get(k) is not None]
+        print(f"step {best['step']}, {row[kind]['files']} {kind} images: {', '.join(scores)}")
+        if model.objects is not None:
+            print(f"objects: {described(model.objects)}: {said_of(best, best['by'])}")
+    print(f"model: {config.out}")
 
 
 @app.command
@@ -316,8 +322,9 @@ def evaluate(
     out: Path | None = None,
     images: Path | None = None,
     instances: bool = False,
-    min_area: int = 0,
-    grow: int = 0,
+    model: Path | None = None,
+    min_area: int | None = None,
+    grow: int | None = None,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
     ignore_label: int | None = None,
     missing_chunks: bool = False,
@@ -343,9 +350,11 @@ def evaluate(
         Folder of the images of the same names, which the picture shows; or one of them. Without it
         the picture shows the labels.
     instances:
-        Predictions are masks or classes: score the objects that they make.
+        Predictions are masks, classes or probabilities: score the objects that they make.
+    model:
+        With --instances: a training run, whose model says how probabilities make objects.
     min_area:
-        With --instances: connected parts of fewer pixels are left out.
+        With --instances: connected parts (of seeds) of fewer pixels are left out.
     grow:
         With --instances: pixels that objects grow into gaps between them, 0 to 16.
     label_type:
@@ -358,10 +367,15 @@ def evaluate(
     overwrite:
         Replace the three files in the output folder.
     """
-    if not instances and (min_area or grow):
+    typed = {"model": model, "min_area": min_area, "grow": grow}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    if typed and not instances:
         raise ValueError(
-            f"min-area and grow must go with --instances, got {min_area} and {grow} without"
+            f"{', '.join(typed)} must go with --instances, got "
+            f"{', '.join(map(str, typed.values()))} without"
         )
+    rule = (None if model is None else load_model(model).objects) or Objects()
+    typed.pop("model", None)
     if out is None and images is not None:
         raise ValueError(f"images must go with --out, for the picture, got {images} without")
     written = [] if out is None else [out / name for name in (CSV, JSON, PICTURE)]
@@ -375,7 +389,7 @@ def evaluate(
         labels,
         images=images,
         label_type=label_type,
-        objects=Objects(min_area, grow) if instances else None,
+        objects=replace(rule, **typed) if instances else None,  # type: ignore[arg-type]
         ignore_label=ignore_label,
         missing_chunks=missing_chunks,
     )

@@ -143,8 +143,8 @@ def evaluate_files(
         label_type: What the labels hold: "instances", or "semantic", where the connected parts of
             what is not 0 are the objects; "auto" takes the latter where all files together have one
             value beside 0.
-        objects: How objects are made of predictions that hold masks or classes; None: they hold
-            objects.
+        objects: How objects are made of predictions that hold masks, classes or probabilities;
+            None: they hold objects, or their probabilities are scored.
         ignore_label: Value of the labels where nothing counts, or None.
         missing_chunks: Whether chunks that a prediction in Zarr lacks count as its fill value.
 
@@ -161,14 +161,14 @@ def evaluate_files(
     if label_type == "auto":
         maps = (plane.labels() for x in files for plane in planes_of(x.open_truth()))
         label_type = label_type_of(maps, ignore_label)
-    reader = _Reader(label_type == "semantic", objects, ignore_label)
     probable = next((x.found for x in files if _holds_probabilities(x)), None)
-    if probable is None:
+    reader = _Reader(label_type == "semantic", objects, ignore_label, probable is not None)
+    if probable is None or objects is not None:
         return _of_objects(files, reader, missing)
-    if ignore_label is not None or objects is not None:
+    if ignore_label is not None:
         raise ValueError(
-            "evaluate: predictions must be label images with --instances and --ignore-label, got "
-            f"probabilities in {probable}"
+            "evaluate: predictions must be label images with --ignore-label, got probabilities in "
+            f"{probable} (--instances makes objects of them)"
         )
     return _of_probabilities(files, reader, missing)
 
@@ -180,6 +180,8 @@ class _Reader:
     semantic: bool
     objects: Objects | None
     ignore_label: int | None
+    probable: bool
+    """Whether predictions are probabilities."""
 
     def truth(self, plane: Plane) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Reference objects, (H, W), and where nothing counts."""
@@ -195,9 +197,14 @@ class _Reader:
     def maps(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
         """Reference and predicted objects, (H, W), and the number of pixels that do not count."""
         truth, hole = self.truth(trio.truth)
-        found = trio.found.labels()
         # Objects are those of the whole prediction: what is ignored neither tears nor joins them.
-        found = found if self.objects is None else self.objects.of_mask(found)
+        if self.objects is None:
+            found = trio.found.labels()
+        elif self.probable:
+            share = torch.from_numpy(_probability(trio.found))
+            found = self.objects.of(self.objects.states(share, share > 0.5).numpy())
+        else:
+            found = self.objects.of_mask(trio.found.labels())
         found[hole] = 0
         return truth, found, int(hole.sum())
 

@@ -137,11 +137,11 @@ def seconds_of(config: TrainConfig) -> float:
     """
     device = local_device(find_device(config.device))
     with current(device), joined_processes(device) as processes, settled(config, device):
-        config, *sets = _load(config, False, device)
+        config, train_set, validation_set = _load(config, False, device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are said when the run begins
-            run = _build(*sets, processes, device, config)
-        return run.trial(time.perf_counter, 2.0) * (config.length + run.planned.cost)
+            run = _build(train_set, validation_set, processes, device, config)
+        return run.trial(time.perf_counter, 1.0) * (config.length + run.planned.cost)
 
 
 TRIAL = 0.03
@@ -268,6 +268,13 @@ class _Run:
         return plan_of(steps, self.every, step, self.judged.shapes, self.model)
 
     @property
+    def ended(self) -> bool:
+        """Whether no step is left, or evaluations have not got better for too long."""
+        progress, patience = self.progress, self.config.patience
+        impatient = patience is not None and progress.since_best >= patience
+        return impatient or progress.step >= self.config.length
+
+    @property
     def product(self) -> UNet:
         """The network that is evaluated and saved."""
         return self.model if self.average is None else self.average
@@ -288,7 +295,7 @@ class _Run:
         if self.progress.objects is not None:
             self.product.objects = Objects(**self.progress.objects)
         if self.processes.first:
-            self.progress.seconds = cut_log(self.config.out, self.progress.step)
+            self.progress.seconds = cut_log(self.config.out, self.progress.step, self.ended)
 
     def loop(self, clock: Callable[[], float]) -> None:
         """The steps."""
@@ -303,7 +310,7 @@ class _Run:
         log_of = _log(out, first, progress.step)
         with _interruption() as interrupted, Artist() as artist, shown, log_of as log:
             for step in range(progress.step + 1, last + 1):
-                if config.patience is not None and progress.since_best >= config.patience:
+                if self.ended:
                     break
                 rate = config.rate(step)
                 try:
@@ -356,7 +363,7 @@ class _Run:
     def trial(self, clock: Callable[[], float], seconds: float) -> float:
         """The mean time of a step, over about so many seconds; the run is of no use afterwards."""
         ends = [clock()]
-        while len(ends) < 5 or (ends[-1] - ends[0] < seconds and len(ends) < 50):
+        while len(ends) < 4 or (ends[-1] - ends[0] < seconds and len(ends) < 50):
             self.step(len(ends), self.compute)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -451,11 +458,7 @@ class _Run:
             scores, self.product.objects = self.judge(looks, self.product.objects)
             files, best, by = planned.files, None, self.config.best_by
             better = _score(progress, scores, by)
-            patience = self.config.patience
-            ends = progress.step == self.config.length or (
-                patience is not None and progress.since_best >= patience
-            )
-            if ends:
+            if self.ended:
                 looks += self._look(self.product, planned.last, planned.files)
                 scores, self.product.objects = self.judge(looks)
                 files, best = planned.last, dict[str, Any](scores, step=progress.step, by=by)
