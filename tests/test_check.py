@@ -51,7 +51,7 @@ def test_train_takes_the_suggestion(discs, tmp_path, capsys):
     output = run(capsys, discs, tmp_path, code=0)
     suggested = tmp_path / "check" / "suggested.toml"
     assert f"--config {suggested}" in output
-    assert re.search(r"5000 steps, as suggested, take about [\d.e+]+ minutes on this", output)
+    assert re.search(r"time: 5000 steps, as suggested, take about [\d.e+]+ minutes on this", output)
     settings = tomllib.loads(suggested.read_text())
     assert settings["label_type"] == "instances"
     assert settings["tile"] == 196

@@ -139,6 +139,15 @@ def test_small_holes_are_filled(mask, holes):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_seeds_that_are_left_out_are_foreground_of_others():
+    """A speck of clear foreground in a cell is no object, and no hole in it either."""
+    states = np.zeros((9, 14), int)
+    states[1:8, 1:13] = 1
+    states[2:7, 2:7] = states[4, 10] = 2
+    found = Objects(min_area=2).of(states)
+    np.testing.assert_array_equal(found, states > 0)
+
+
 def test_states_count_the_thresholds_exceeded():
     share = torch.tensor([0.1, 0.55, 0.62, 0.72, 0.82, 0.92, 0.99])
     rule = Objects(seed_threshold=0.9, foreground_threshold=0.6, levels=3)

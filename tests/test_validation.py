@@ -241,13 +241,12 @@ def test_training_images_stand_in_where_there_are_none_for_validation(tmp_path):
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
-@pytest.mark.filterwarnings("default:.*files for validation hold no object")
 def test_no_object_in_the_files_for_validation(tmp_path):
     discs = discs_in(tmp_path / "discs")
     Image.new("L", (48, 48)).save(discs[1] / "0.png")
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["1", "2"], "validation": ["0"]}))
-    with pytest.warns(UserWarning, match="files for validation hold no object"):
+    with pytest.warns(UserWarning, match="must hold objects, got none: seeds are above 0.9"):
         model = train(config(discs, tmp_path / "run", split=split))
     assert model.objects.seed_threshold == 0.9
 
@@ -258,9 +257,21 @@ def test_objects_of_one_pixel(tmp_path):
         labels = np.zeros((48, 48), np.uint8)
         labels[::6, ::6] = np.arange(1, 65).reshape(8, 8)
         Image.fromarray(labels).save(file)
-    with pytest.warns(UserWarning, match="too few to fit a rule: all foreground makes objects"):
+    with pytest.warns(UserWarning, match="got 1 pixels: all foreground makes objects"):
         model = train(config(discs, tmp_path / "run"))
-    assert model.objects is None
+    assert model.objects == Objects(grow=1)
+    row = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert row["validation"]["true"] == 64
+
+
+def test_no_object_in_the_files_for_training(tmp_path):
+    discs = discs_in(tmp_path / "discs")
+    for name in "12":
+        Image.new("L", (48, 48)).save(discs[1] / f"{name}.png")
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["1", "2"], "validation": ["0"]}))
+    with pytest.warns(UserWarning, match="got none: all foreground makes objects"):
+        train(config(discs, tmp_path / "run", split=split))
 
 
 def test_a_rule_for_masks_and_for_classes_with_objects(tmp_path):

@@ -23,6 +23,7 @@ from .data import (
     unpaired,
 )
 from .dataset import Dataset
+from .device import find_device
 from .imageio import is_lossy, is_palette, list_images, read_image, read_labels
 from .plots import draw_samples, outlines
 from .unet import UNet
@@ -109,7 +110,7 @@ def check(
         images, labels, out=out, steps=STEPS, classes=classes, label_type=chosen, weights=weights
     )
     shapes = [s.labels.shape for s in samples]
-    report.suggestion = replace(config, **_fitting(shapes))
+    report.suggestion = replace(config, **_fitting(shapes, config.device))
     _look_at_sizes(samples, report)
     if picture is not None:
         _draw(picture, samples, objects, weights)
@@ -340,11 +341,11 @@ def suggested_settings(config: TrainConfig) -> dict[str, Any]:
         ValueError: One line, if files cannot be paired or labels not be read.
     """
     pairs = find_pairs(config.images, config.labels)
-    return _fitting([read_labels(label).shape for _, label in pairs])
+    return _fitting([read_labels(label).shape for _, label in pairs], config.device)
 
 
-def _fitting(shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    gpu = torch.cuda.is_available()
+def _fitting(shapes: Sequence[tuple[int, ...]], device: str) -> dict[str, Any]:
+    gpu = find_device(device).type == "cuda"
     net = UNet(base_channels=1)
     side = int(np.median([min(shape) for shape in shapes]))
     largest = 388 if gpu else 196

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from .config import DEFAULT_TILE
 from .imageio import replace_file
 from .unet import FORMAT, pack, unpack
 
@@ -85,6 +86,8 @@ def load_state(
         earlier = description["settings"]
     except (KeyError, TypeError):
         raise ValueError(f"{file}: must hold a training state, but has none") from None
+    if earlier.get("tile") is None:  # older runs kept the default as it was given
+        earlier = earlier | {"tile": DEFAULT_TILE[earlier.get("padding", "valid")]}
     now, then = _flat(settings), _flat(earlier)
     for name in sorted(now.keys() | then.keys()):
         if now.get(name) != then.get(name):

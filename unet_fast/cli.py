@@ -22,7 +22,7 @@ from .check import suggested_settings
 from .checkpoint import read_log
 from .cluster import cluster
 from .components import Objects
-from .config import PATHS, TrainConfig, as_toml, read_toml
+from .config import TrainConfig, as_toml, read_toml
 from .data import find_pairs, load_samples
 from .device import find_device, precision_of
 from .evaluate import CSV, JSON, PICTURE, evaluate_files
@@ -130,19 +130,24 @@ def check(
     )
     for level, text in sorted(report.findings, key=lambda f: f[0] != "error"):
         print(f"{level:<8} {text}")
-    if report.suggestion is not None:
-        steps, seconds = report.suggestion.length, seconds_of(report.suggestion)
-        print(
-            f"{'note':<8} {steps} steps, as suggested, take about {seconds / 60:.2g} minutes on "
-            "this machine; --minutes takes as many as fit"
-        )
     if report.suggestion is not None and new:
         replace_file(suggested, as_toml(report.suggestion, SUGGESTED).encode())
         print(f"picture: {picture}")
         print(f"settings: {suggested} (unet-fast train --config {suggested})")
     elif not new:
         print(f"kept as they were, without --overwrite: {picture}, {suggested}")
+    if report.suggestion is not None:
+        _tell_time(report.suggestion)
     return report.exit_code(strict)
+
+
+def _tell_time(suggestion: TrainConfig) -> None:
+    """Prints how long a run takes, by its first steps."""
+    try:
+        minutes = f"take about {seconds_of(suggestion) / 60:.2g} minutes on this machine"
+    except (RuntimeError, MemoryError) as error:  # too large for it
+        minutes = f"cannot be timed: {(str(error) or type(error).__name__).splitlines()[0]}"
+    print(f"time: {suggestion.length} steps, as suggested, {minutes}; --minutes M takes what fits")
 
 
 @app.command
@@ -374,7 +379,7 @@ def evaluate(
             f"{', '.join(typed)} must go with --instances, got "
             f"{', '.join(map(str, typed.values()))} without"
         )
-    rule = (None if model is None else load_model(model).objects) or Objects()
+    rule = Objects() if model is None else load_model(model).rule
     typed.pop("model", None)
     if out is None and images is not None:
         raise ValueError(f"images must go with --out, for the picture, got {images} without")
@@ -588,13 +593,14 @@ def _with_settings(
 
 def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Dict]:
     """Where `train` finds what is not typed: the file, the run that goes on, the suggestion."""
-    typed = {word.split("=")[0] for word in words}
+    said = {word.split("=")[0].removeprefix("--") for word in words}
     sources = []
 
     def add(settings: dict[str, Any], name: str) -> None:
-        for one, other in (("--minutes", "steps"), ("--steps", "minutes")):
-            if one in typed:
+        for one, other in (("minutes", "steps"), ("steps", "minutes")):
+            if one in said:
                 settings.pop(other, None)
+        said.update(settings)
         # Below the command's name: settings that are called like another command count, too.
         sources.append(cyclopts.config.Dict({"train": settings}, source=name))
 
@@ -611,9 +617,12 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
         return sources
     begun = config.out / CONFIG
     if config.resume and begun.exists():
-        add({k: v for k, v in read_toml(begun).items() if k not in PATHS}, str(begun))
+        places = ("images", "labels", "out")  # as they are now
+        add({k: v for k, v in read_toml(begun).items() if k not in places}, str(begun))
         config = so_far()["config"]
-    if known.get("preset") != "paper-2015":
+    # A file of a whole run says all: what it lacks is as this class has it.
+    whole = {"base_channels", "optimizer"} <= said
+    if known.get("preset") != "paper-2015" and not whole:
         add(suggested_settings(config), "suggested")
     return sources
 

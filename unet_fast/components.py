@@ -140,15 +140,16 @@ class Objects:
     def grown(self, labels: NDArray[np.integer], states: NDArray[np.integer]) -> NDArray[np.int32]:
         """Grows objects, (H, W), into the foreground around them and over the ridge between them.
 
-        First into pixels that are foreground and no seed: into those of the highest level, step by
-        step along the axes, :data:`REACH` steps at most, then into those of the next level, too,
-        and so on. That follows the watershed of the probability, but looks no farther than
-        :attr:`margin`. Holes are filled next. Then the pixels of narrow gaps between objects go to
-        the nearest: a background pixel to one at a distance d1 <= `grow`, if another one is not
-        farther than 2 `grow` + 1 - d1, so where two objects face each other at most 2 `grow` pixels
-        apart. Towards open background nothing grows, but beyond 1 the mouths of gaps are rounded
-        off. Distances are steps along the axes; where two objects arrive at once, the one of the
-        smaller number is first.
+        First into the rest of the foreground, seeds that were left out included: into the pixels of
+        the highest level, step by step along the axes, :data:`REACH` steps at most, then into those
+        of the next level, too, and so on. That follows the watershed of the probability, but looks
+        no farther than :attr:`margin`. Holes are filled next.
+
+        Then the pixels of narrow gaps between objects go to the nearest: a background pixel to one
+        at a distance d1 <= `grow`, if another one is not farther than 2 `grow` + 1 - d1, so where
+        two objects face each other at most 2 `grow` pixels apart. Towards open background nothing
+        grows, but beyond 1 the mouths of gaps are rounded off. Distances are steps along the axes;
+        where two objects arrive at once, the one of the smaller number is first.
         """
         reach = max(1, 2 * self.grow)
         padded = np.pad(labels.astype(np.int32), reach)
@@ -156,8 +157,7 @@ class Objects:
         flat = padded.ravel()
         inner = padded[reach:-reach, reach:-reach]
         for level in range(self.levels, 0, -1):
-            free = (states >= level) & (states < self.seed) & (inner == 0)
-            _spread(flat, _inner(free, reach), width, REACH)
+            _spread(flat, _inner((states >= level) & (inner == 0), reach), width, REACH)
         if self.holes:
             _fill(inner, self.holes)
         if self.grow:

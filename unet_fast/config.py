@@ -11,6 +11,8 @@ import tomli_w
 from .augment import Augmentation
 from .weights import BorderWeights
 
+DEFAULT_TILE = {"valid": 388, "same": 384}
+"""Side of the output tile by padding; 388 is the paper's."""
 STEPS = 5000
 """Of a run, if nothing is said."""
 LEARNING_RATE = {"sgd": 2e-3, "adam": 1e-3, "adamw": 1e-3}
@@ -194,7 +196,7 @@ class TrainConfig:
     @property
     def output_tile(self) -> int:
         """Side of the output tile, before it is rounded up."""
-        return self.tile or (388 if self.padding == "valid" else 384)
+        return self.tile or DEFAULT_TILE[self.padding]
 
     @property
     def length(self) -> int:

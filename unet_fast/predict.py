@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .components import Objects
 from .intensity import Range, as_float32, range_of
 from .tiling import Tiling, mirrored, plan
 from .tta import Region, Rotation, views_of
@@ -201,9 +200,8 @@ class Predictor:
             raise ValueError(
                 f"predict: {', '.join(options.rule)} must go with instances, got {output}"
             )
-        rule = Objects(grow=model.ridge_width) if model.objects is None else model.objects
         try:
-            self.objects = replace(rule, **options.rule)  # type: ignore[arg-type]
+            self.objects = replace(model.rule, **options.rule)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise type(error)(f"predict: {error}") from None
         self.views = views_of(model, options.tta)

@@ -6,68 +6,75 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .components import Objects
 from .dataset import Dataset
 from .imageio import make_folder
-from .plots import draw_curves, draw_previews, draw_tiles
+from .plots import draw_curves, draw_previews
 from .validation import Look
 
 
-def draw_first_tiles(out: Path, data: Dataset, tiles: Tensor, labels: Tensor) -> None:
-    """Draws tiles of a step as the network gets them, up to four: `previews/tiles.png`.
+def tiles_file(out: Path) -> Path:
+    """Where the tiles of the first step are drawn."""
+    return make_folder(out / "previews") / "tiles.png"
+
+
+def tile_panels(
+    data: Dataset, tiles: Tensor, labels: Tensor
+) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Tiles of a step as the network gets them, up to four, for :func:`draw_tiles`.
 
     Args:
-        out: The run.
         data: Where they come from.
         tiles: (N, C, H, W).
         labels: Of their centres, (N, h, w).
     """
     _, weights = data.targets(labels)
-    panels = [
+    return [
         (tile.mean(0).cpu().numpy(), ids.cpu().numpy(), w.cpu().numpy())
         for tile, ids, w in zip(tiles[:4], labels, weights, strict=False)
     ]
-    draw_tiles(make_folder(out / "previews") / "tiles.png", panels)
+
+
+def run_panels(data: Dataset, looks: Sequence[Look], rule: Objects | None) -> list[Any]:
+    """What a network says of images, for :func:`draw_previews`.
+
+    Args:
+        data: The images.
+        looks: What the network says of some of them.
+        rule: How it becomes objects; None: their classes are shown.
+    """
+    return [
+        (
+            data.names[one.index],
+            data.sample(one.index)[0].mean(0).cpu().numpy(),
+            one.truth,
+            one.share.numpy(),
+            *one.errors(rule),
+        )
+        for one in looks
+    ]
 
 
 def draw_run(
-    out: Path,
-    rows: list[dict[str, Any]],
-    data: Dataset,
-    looks: Sequence[Look],
-    rule: Objects | None,
-    step: int,
-    title: str,
+    out: Path, rows: list[dict[str, Any]], panels: list[Any], classes: bool, step: int, title: str
 ) -> None:
     """Draws `curves.png`, and what a network says of images: `previews/step_....png`.
 
     Args:
         out: The run.
         rows: Its log.
-        data: The images.
-        looks: What the network says of some of them.
-        rule: How it becomes objects; None: their classes are shown.
+        panels: Of :func:`run_panels`.
+        classes: Whether they show classes, not objects.
         step: Steps done.
         title: Title of the page of predictions.
     """
     draw_curves(out / "curves.png", rows)
-    panels = []
-    for one in looks:
-        image, _ = data.sample(one.index)
-        panels.append(
-            (
-                data.names[one.index],
-                image.mean(0).cpu().numpy(),
-                one.truth,
-                one.share.numpy(),
-                *one.errors(rule),
-            )
-        )
     if panels:
         file = make_folder(out / "previews") / f"step_{step:06d}.png"
-        draw_previews(file, panels, title, "wrong class" if rule is None else "no partner")
+        draw_previews(file, panels, title, "wrong class" if classes else "no partner")
 
 
 class Artist(AbstractContextManager["Artist"]):
@@ -117,7 +124,8 @@ class Scalars:
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row."""
         scalars = {k: row[k] for k in ("loss", "learning_rate", "gradient_norm")}
-        scalars |= {f"validation/{k}": v for k, v in row.get("validation", {}).items()}
+        for kind in ("validation", "training"):
+            scalars |= {f"{kind}/{k}": v for k, v in row.get(kind, {}).items()}
         for name, value in scalars.items():
             if value is not None:
                 self._writer.add_scalar(name, value, row["step"])

@@ -30,7 +30,8 @@ from .dataset import Dataset, Tiles, seed_of
 from .device import current, find_device, local_device, precision_of, recorded, settled
 from .imageio import make_folder, replace_file
 from .ops.weighted_ce import weighted_ce
-from .previews import Artist, Scalars, draw_first_tiles, draw_run
+from .plots import draw_tiles
+from .previews import Artist, Scalars, draw_run, run_panels, tile_panels, tiles_file
 from .processes import Processes, joined_processes
 from .progress import bar
 from .reference.border_weight_map import IGNORED
@@ -141,7 +142,7 @@ def seconds_of(config: TrainConfig) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are said when the run begins
             run = _build(train_set, validation_set, processes, device, config)
-        return run.trial(time.perf_counter, 1.0) * (config.length + run.planned.cost)
+        return run.trial(time.perf_counter, 1.0)[1] * (config.length + run.planned.cost)
 
 
 TRIAL = 0.03
@@ -166,15 +167,18 @@ def _in_time(
         steps, every = earlier.get("steps"), earlier.get("evaluate_every")
         return replace(config, minutes=None, steps=steps, evaluate_every=every)
     run = build(replace(config, minutes=None))
-    one = run.trial(clock, TRIAL * seconds)
+    first, one = run.trial(clock, TRIAL * seconds)
     seconds -= clock() - begin
+    if config.compile:  # once more
+        seconds -= first
     shared = torch.tensor([one, seconds], dtype=torch.float64, device=run.device)
     run.processes.spread(shared)  # all make as many steps
     one, seconds = shared.tolist()
-    steps = math.floor(seconds / one)
-    for _ in range(3):  # fewer steps have cheaper evaluations
-        planned = run.plan(max(1, steps))
-        steps = math.floor(seconds / one - planned.cost)
+    steps, above = 0, 1 + max(0, math.floor(seconds / one))
+    while above - steps > 1:  # steps fit, above do not
+        middle = (steps + above) // 2
+        fits = middle + run.plan(middle).cost <= seconds / one
+        steps, above = (middle, above) if fits else (steps, middle)
     if steps < 1:
         raise ValueError(
             f"train: minutes must allow a step and an evaluation, got {config.minutes:g} with "
@@ -252,7 +256,11 @@ class _Run:
         self.every = config.evaluate_every
         self.planned = self.plan(config.length)
         self.config = replace(
-            config, steps=config.length, evaluate_every=self.planned.every, best_by=by
+            config,
+            steps=config.length,
+            evaluate_every=self.planned.every,
+            best_by=by,
+            tile=config.output_tile,
         )
         self.settings = {k: v for k, v in as_dict(self.config).items() if k not in FREE}
         self.settings["learning_rate"] = config.peak_rate
@@ -301,7 +309,7 @@ class _Run:
         """The steps."""
         config, progress, processes = self.config, self.progress, self.processes
         out, first, last = config.out, processes.first, config.length
-        compute = recorded(self.compute, self.device) if config.cuda_graph else self.compute
+        compute = self.as_configured()
         start = clock() - progress.seconds
         begun, done = clock(), 0
         scalars = Scalars(out, progress.step) if first and config.tensorboard else None
@@ -320,7 +328,7 @@ class _Run:
                 except RuntimeError as error:
                     raise _lost(error, processes, step) or error from None
                 if step == 1 and first and config.previews:
-                    artist.draw(draw_first_tiles, out, self.train_set, *tiles)
+                    artist.draw(draw_tiles, tiles_file(out), tile_panels(self.train_set, *tiles))
                 gradient = norm.item()
                 # The gradient scaler leaves out steps whose gradient is not finite.
                 if not math.isfinite(value + (0 if self.scaler.is_enabled() else gradient)):
@@ -360,15 +368,27 @@ class _Run:
         if scalars is not None:
             scalars.close()
 
-    def trial(self, clock: Callable[[], float], seconds: float) -> float:
-        """The mean time of a step, over about so many seconds; the run is of no use afterwards."""
-        ends = [clock()]
-        while len(ends) < 4 or (ends[-1] - ends[0] < seconds and len(ends) < 50):
-            self.step(len(ends), self.compute)
+    def trial(self, clock: Callable[[], float], seconds: float) -> tuple[float, float]:
+        """How long the first step takes, and a later one, tried for about so many seconds.
+
+        The run is of no use afterwards.
+        """
+        compute = self.as_configured()
+        ends, goes_on = [clock()], True
+        while goes_on:
+            self.step(len(ends), compute)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             ends.append(clock())
-        return (ends[-1] - ends[1]) / (len(ends) - 2)  # the first step takes longer
+            enough = ends[-1] - ends[0] >= seconds or len(ends) > 50
+            flag = torch.tensor([float(len(ends) < 4 or not enough)], device=self.device)
+            self.processes.spread(flag)  # all of them stop together
+            goes_on = bool(flag.item())
+        return ends[1] - ends[0], (ends[-1] - ends[1]) / (len(ends) - 2)
+
+    def as_configured(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """:meth:`compute`, as a CUDA graph if that is asked for."""
+        return recorded(self.compute, self.device) if self.config.cuda_graph else self.compute
 
     def step(
         self, step: int, compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -461,17 +481,21 @@ class _Run:
             if self.ended:
                 looks += self._look(self.product, planned.last, planned.files)
                 scores, self.product.objects = self.judge(looks)
+                del looks[max(1, self.config.previews) :]  # the rest is not drawn
                 files, best = planned.last, dict[str, Any](scores, step=progress.step, by=by)
                 if not better and len(self.validation_set) and (self.config.out / BEST).exists():
                     rival = load_model(self.config.out / BEST, device=self.device)
+                    rival.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                     theirs, rival.objects = self.judge(self._look(rival, planned.last))
-                    better = _value(scores, by) > _value(theirs, by)
+                    # The same weights: a run that was killed here is at it again.
+                    again = _equal(rival, self.product)
+                    better = again or _value(scores, by) > _value(theirs, by)
                     if not better:
                         best = dict[str, Any](theirs, step=progress.best_step, by=by)
                         if processes.first:  # with its rule of all these files
                             save_model(rival, self.config.out / BEST)
         except (RuntimeError, MemoryError):  # images too large for the memory, say
-            if processes.first:
+            if processes.first and not self.ended:  # the last one is to be done again
                 self._save()
             raise
         rule = self.product.objects
@@ -495,8 +519,9 @@ class _Run:
         """Curves, and the first images; of training where there are none for validation."""
         title = f"{self.kind} images after {self.progress.step} steps"
         shown = looks[: self.config.previews]
-        out, step, rule = self.config.out, self.progress.step, self.product.objects
-        artist.draw(draw_run, out, read_log(out), self.judged, shown, rule, step, title)
+        out, rule = self.config.out, self.product.objects
+        panels = run_panels(self.judged, shown, rule)
+        artist.draw(draw_run, out, read_log(out), panels, rule is None, self.progress.step, title)
 
     def _save(self) -> None:
         """The state comes last: what a kill leaves of the rest is written again from it."""
@@ -581,8 +606,13 @@ def _score(progress: Progress, scores: Scores, by: str) -> bool:
     return True
 
 
+def _equal(one: UNet, other: UNet) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def _value(scores: Scores, by: str) -> float:
-    """What is greater of a better network; of networks that find no object, that of less loss."""
+    """What is greater of a better network; where labels hold no object, of the one of less loss."""
     value, loss = scores.get(by), scores["loss"]
     if loss is None:
         return -math.inf

@@ -170,6 +170,11 @@ class UNet(nn.Module):
         scores: Tensor = self.head(x)
         return scores
 
+    @property
+    def rule(self) -> Objects:
+        """How probabilities become objects: what was fitted, or all foreground, grown back."""
+        return Objects(grow=self.ridge_width) if self.objects is None else self.objects
+
     def output_shape(self, input: Sequence[int]) -> tuple[int, ...]:
         """Spatial shape of the output.
 

@@ -116,21 +116,19 @@ def _parted_by_borders(data: Dataset) -> bool:
     Thin: of the background pixels nine in ten lie within a quarter of the side of a square of the
     median object's area.
     """
-    inside = outside = 0
-    distances: list[NDArray[np.float64]] = []
+    areas = data.areas()
+    if len(areas) < 2 * len(data):  # nothing is parted
+        return False
+    side = math.sqrt(np.median(areas))
+    inside = outside = near = 0
     for i in range(len(data)):
         classes, _ = data.truth(i)
         background = classes == 0
         inside += int(np.count_nonzero(~background & (classes != IGNORED)))
         outside += int(np.count_nonzero(background))
-        distances.append(ndimage.distance_transform_edt(background)[background])
-    if inside <= outside or not outside:
-        return False
-    areas = data.areas()
-    if len(areas) < 2 * len(data):  # nothing is parted
-        return False
-    side = math.sqrt(np.median(areas))
-    return bool(np.quantile(np.concatenate(distances), 0.9) <= side / 4)
+        distances = ndimage.distance_transform_edt(background)
+        near += int(np.count_nonzero(background & (distances <= side / 4)))
+    return inside > outside > 0 and near >= 0.9 * outside
 
 
 @dataclass
@@ -198,7 +196,7 @@ def look(model: UNet, data: Dataset, i: int, reduction: str) -> Look:
         index=i,
         sums=torch.tensor([float(loss), total, *both, *either], dtype=torch.float64),
         target=truth.masked_fill(~counts, 0).numpy(),
-        classes=found,
+        classes=found.to(torch.uint8 if data.num_classes <= 256 else torch.int64),
         share=1 - scores.softmax(0)[0],
         truth=torch.where(counts & (truth > 0), labels.cpu(), 0).numpy(),
         counts=counts.numpy(),
@@ -206,7 +204,7 @@ def look(model: UNet, data: Dataset, i: int, reduction: str) -> Look:
 
 
 class Judge:
-    """Scores what networks say, and fits the rule by which it becomes objects.
+    """Scores what networks say of images, and fits the rule by which that becomes objects.
 
     Args:
         by: The score to be best in.
@@ -220,26 +218,30 @@ class Judge:
         self, by: str, has_objects: bool, data: Dataset, grow: int, processes: Processes
     ) -> None:
         self.by, self.processes = by, processes
-        self.fits = has_objects
         self.by_objects = by if by in ("ap", "seg", "v_rand") else "pq"
+        self.has_objects = self.fits = has_objects
         self.width = 2 + 2 * data.num_classes
         self.device = data.device
-        areas = data.areas()
-        self.smallest = float(np.percentile(areas, 1))
         self.plain = Objects(grow=grow)
-        if self.fits and np.median(areas) < LEAST:
+        areas = data.areas() if has_objects else np.zeros(0)
+        if has_objects and (len(areas) == 0 or np.median(areas) < LEAST):
             self.fits = False
-            warnings.warn(
-                f"half of the objects have fewer than {LEAST} pixels, too few to fit a rule: all "
-                "foreground makes objects",
-                stacklevel=2,
-            )
+            if processes.first:
+                median = f"{np.median(areas):g} pixels" if len(areas) else "none"
+                warnings.warn(
+                    f"training objects must have {LEAST} pixels, half of them at least, for a rule "
+                    f"to be fitted, got {median}: all foreground makes objects",
+                    stacklevel=2,
+                )
+        self.smallest = float(np.percentile(areas, 1)) if self.fits else 0.0
 
     def __call__(
         self, looks: Sequence[Look], rule: Objects | None = None
     ) -> tuple[Scores, Objects | None]:
         """Fits the rule, and scores by it; see :meth:`fit` and :meth:`scores`."""
-        fitted = self.fit(looks, rule) if self.fits else None
+        if not self.has_objects:
+            return self.scores(looks, None), None
+        fitted = self.fit(looks, rule) if self.fits else self.plain
         return self.scores(looks, fitted), fitted
 
     def scores(self, looks: Sequence[Look], rule: Objects | None) -> Scores:
@@ -316,10 +318,10 @@ class Judge:
             rule = rules[int(np.argmax(found >= found.max() - TIE))]
         if value(rule) == 0:
             rule = first
-            if value(rule) == 0 and not known[rule]["true"]:
+            if value(rule) == 0 and not known[rule]["true"] and self.processes.first:
                 warnings.warn(
-                    "files for validation hold no object: the rule of objects is not fitted, "
-                    f"seeds are above {first.seed_threshold:g}",
+                    f"files that the rule of objects is fitted on must hold objects, got "
+                    f"none: seeds are above {first.seed_threshold:g}",
                     stacklevel=2,
                 )
         return rule
