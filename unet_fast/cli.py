@@ -181,7 +181,9 @@ def _tell_of(config: TrainConfig, model: UNet) -> None:
     if best is not None:
         kind = "validation" if "validation" in row else "training"
         scores = [f"{name} {best[k]:.3f}" for k, name in NAMES.items() if best.get(k) is not None]
-        print(f"step {best['step']}, {row[kind]['files']} {kind} images: {', '.join(scores)}")
+        files = row[kind]["files"]
+        images = f"{files} {kind} image{'' if files == 1 else 's'}"
+        print(f"step {best['step']}, {images}: {', '.join(scores)}")
         if model.objects is not None:
             print(f"objects: {described(model.objects)}: {said_of(best, best['by'])}")
     print(f"model: {config.out}")
