@@ -203,7 +203,7 @@ def scored(folder: Path, model: UNet, pictures: Path | None, stem: str) -> list[
                     truth[i],
                     1 - probabilities[i][0],
                     (truth[i] > 0).astype(int),
-                    np.where(found[i] > 0, np.where(matched(truth[i], found[i]), 1, 2), 0),
+                    np.where(found[i] > 0, np.where(metrics.matched(truth[i], found[i]), 1, 2), 0),
                 )
                 for i, kind in shown
             ]
@@ -213,12 +213,6 @@ def scored(folder: Path, model: UNet, pictures: Path | None, stem: str) -> list[
             file = pictures / f"{folder.name}-{stem}{views_name}.png"
             draw_previews(file, panels, title, "no object matches")
     return rows
-
-
-def matched(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Where a predicted object is that has an IoU above a half with a reference object."""
-    table = metrics.Overlap("matched", truth, found)
-    return np.isin(found, np.unique(found[found > 0])[table.column[table.iou > 0.5]])
 
 
 def known() -> list[dict[str, str]]:

@@ -536,6 +536,18 @@ class Overlap:
         return ratio
 
 
+def matched(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Where predicted objects are that have an IoU above 0.5 with a reference object.
+
+    Args:
+        truth: Instance map, (H, W), 0 background.
+        prediction: The predicted one.
+    """
+    table = Overlap("matched", truth, prediction)
+    ids = np.unique(prediction[prediction > 0])
+    return np.isin(prediction, ids[table.column[table.iou > 0.5]])
+
+
 def _highest(ids: NDArray[np.integer]) -> int:
     """One more than the greatest."""
     return int(ids.max(initial=0)) + 1

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
@@ -88,7 +88,9 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
     out, begin = config.out, clock()
     resumed = config.resume and (out / STATE).exists()
     config, train_set, validation_set = _load(config, resumed, device)
-    with joined_processes(device) as processes, settled(config, device):
+    # Signals are held back until the processes have parted: torchrun ends the others of a process
+    # that died by a signal, and they are to say first what happened.
+    with ExitStack() as signals, joined_processes(device) as processes, settled(config, device):
         if processes.first:
             _claim(make_folder(out), config)
         build = partial(_build, train_set, validation_set, processes, device)
@@ -102,7 +104,7 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
             replace_file(out / CONFIG, as_toml(config).encode())
             parts = {"train": train_set.names, "validation": validation_set.names}
             replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
-        run.loop(clock)
+        run.loop(clock, signals.enter_context(_interruption()))
         processes.meet(device)  # the model is written
         return load_model(out, device=device)
 
@@ -305,8 +307,8 @@ class _Run:
         if self.processes.first:
             self.progress.seconds = cut_log(self.config.out, self.progress.step, self.ended)
 
-    def loop(self, clock: Callable[[], float]) -> None:
-        """The steps."""
+    def loop(self, clock: Callable[[], float], interrupted: Callable[[], bool]) -> None:
+        """The steps, until the last one, or until one in which the run is interrupted."""
         config, progress, processes = self.config, self.progress, self.processes
         out, first, last = config.out, processes.first, config.length
         compute = self.as_configured()
@@ -316,7 +318,7 @@ class _Run:
         shown = bar(last, "train", "step", initial=progress.step, hidden=not first, clock=clock)
         said = ""
         log_of = _log(out, first, progress.step)
-        with _interruption() as interrupted, Artist() as artist, shown, log_of as log:
+        with Artist() as artist, shown, log_of as log:
             for step in range(progress.step + 1, last + 1):
                 if self.ended:
                     break

@@ -162,9 +162,7 @@ class Look:
         if rule is None:
             return self.target, np.where(self.counts, self.classes.numpy(), 0)
         found = self.objects(rule)
-        table = metrics.Overlap("errors", self.truth, found)
-        ids = np.unique(found[found > 0])[table.column[table.iou > 0.5]]
-        kinds = np.where(found > 0, np.where(np.isin(found, ids), 1, 2), 0)
+        kinds = np.where(found > 0, np.where(metrics.matched(self.truth, found), 1, 2), 0)
         return (self.truth > 0).astype(np.uint8), kinds
 
 
