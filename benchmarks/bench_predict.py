@@ -22,10 +22,12 @@ import numpy as np
 import torch
 
 from unet_fast import UNet, load_model, predict
-from unet_fast.device import find_device, precision_of
-from unet_fast.imageio import list_images, read_image
-from unet_fast.intensity import normalise
-from unet_fast.predict import Options, Predictor
+from unet_fast._device import find_device, precision_of
+from unet_fast.images.files import read_image
+from unet_fast.images.folders import list_images
+from unet_fast.images.intensity import normalise
+from unet_fast.prediction.options import Options
+from unet_fast.prediction.predictor import Predictor
 
 from .bench_step import Setting, forward_operations
 from .interleave import (

@@ -27,10 +27,11 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from unet_fast import Augmentation, BorderWeights, UNet, reference, weighted_ce
-from unet_fast.data import load_samples, number_objects
-from unet_fast.dataset import Dataset
+from unet_fast._device import precision_of
 from unet_fast.demo import SAMPLE
-from unet_fast.device import precision_of, recorded
+from unet_fast.training.runtime import recorded
+from unet_fast.training.samples import load_samples, number_objects
+from unet_fast.training.tiles import Dataset
 
 from .interleave import Case, Rival, optional
 

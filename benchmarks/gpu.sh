@@ -46,8 +46,9 @@ export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 step 60 info "$python" -P -m unet_fast.cli info
 
 # Kernels run on the host need no GPU.
-tests=(tests/test_{weighted_ce,border_weight_map,elastic_deform,library,train,predict}.py
-  -k 'not on_host and not under_sanitizers and (on_cuda or not (test_train or test_predict))')
+tests=(tests/ops/test_{weighted_ce,border_weight_map,elastic_deform}.py tests/test_library.py
+  tests/training/test_loop.py tests/prediction/test_predictor.py
+  -k 'not on_host and not under_sanitizers and (on_cuda or not (test_loop or test_predictor))')
 if [ "$dry" = 1 ]; then
   step 240 tests "$python" -P -m pytest -q "${tests[@]}"
   step 60 sanitizer_cases "$python" -P benchmarks/sanitizer_cases.py --device cpu

@@ -12,9 +12,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from unet_fast import TrainConfig, train
+from unet_fast._device import find_device
 from unet_fast.demo import SAMPLE
-from unet_fast.device import find_device
-from unet_fast.train import SPAN
+from unet_fast.training.loop import SPAN
 
 from .interleave import COLUMNS, header
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from unet_fast import TrainConfig, train
-from unet_fast.checkpoint import read_log
+from unet_fast.training.checkpoint import read_log
 
 from .interleave import header, write_csv
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import unet_fast
-from unet_fast.device import precision_of
+from unet_fast._device import precision_of
 
 from . import (
     bench_border_weight_map,

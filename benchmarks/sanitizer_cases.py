@@ -46,7 +46,7 @@ def border_weights(device, shape):
         assert torch.equal(separated, reference.separate_touching(labels, ridge))
     classes = torch.where(labels > 6, 2, 1).where(labels > 0, 0)
     options = {"class_weight": "balanced", "halo": (0.1, 10.0), "num_classes": 3}
-    weigh = unet_fast.ops.border_weight_map.border_weights
+    weigh = unet_fast.ops.border_weights
     theirs = reference.border_weights(labels, classes, **options)
     for ours, expected in zip(weigh(moved, classes.to(device), **options), theirs, strict=True):
         torch.testing.assert_close(ours.cpu(), expected)

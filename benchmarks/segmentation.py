@@ -33,12 +33,13 @@ from unet_fast import (
     predict,
     train,
 )
-from unet_fast.components import Objects
-from unet_fast.data import Sample, load_samples
-from unet_fast.evaluate import as_csv, flat, scores_of
-from unet_fast.imageio import read_labels, replace_file, write_labels
-from unet_fast.intensity import normalise
+from unet_fast._files import replace_file
+from unet_fast.images.files import read_labels, write_labels
+from unet_fast.images.intensity import normalise
 from unet_fast.plots import draw_previews, outlines
+from unet_fast.prediction.objects import ObjectRule
+from unet_fast.scores.evaluate import as_csv, flat, object_scores
+from unet_fast.training.samples import Sample, load_samples
 
 from .interleave import header
 
@@ -143,7 +144,7 @@ def objects_of(model: UNet, probability: np.ndarray, area: int, threshold: float
     classes = probability.argmax(0)
     seeds = (classes == 1) & (probability[1] > threshold)
     if len(probability) == 2:
-        rule = Objects(area, model.ridge_width)
+        rule = ObjectRule(area, model.ridge_width)
         return rule.of(np.where(seeds, rule.seed, classes))
     parts = ndimage.label(seeds)[0]
     if parts.any():  # into the border, which is theirs: each pixel to the nearest
@@ -189,7 +190,7 @@ def scored(folder: Path, model: UNet, pictures: Path | None, stem: str) -> list[
             threshold = best_threshold(seen[:10], model, area)
             found = [objects_of(model, p, area, threshold) for p in probabilities]
             plain = [objects_of(model, p, area, 0) for p in probabilities]
-            row = scores_of(truth, found, [0] * len(truth))[1]
+            row = object_scores(truth, found, [0] * len(truth))[1]
             row |= {"seg_of_all_foreground": metrics.seg(truth, plain), "threshold": threshold}
             each = [metrics.seg(t, f) for t, f in zip(truth, found, strict=True)]
         rows.append(row)

@@ -7,7 +7,7 @@ import torch
 
 from unet_fast import Augmentation, elastic_deform
 from unet_fast.cli import main
-from unet_fast.imageio import read_image, write_labels
+from unet_fast.images.files import read_image, write_labels
 
 
 def generator(seed=0):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unet_fast import UNet, demo, load_model, plots
 from unet_fast.cli import main
-from unet_fast.data import load_samples
+from unet_fast.training.samples import load_samples
 
 
 def test_sample():

@@ -7,7 +7,7 @@ import torch
 
 from unet_fast import Augmentation, BorderWeights, label_components
 from unet_fast.cli import main
-from unet_fast.imageio import read_image, read_labels, write_labels
+from unet_fast.images.files import read_image, read_labels, write_labels
 
 TOUCHING = torch.tensor([[1, 1, 2, 2, 0, 0, 9, 9]], dtype=torch.uint16)
 

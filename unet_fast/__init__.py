@@ -1,22 +1,44 @@
 """The U-Net recipe of 2015 with every step but the convolutions made nearly free."""
 
+from importlib import import_module
 from pkgutil import extend_path
+from typing import TYPE_CHECKING, Any
 
 # In a clone that is not the installed copy, the compiled parts are found in the installed one.
 __path__ = extend_path(__path__, __name__)
 
-from . import metrics, reference
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
-from .components import label_components
-from .config import TrainConfig
-from .ops.border_weight_map import border_weight_map, separate_touching, two_nearest
-from .ops.elastic_deform import elastic_deform
-from .ops.weighted_ce import WeightedCELoss, weighted_ce
-from .predict import predict
-from .train import train
-from .unet import UNet, load_model, save_model
+from .ops import (
+    WeightedCELoss,
+    border_weight_map,
+    elastic_deform,
+    separate_touching,
+    two_nearest,
+    weighted_ce,
+)
+from .unet import UNet
 from .weights import BorderWeights
+
+if TYPE_CHECKING:
+    from . import metrics, reference
+    from .model_file import load_model, save_model
+    from .prediction.objects import label_components
+    from .prediction.predictor import predict
+    from .training.config import TrainConfig
+    from .training.loop import train
+
+# Loaded when first asked for: they bring SciPy, Matplotlib and readers of files.
+_LATER = {
+    "TrainConfig": "training.config",
+    "label_components": "prediction.objects",
+    "load_model": "model_file",
+    "metrics": "metrics",
+    "predict": "prediction.predictor",
+    "reference": "reference",
+    "save_model": "model_file",
+    "train": "training.loop",
+}
 
 __all__ = [
     "HAS_CUDA",
@@ -39,3 +61,16 @@ __all__ = [
     "two_nearest",
     "weighted_ce",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_LATER[name]}", __name__)
+    value = module if name == _LATER[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

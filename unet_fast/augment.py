@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from .ops.elastic_deform import elastic_deform
+from .ops import elastic_deform
 
 _CURVE_POINTS = 65
 """Of a grey curve: its smoothed corners are then followed to a ten-thousandth."""

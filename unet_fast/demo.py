@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from . import metrics
-from .checkpoint import LOG, STATE, read_log
-from .config import TrainConfig
-from .data import Objects, Sample, load_samples
-from .dataset import Dataset
-from .imageio import make_folder
-from .intensity import normalise
+from ._files import make_folder
+from .images.intensity import normalise
+from .model_file import BEST, LAST
 from .plots import draw_summary
-from .predict import predict
-from .train import CONFIG, train
-from .unet import BEST, LAST
+from .prediction.predictor import predict
+from .training.checkpoint import LOG, STATE, read_log
+from .training.config import TrainConfig
+from .training.loop import CONFIG, train
+from .training.samples import NumberedLabels, Sample, load_samples
+from .training.tiles import Dataset
 
 SAMPLE = Path(__file__).parent / "sample"
 """36 images of the Data Science Bowl 2018; README.md beside them tells which, and the split."""
@@ -50,7 +50,7 @@ def score(name: str, truth: list[NDArray[np.int32]], found: list[NDArray[np.int3
     return Score(name, iou, metrics.seg(truth, found), pooled.panoptic_quality, *counts)
 
 
-def demo(out: Path) -> tuple[list[Score], Path]:
+def run(out: Path) -> tuple[list[Score], Path]:
     """Trains a narrow network on the bundled nuclei and predicts images it has not seen.
 
     Args:
@@ -95,7 +95,7 @@ def demo(out: Path) -> tuple[list[Score], Path]:
     sample = _densest(seen)
     border_weights = config.weights.balanced(torch.from_numpy(s.labels) for s in seen)
     _, weights = border_weights(torch.from_numpy(sample.labels))
-    objects = Objects([sample.labels], None, None)
+    objects = NumberedLabels([sample.labels], None, None)
     one = Dataset([sample], objects, border_weights, torch.device("cpu"), math.inf)
     input_shape = model.input_shape((TILE, TILE))
     shapes = input_shape, model.output_shape(input_shape)

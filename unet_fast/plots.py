@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from .imageio import replace_file
-from .intensity import as_float32, range_of
-from .metrics import Overlap
-from .reference.border_weight_map import IGNORED
+from ._files import replace_file
+from .contracts.border_weight_map import IGNORED
+from .images.intensity import as_float32, range_of
 
 Gray = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -63,41 +62,6 @@ def error_colours(truth: Labels, prediction: Labels) -> NDArray[np.floating]:
     picture[(truth == 0) & (prediction > 0)] = FALSE_POSITIVE
     picture[(truth > 0) & (prediction == 0)] = MISSED
     return picture
-
-
-def object_errors(truth: Labels, found: Labels, step: int = 1) -> NDArray[np.uint8]:
-    """What is right and wrong, object by object; objects are found by a pair of IoU above 0.5.
-
-    Args:
-        truth: Instance map, (H, W), 0 background.
-        found: The predicted one.
-        step: Only every `step`-th row and column is returned.
-
-    Returns:
-        (H / step, W / step), rounded up: 0 background; 1 in both of a pair; 2 in a reference object
-        without partner, 3 in a predicted one, 4 in one of each; 5 in the reference object of a pair
-        only, 6 in the predicted one only.
-    """
-    # Objects numbered without gaps, in the order of their ids, as in the table of overlaps.
-    one, other = (
-        np.searchsorted(np.unique(np.append(x, 0)), x[::step, ::step]) for x in (truth, found)
-    )
-    table = Overlap("object_errors", truth, found)
-    pairs = table.iou > 0.5
-    partner = np.zeros(len(table.sizes) + 1, np.int64)  # of reference objects; 0: none
-    partner[table.row[pairs] + 1] = table.column[pairs] + 1
-    paired = np.isin(np.arange(len(table.other_sizes) + 1), partner[partner > 0])
-    missed, excess = (one > 0) & (partner[one] == 0), (other > 0) & ~paired[other]
-    cases = [
-        (missed & excess, 4),
-        (missed, 2),
-        (excess, 3),
-        ((one > 0) & (partner[one] == other), 1),
-        (one > 0, 5),
-        (other > 0, 6),
-    ]
-    codes: NDArray[np.uint8] = np.select(*zip(*cases, strict=True)).astype(np.uint8)
-    return codes
 
 
 def outlines(labels: Labels) -> NDArray[np.bool_]:

@@ -1,18 +1,14 @@
 """The network."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from .components import Objects
-from .imageio import make_folder, replace_file
+if TYPE_CHECKING:
+    from .prediction.objects import ObjectRule
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -102,7 +98,7 @@ class UNet(nn.Module):
         """What the class maps that it was trained on call its classes; None: 0, 1, ..."""
         self.ridge_width = 0
         """Pixels that training carved from objects that touch; predicted ones grow back by them."""
-        self.objects: Objects | None = None
+        self.objects: ObjectRule | None = None
         """How probabilities become objects, as fitted after training; None: all foreground does."""
         # What save_model writes: UNet(**config) is this network again.
         self.config: dict[str, Any] = {
@@ -169,11 +165,6 @@ class UNet(nn.Module):
             x = self.merge[level](x)
         scores: Tensor = self.head(x)
         return scores
-
-    @property
-    def rule(self) -> Objects:
-        """How probabilities become objects: what was fitted, or all foreground, grown back."""
-        return Objects(grow=self.ridge_width) if self.objects is None else self.objects
 
     def output_shape(self, input: Sequence[int]) -> tuple[int, ...]:
         """Spatial shape of the output.
@@ -270,119 +261,3 @@ def _initialise(module: nn.Module) -> None:
     nn.init.normal_(module.weight, std=math.sqrt(2 / inputs))
     if module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-MODEL = "model.safetensors"
-"""The file that :func:`save_model` writes into a folder."""
-BEST, LAST = "best.safetensors", "last.safetensors"
-"""The models of a training run: that of the best evaluation, and that of the last step."""
-FORMAT = 1
-"""Of what the header says of a model."""
-
-
-def save_model(model: UNet, path: Path | str) -> None:
-    """Writes a network into one safetensors file, whose header describes it (JSON).
-
-    The same network gives the same bytes: the header holds neither time nor path.
-
-    Args:
-        model: The network.
-        path: A file `*.safetensors`, or a folder, which gets `model.safetensors`; folders are made
-            if they are missing. A model there is replaced.
-
-    Raises:
-        ValueError: If it cannot be written; what was there is still there.
-    """
-    path = Path(path)
-    file = path if path.suffix == ".safetensors" else path / MODEL
-    make_folder(file.parent)
-    description = {
-        "format": FORMAT,
-        "network": model.config,
-        "normalisation": model.normalisation,
-        "class_values": model.class_values,
-        "ridge_width": model.ridge_width,
-        "objects": None if model.objects is None else asdict(model.objects),
-    }
-    replace_file(file, pack(model.state_dict(), description))
-
-
-def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
-    """Reads a network that :func:`save_model` or a training run wrote.
-
-    Args:
-        path: The file, or a folder: of the models there the best evaluation's is taken before the
-            last step's.
-        device: Where the network goes.
-
-    Returns:
-        The network, in evaluation mode. :func:`predict` normalises its images as in training.
-
-    Raises:
-        ValueError: If there is no model, or a damaged or foreign one.
-    """
-    file = find_model(Path(path))
-    weights, description = unpack(file, "a model")
-    try:
-        with torch.device("meta"):  # without memory and random numbers of its own
-            model = UNet(**description["network"])
-        model.load_state_dict(weights, assign=True)
-        model.normalisation = description["normalisation"]
-        model.class_values = description["class_values"]
-        # Older ones have neither.
-        model.ridge_width = description.get("ridge_width", 0)
-        rule = description.get("objects")
-        model.objects = None if rule is None else Objects(**rule)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: must hold a model, but it cannot be read: {reason}") from None
-    return model.to(device).eval()
-
-
-def find_model(path: Path) -> Path:
-    """The file that :func:`load_model` reads.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if path.is_file():
-        return path
-    found = [path / name for name in (BEST, LAST, MODEL) if (path / name).is_file()]
-    if not found:
-        raise ValueError(f"{path}: must hold a model, but has no {BEST}, {LAST} or {MODEL}")
-    return found[0]
-
-
-_KEY = "unet_fast"  # one key only: several would come in random order
-
-
-def pack(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> bytes:
-    """A safetensors file with a description in its header."""
-    whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    return save(whole, {_KEY: json.dumps(description, sort_keys=True)})
-
-
-def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description of a file that :func:`pack` made.
-
-    Raises:
-        ValueError: One line, if there is no such file or it is not whole; `kind` says what of.
-    """
-    wanted = f"{file}: must hold {kind}"
-    try:
-        content = file.read_bytes()  # not mapped: the file may change while the tensors live
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        text = header.get("__metadata__", {}).get(_KEY)
-        description = json.loads(text) if text else None
-    except FileNotFoundError:
-        raise ValueError(f"{wanted}, but there is no such file") from None
-    except Exception as error:  # of broken files readers raise whatever they stumble over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{wanted}, but it cannot be read: {reason}") from None
-    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
-        raise ValueError(f"{wanted} of unet_fast, but has no description of one")
-    if description["format"] != FORMAT:
-        newer = ": it is of a newer unet_fast" if description["format"] > FORMAT else ""
-        raise ValueError(f"{wanted} of format {FORMAT}, got {description['format']}{newer}")
-    return tensors, description

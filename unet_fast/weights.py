@@ -3,18 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from cyclopts import Parameter
 from torch import Tensor
 
-from .ops.border_weight_map import border_weights
-from .reference.border_weight_map import IGNORED
+from .contracts.border_weight_map import IGNORED
+from .ops import border_weights
 
-_SEVERAL = Parameter(
-    n_tokens=-1, consume_multiple=True
-)  # on the command line, up to the next option
 _RIDGE_RULE = "be two_sided, one_sided or none"
 _CLASS_RULE = "be weights >= 0, of the background first, or balanced"
 
@@ -32,7 +28,7 @@ class BorderWeights:
     """Height of the border term, >= 0."""
     sigma: float = 5.0
     """Width of the border term, > 0, in pixels."""
-    class_weight: Annotated[tuple[float, ...] | Literal["balanced"] | None, _SEVERAL] = "balanced"
+    class_weight: tuple[float, ...] | Literal["balanced"] | None = "balanced"
     """Weight of the background and of each class, >= 0; "balanced" (see balanced()); None for 1."""
     ridge: Literal["two_sided", "one_sided", "none"] = "two_sided"
     """Background between touching objects: two_sided, one_sided (Falk et al. 2019) or none."""
@@ -40,7 +36,7 @@ class BorderWeights:
     """(v, s): on background, (1 - v) exp(-d1^2 / (2 s^2)) more, as Falk et al. 2019; or None."""
     ignore_label: int | None = None
     """Label value of pixels that do not count, or None."""
-    spacing: Annotated[tuple[float, ...] | None, _SEVERAL] = None
+    spacing: tuple[float, ...] | None = None
     """Size of a pixel along each spatial axis, whose unit sigma and s then have; None for 1."""
 
     def __post_init__(self) -> None:

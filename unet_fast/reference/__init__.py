@@ -1,13 +1,8 @@
 """Plain PyTorch and SciPy versions of the operators: the truth the kernels are tested against."""
 
-from .border_weight_map import (
-    border_weight_map,
-    border_weights,
-    separate_touching,
-    two_nearest,
-)
-from .elastic_deform import elastic_deform
-from .weighted_ce import weighted_ce
+from ._border_weight_map import border_weight_map, border_weights, separate_touching, two_nearest
+from ._elastic_deform import elastic_deform
+from ._weighted_ce import weighted_ce
 
 __all__ = [
     "border_weight_map",

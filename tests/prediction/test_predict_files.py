@@ -1,0 +1,638 @@
+"""Files in, files out: formats, images larger than memory, kills, clusters, what is refused."""
+
+import functools
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ome_zarr_models.v05.image import Image as OmeImage
+from ome_zarr_models.v05.image_label import ImageLabel
+from PIL import Image
+
+from unet_fast import UNet, label_components, load_model, predict, save_model
+from unet_fast.cli import main
+from unet_fast.images import formats
+from unet_fast.images.source import open_source
+from unet_fast.images.zarr import create
+from unet_fast.prediction.cluster import cluster
+from unet_fast.prediction.objects import ObjectRule, label_in_blocks
+from unet_fast.prediction.options import Options
+from unet_fast.prediction.out_of_core import is_begun, predict_blocks
+
+SIZE = {"X": 0.65, "Y": 0.5}
+
+
+def model_in(folder, channels=1, seed=4, **options):
+    """A network with something to say: nearly as many pixels of either class."""
+    torch.manual_seed(seed)
+    net = UNet(channels, **{"base_channels": 4, "depth": 2} | options)
+    net.normalisation = "percentile"
+    image = torch.rand(channels, 99, 99)
+    scores = predict(net, image, output="scores")
+    net.head.bias.data[1] += (scores[0] - scores[1]).median()
+    save_model(net, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return model_in(tmp_path_factory.mktemp("run"))
+
+
+def pixels(*shape, seed=0):
+    """Blobs of grey values, uint8."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (*shape[:-2], -(-shape[-2] // 6), -(-shape[-1] // 6)))
+    fine = coarse.repeat(6, -2).repeat(6, -1)[..., : shape[-2], : shape[-1]]
+    return (fine * 0.8 + rng.integers(0, 50, shape)).astype(np.uint8)
+
+
+def zarr_in(path, array, axes="YX", chunks=None, **options):
+    made = create(
+        path,
+        name="x",
+        shape=array.shape,
+        axes=axes,
+        chunks=chunks or tuple(min(64, n) for n in array.shape),
+        dtype=str(array.dtype),
+        pixel_size=SIZE,
+        labels=False,
+        **options,
+    )
+    made[...] = array
+    return path
+
+
+def predicted(run, image, output="instances", **options):
+    options.setdefault("tile", 64)
+    return predict(load_model(run), image, output=output, **options).numpy()
+
+
+def call(*words, precision="float32"):
+    return main(["predict", *map(str, words), "--precision", precision])
+
+
+FORMATS = [
+    ("instances", "png", "x.png"),
+    ("labels", "tiff", "x.tif"),
+    ("instances", "ome-tiff", "x.ome.tif"),
+    ("probabilities", "auto", "x.tif"),
+    ("scores", "ome-tiff", "x.ome.tif"),
+    ("instances", "ome-zarr", "x.ome.zarr"),
+    ("probabilities", "ome-zarr", "x.ome.zarr"),
+]
+
+
+@pytest.mark.parametrize(("output", "format", "name"), FORMATS)
+def test_formats(run, tmp_path, output, format, name):
+    """Each holds what `predict` gives, and the pixel size of the image."""
+    image, out = pixels(150, 131), tmp_path / "out"
+    tifffile.imwrite(
+        tmp_path / "x.tif", image, resolution=(1e4 / 0.65, 1e4 / 0.5), resolutionunit="CENTIMETER"
+    )
+    words = "--output", output, "--format", format, "--tile", 64
+    assert call(run, tmp_path / "x.tif", "--out", out, *words) == 0
+    expected = predicted(run, image, output)
+    channels = 2 if expected.ndim == 3 else 1
+    found = open_source(out / name, channels)
+    rows, columns = slice(None), slice(None)
+    assert np.array_equal(found.pixels()(rows, columns), expected.reshape(channels, *image.shape))
+    if format != "png":
+        assert found.pixel_size == pytest.approx(SIZE)
+    else:
+        with Image.open(out / name) as picture:
+            assert picture.info["dpi"] == pytest.approx((25400 / 0.65, 25400 / 0.5), rel=1e-4)
+    with Image.open(out / "overlays" / "x.png") as picture:
+        assert picture.size == (131, 150)
+        assert picture.mode == "RGB"
+    assert sorted(p.name for p in out.iterdir()) == sorted([name, "overlays"])
+
+
+def test_stacks_are_predicted_plane_by_plane(run, tmp_path):
+    stack = pixels(2, 3, 60, 70)
+    tifffile.imwrite(tmp_path / "x.tif", stack, ome=True, metadata={"axes": "TZYX"})
+    expected = np.stack([[predicted(run, plane) for plane in planes] for planes in stack])
+    for format, name in (("auto", "x.tif"), ("ome-tiff", "x.ome.tif"), ("ome-zarr", "x.ome.zarr")):
+        out = tmp_path / format
+        assert call(run, tmp_path / "x.tif", "--out", out, "--format", format, "--tile", 64) == 0
+        found = open_source(out / name, 1)
+        assert found.stack == {"T": 2, "Z": 3}
+        for plane in found.planes:
+            there = found.pixels(plane)(slice(None), slice(None))[0]
+            assert np.array_equal(there, expected[plane])
+
+
+def test_several_channels_and_old_zarr(tmp_path):
+    """A stack of two planes of three channels, OME-Zarr 0.4, axes in its order."""
+    run = model_in(tmp_path / "run", 3)
+    image = pixels(3, 2, 50, 40).astype(np.uint16)
+    group = zarr.create_group(tmp_path / "x.zarr", zarr_format=2)
+    group.create_array("s0", data=image, chunks=(1, 1, 32, 32))
+    scale = [{"type": "scale", "scale": [1, 2, 500, 250]}]
+    units = [{}, *({"unit": "nanometer"} for _ in range(3))]
+    axes = [{"name": n} | u for n, u in zip("czyx", units, strict=True)]
+    group.attrs["multiscales"] = [
+        {
+            "version": "0.4",
+            "axes": axes,
+            "datasets": [{"path": "s0", "coordinateTransformations": scale}],
+        }
+    ]
+    words = "--output", "probabilities", "--tile", 64
+    assert call(run, tmp_path / "x.zarr", "--out", tmp_path / "out", *words) == 0
+    result = zarr.open_group(tmp_path / "out" / "x.ome.zarr")
+    assert result["0"].shape == (2, 2, 50, 40)  # C, Z, Y, X
+    for z in range(2):
+        expected = predicted(run, image[:, z], "probabilities")
+        assert np.array_equal(result["0"][:, z], expected)
+    scales = result.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    assert scales[0]["scale"] == pytest.approx([1, 0.002, 0.5, 0.25])
+
+
+def test_plain_arrays(run, tmp_path):
+    image = pixels(40, 50)
+    zarr.create_array(tmp_path / "x.zarr", data=image, chunks=(16, 16))
+    assert call(run, tmp_path / "x.zarr", "--out", tmp_path, "--format", "png", "--tile", 64) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), predicted(run, image))
+
+
+@pytest.mark.parametrize("output", ["instances", "probabilities"])
+def test_metadata_are_valid(run, tmp_path, output):
+    zarr_in(tmp_path / "x.ome.zarr", pixels(70, 70))
+    out = tmp_path / "out"
+    assert call(run, tmp_path / "x.ome.zarr", "--out", out, "--output", output) == 0
+    group = zarr.open_group(out / "x.ome.zarr", mode="r")
+    assert OmeImage.from_zarr(group).attributes.ome.version == "0.5"
+    if output == "instances":
+        ImageLabel.from_zarr(group)
+    assert group["0"].dtype == ("int32" if output == "instances" else "float32")
+    assert group["0"].nchunks_initialized == group["0"].nchunks
+
+
+def test_colour_and_grey(run, tmp_path):
+    grey = pixels(40, 40)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "x.png")
+    assert call(run, tmp_path / "x.png", "--out", tmp_path / "out") == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/x.png")), predicted(run, grey))
+    three = model_in(tmp_path / "three", 3)
+    Image.fromarray(grey).save(tmp_path / "y.png")
+    assert call(three, tmp_path / "y.png", "--out", tmp_path / "out") == 0
+    expected = predicted(three, np.stack([grey] * 3))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/y.png")), expected)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "jpeg2000"])
+def test_tiffs_larger_than_memory(monkeypatch, tmp_path, compression):
+    """Mapped, or decoded tile by tile, big-endian, colour, with levels of lower resolution."""
+    monkeypatch.setattr(formats, "LARGE_BYTES", 0)
+    image = pixels(3, 90, 100).transpose(1, 2, 0)
+    file = tmp_path / "x.tif"
+    with tifffile.TiffWriter(file, byteorder=">") as tiff:
+        options = {"tile": (32, 32), "photometric": "rgb"} if compression else {}
+        tiff.write(image, subifds=1, compression=compression, **options)
+        tiff.write(image[::2, ::2], subfiletype=1, compression=compression, **options)
+    opened = open_source(file, 3)
+    assert not isinstance(opened.array, np.ndarray) or isinstance(opened.array, np.memmap)
+    found = opened.pixels()(slice(10, 80), slice(20, 99))
+    assert np.array_equal(found, image[10:80, 20:99].transpose(2, 0, 1))
+    assert opened.size == (90, 100)
+
+
+def test_imagej_pixel_size(tmp_path):
+    options = {"metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "nm"}, "resolution": (0.5, 0.25)}
+    tifffile.imwrite(tmp_path / "x.tif", pixels(2, 9, 9), imagej=True, **options)
+    sizes = open_source(tmp_path / "x.tif", 1).pixel_size
+    assert sizes == pytest.approx({"X": 0.002, "Y": 0.004, "Z": 0.002})
+    tifffile.imwrite(tmp_path / "x.tif", pixels(9, 9), resolution=(300, 300), resolutionunit="INCH")
+    assert open_source(tmp_path / "x.tif", 1).pixel_size == {}  # of paper
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    block=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    density=st.sampled_from([0.2, 0.5, 0.6, 0.7, 0.9, 1.0]),
+    objects=st.builds(
+        ObjectRule,
+        min_area=st.sampled_from([0, 2, 5]),
+        grow=st.sampled_from([0, 1, 3]),
+        levels=st.sampled_from([1, 2, 4]),
+        holes=st.sampled_from([0, 1, 6]),
+    ),
+    seedless=st.sampled_from([0.0, 0.1, 0.9]),
+    seed=st.integers(0, 10**6),
+)
+def test_objects_in_blocks_are_those_of_the_whole(size, block, density, objects, seedless, seed):
+    generator = np.random.default_rng(seed)
+    seeds = generator.random(size) >= seedless
+    faint = generator.integers(1, objects.seed, size)
+    states = np.where(generator.random(size) < density, np.where(seeds, objects.seed, faint), 0)
+    parts, result = np.zeros(size, np.int32), np.zeros(size, np.int32)
+
+    def write(array, rows, columns, ids):
+        array[rows, columns] = ids
+
+    count = label_in_blocks(
+        size,
+        block,
+        objects,
+        lambda *at: states[at],
+        lambda *at: parts[at],
+        functools.partial(write, parts),
+        functools.partial(write, result),
+    )
+    whole = objects.of(states)
+    assert np.array_equal(result, whole)
+    assert count == whole.max()
+    if objects == ObjectRule() and not seedless:
+        assert np.array_equal(whole, label_components(torch.from_numpy(states)).numpy())
+
+
+WORKER = """
+import sys
+import torch
+torch.set_num_threads(1)
+from unet_fast.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*words, **options):
+    """The command line in a process of its own."""
+    command = [sys.executable, "-c", WORKER, "predict", *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for(condition, process=None):
+    for _ in range(6000):
+        if condition():
+            return
+        assert process is None or process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError("nothing happened in a minute")
+
+
+@pytest.mark.parametrize("output", ["instances", "labels"])
+def test_goes_on_after_a_kill(run, tmp_path, output):
+    """2,000 x 2,000 pixels, killed with some blocks done: these are not computed again."""
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(2000, 2000), chunks=(512, 512))
+    out = tmp_path / "out"
+    words = run, image, "--out", out, "--tile", 256, "--precision", "float32", "--output", output
+    process = start(*words)
+    part = out / "x.ome.zarr.part"
+    wait_for(lambda: len(list(part.glob("blocks/*"))) >= 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    done = {p.name for p in (part / "blocks").iterdir()}
+    assert 3 <= len(done) < 16
+    assert not (out / "x.ome.zarr").exists()
+    folder = part / ("classes" if output == "instances" else "image") / "0" / "c"
+    side = 512
+    corners = ([int(i) // side for i in name.split(".")] for name in done)
+    chunks = [folder / str(row) / str(column) for row, column in corners]
+    assert all(chunk.is_file() for chunk in chunks)
+    before = {chunk: (chunk.stat().st_ino, chunk.stat().st_mtime_ns) for chunk in chunks}
+
+    assert main(["predict", *map(str, words)]) == 2  # neither --resume nor --overwrite
+    assert main(["predict", *map(str, (*words, "--resume", "--tile", 128))]) == 2  # other settings
+    again = start(*words, "--resume")
+    if output == "labels":  # the folder is renamed in the end: same files
+        after = out / "x.ome.zarr" / "0" / "c"
+        _, error = again.communicate()
+        assert again.returncode == 0, error
+        for chunk, was in before.items():
+            stat = (after / chunk.relative_to(folder)).stat()
+            assert (stat.st_ino, stat.st_mtime_ns) == was
+    else:
+        _, error = again.communicate()
+        assert again.returncode == 0, error
+    assert not part.exists()
+    found = zarr.open_array(out / "x.ome.zarr" / "0", mode="r")[...]
+    assert np.array_equal(found, predicted(run, pixels(2000, 2000), output, tile=256))
+    # Once more: there is nothing left to do.
+    assert main(["predict", *map(str, (*words, "--resume"))]) == 0
+
+
+def test_memory_stays_small(run, tmp_path):
+    """2,000 x 2,000 pixels in float64: 32 MB; the budget bounds what the process adds."""
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(2000, 2000).astype(float), chunks=(256, 256))
+    code = WORKER.replace(
+        "sys.exit(main(sys.argv[1:]))",
+        "import resource\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "code = main(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "sys.exit(code)",
+    )
+    words = run, image, "--out", tmp_path / "out", "--memory-budget", "32MB", "--no-overlay"
+    command = [sys.executable, "-c", code, "predict", *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[-1]) < 500_000  # kB; torch's own first steps take most
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_cluster_gives_the_same(run, tmp_path, kill):
+    """Two processes; one of them dies while it works."""
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(1100, 900), chunks=(128, 128))
+    source, out = open_source(image, 1), tmp_path / "out.ome.zarr"
+    options = Options("instances", tile=64)
+    with cluster(2, None) as client:
+        if kill:
+            victim = next(iter(client.run(os.getpid).values()))
+
+            def murder():
+                wait_for(lambda: len(list(tmp_path.glob("out.ome.zarr.part/blocks/*"))) >= 2)
+                os.kill(victim, signal.SIGKILL)
+
+            threading.Thread(target=murder).start()
+        told = []
+        predict_blocks(
+            run,
+            source,
+            out,
+            options,
+            client=client,
+            progress=lambda *done: told.append(done),
+        )
+        if kill:
+            assert victim not in client.run(os.getpid).values()
+    assert told[-1] == (told[0][1], told[0][1])
+    found = zarr.open_array(out / "0", mode="r")[...]
+    predict_blocks(run, source, tmp_path / "alone.ome.zarr", options)
+    alone = zarr.open_array(tmp_path / "alone.ome.zarr" / "0", mode="r")[...]
+    assert np.array_equal(found, alone)
+    assert np.array_equal(found, predicted(run, pixels(1100, 900)))
+
+
+def test_command_line_with_workers(run, tmp_path):
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(600, 600), chunks=(128, 128))
+    assert call(run, image, "--out", tmp_path / "out", "--workers", 2, "--tile", 64) == 0
+    found = zarr.open_array(tmp_path / "out" / "x.ome.zarr" / "0", mode="r")[...]
+    assert np.array_equal(found, predicted(run, pixels(600, 600)))
+
+
+def complaint(capsys, *words):
+    """The one line that a command ends with."""
+    assert call(*words) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("unet-fast: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_refuses_damaged_images(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    image = pixels(300, 300)
+    for name, options in (("raw", {}), ("tiled", {"tile": (64, 64), "compression": "zlib"})):
+        file = tmp_path / f"{name}.tif"
+        tifffile.imwrite(file, image, **options)
+        file.write_bytes(file.read_bytes()[:20000])
+        text = complaint(capsys, run, file, "--out", out)
+        assert f"{file}: " in text
+        assert "cannot be read" in text
+    broken = zarr_in(tmp_path / "broken.ome.zarr", image)
+    (broken / "0" / "c" / "2" / "1").unlink()
+    text = complaint(capsys, run, broken, "--out", out)
+    assert "must have all its 25 chunks, got 24 (missing ones are taken as 0 with --missing" in text
+    assert call(run, broken, "--out", out, "--missing-chunks", "--tile", 64) == 0
+    filled = image.copy()
+    filled[128:192, 64:128] = 0
+    found = zarr.open_array(out / "broken.ome.zarr" / "0", mode="r")[...]
+    assert np.array_equal(found, predicted(run, filled))
+    cut = zarr_in(tmp_path / "cut.ome.zarr", image)
+    chunk = cut / "0" / "c" / "4" / "4"
+    chunk.write_bytes(chunk.read_bytes()[:10])
+    assert f"{cut}: cannot be read: " in complaint(capsys, run, cut, "--out", out)
+    zarr.create_group(tmp_path / "group.zarr")
+    text = complaint(capsys, run, tmp_path / "group.zarr", "--out", out)
+    assert "must be an OME-Zarr image, got a group without multiscales" in text
+    assert not any(p.name.startswith(("raw", "tiled", "cut.ome.zarr0")) for p in out.iterdir())
+    assert not (out / "cut.ome.zarr").exists()
+
+
+def test_refuses_what_does_not_fit(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    two = tmp_path / "two.tif"
+    tifffile.imwrite(two, pixels(2, 40, 40), metadata={"axes": "CYX"})
+    assert "must have 1 channels as the model, got 2" in complaint(capsys, run, two, "--out", out)
+    colours = np.stack([pixels(40, 40, seed=i) for i in range(3)], -1)
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    text = complaint(capsys, run, tmp_path / "colours.png", "--out", out)
+    assert "colours.png: must have 1 channel as the model, got colours" in text
+    hole = pixels(90, 90).astype(np.float32)
+    hole[50, 60] = np.nan
+    tifffile.imwrite(tmp_path / "hole.tif", hole)
+    zarr_in(tmp_path / "hole.ome.zarr", hole)
+    for name in ("hole.tif", "hole.ome.zarr"):
+        text = complaint(capsys, run, tmp_path / name, "--out", out)
+        assert f"{name}: image must be finite in float32, got nan" in text
+    Image.fromarray(pixels(40, 40)).save(tmp_path / "x.png")
+    for words, message in (
+        (("--format", "png", "--output", "scores"), "format must not be png for output scores"),
+        (("--memory-budget", "much"), "memory-budget must be like 500MB or 2GiB, got much"),
+        (("--memory-budget", "1kB"), "x.png: memory_budget must hold 1 tile of 4 x 4 pixels"),
+        (("--tile", "0"), "tile must be one or two sides >= 1, got 0"),
+        (("--tta", "all"), "tta must be flips, rotations, square or angles like 0,30,60, got all"),
+        (("--workers", "-1"), "workers must be >= 0, got -1"),
+        (("--workers", "2", "--format", "png"), "format must be ome-zarr with several workers"),
+        (("--workers", "2", "--scheduler", "tcp://127.0.0.1:9"), "workers must be 0 with a sched"),
+        (("--scheduler", "nowhere:::"), "scheduler must answer, got nowhere:::"),
+        (("--average", "probabilities", "--output", "scores"), "average must be scores"),
+    ):
+        assert message in complaint(capsys, run, tmp_path / "x.png", "--out", out, *words)
+    assert "got nothing there" in complaint(capsys, run, tmp_path / "nothing.tif", "--out", out)
+    assert list(out.iterdir()) == [out / "overlays"] or not list(out.glob("*.png"))
+
+
+def test_refuses_foreign_models(tmp_path, capsys, monkeypatch):
+    Image.fromarray(pixels(40, 40)).save(tmp_path / "x.png")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"not a model")
+    words = tmp_path / "run", tmp_path / "x.png", "--out", tmp_path / "out"
+    assert "must hold a model, but it cannot be read" in complaint(capsys, *words)
+    monkeypatch.setattr("unet_fast.model_file.FORMAT", 2)
+    model_in(tmp_path / "run")
+    monkeypatch.undo()
+    text = complaint(capsys, *words)
+    assert "must hold a model of format 1, got 2: it is of a newer unet_fast" in text
+
+
+def test_nothing_looks_finished_on_a_full_disk(run, tmp_path):
+    """No file may grow beyond 4 kB: as on a disk that is full, but for the words."""
+    Image.fromarray(pixels(300, 300)).save(tmp_path / "x.png")
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))}
+    for format in ("tiff", "ome-zarr"):
+        out = tmp_path / format
+        words = "--out", out, "--format", format, "--output", "probabilities"
+        process = start(run, tmp_path / "x.png", *words, **limit)
+        _, error = process.communicate()
+        assert process.returncode == 2
+        assert error.count("\n") == 1, error
+        assert "cannot be written: File too large" in error
+        assert not (out / "x.tif").exists()
+        assert not (out / "x.ome.zarr").exists()
+    assert call(run, tmp_path / "x.png", *words, "--resume", precision="auto") == 0
+
+
+def test_results_are_kept_or_replaced(run, tmp_path, capsys):
+    for name in ("a", "b"):
+        Image.fromarray(pixels(40, 40)).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out"
+    assert call(run, tmp_path, "--out", out) == 0
+    assert "--resume keeps them" in complaint(capsys, run, tmp_path, "--out", out)
+    kept = (out / "a.png").stat().st_ino
+    (out / "b.png").unlink()
+    assert call(run, tmp_path, "--out", out, "--resume") == 0
+    assert (out / "a.png").stat().st_ino == kept
+    assert (out / "b.png").exists()
+    assert call(run, tmp_path, "--out", out, "--overwrite") == 0
+    assert (out / "a.png").stat().st_ino != kept
+    assert "out must not be the folder of the input" in complaint(
+        capsys, run, tmp_path, "--out", tmp_path, "--overwrite"
+    )
+    Path(tmp_path / "a.tif").write_bytes(b"")
+    assert "names must be unique" in complaint(capsys, run, tmp_path, "--out", out)
+
+
+def test_refuses_stacks_that_are_cut_off(run, tmp_path, capsys):
+    """What is left of the file would be a plane."""
+    file = tmp_path / "x.tif"
+    tifffile.imwrite(file, pixels(6, 64, 70), compression="zlib")
+    content = file.read_bytes()
+    for share in (0.3, 0.55, 0.97):
+        file.write_bytes(content[: int(share * len(content))])
+        complaint(capsys, run, file, "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.*"))
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.0, -1.0, float("nan"), 1e-30, 1e30])
+def test_odd_pixel_sizes_do_no_harm(run, tmp_path, size):
+    """An angstrom is the size of electron microscopes; PNG cannot say it. Others are left out."""
+    image = pixels(40, 40)
+    sizes = {"X": size, "Y": size}
+    options = {"name": "x", "shape": image.shape, "axes": "YX", "chunks": (40, 40), "labels": False}
+    create(tmp_path / "x.ome.zarr", dtype="uint8", pixel_size=sizes, **options)[...] = image
+    for format, name in (("png", "x.png"), ("tiff", "x.tif"), ("ome-zarr", "x.ome.zarr")):
+        out = tmp_path / "out"
+        words = run, tmp_path / "x.ome.zarr", "--out", out, "--format", format
+        assert call(*words) == 0
+        found = open_source(out / name, 1).pixel_size
+        assert found == ({} if size != 1e-4 or format == "png" else pytest.approx(sizes, rel=1e-6))
+
+
+def test_overlays_do_not_replace_images(run, tmp_path, capsys):
+    (tmp_path / "overlays").mkdir()
+    Image.fromarray(pixels(40, 40)).save(tmp_path / "overlays" / "x.png")
+    before = (tmp_path / "overlays" / "x.png").read_bytes()
+    text = complaint(capsys, run, tmp_path / "overlays", "--out", tmp_path, "--overwrite")
+    assert "out must not be the folder of the input" in text
+    assert (tmp_path / "overlays" / "x.png").read_bytes() == before
+
+
+def test_workers_that_outlive_a_run_take_the_new_model(run, tmp_path):
+    other = model_in(tmp_path / "other", base_channels=2, depth=1)
+    source = open_source(zarr_in(tmp_path / "x.ome.zarr", pixels(200, 200)), 1)
+    options = Options("scores", tile=64, tta=(0.0, 90.0))
+    with cluster(1, None) as client:
+        for model in (run, other):
+            out = tmp_path / "out.ome.zarr"
+            predict_blocks(model, source, out, options, client=client, overwrite=True)
+            found = zarr.open_array(out / "0", mode="r")[...]
+            expected = predicted(model, pixels(200, 200), "scores", tta=(0.0, 90.0))
+            assert np.array_equal(found, expected)
+
+
+def test_goes_on_only_with_the_same_and_from_any_point(run, tmp_path, monkeypatch):
+    """Cut off at a block, while an earlier try is removed, and between the last steps."""
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(600, 600))
+    source, out = open_source(image, 1), tmp_path / "out.ome.zarr"
+    options = Options("labels", tile=64, tta=(0.0, 90.0))
+    part = tmp_path / "out.ome.zarr.part"
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    def fails(**changes):
+        with pytest.raises(KeyboardInterrupt, match="is kept, --resume goes on"):
+            predict_blocks(run, source, out, options, **changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_fast.prediction.out_of_core._flush", cut_off)  # of the first chunk
+        fails()
+    assert is_begun(out)
+    assert not list((part / "blocks").iterdir())
+    (part / "image" / "0" / "c" / "0" / "0.123.partial").write_bytes(b"cut off")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", cut_off)
+        fails(overwrite=True)
+    assert not is_begun(out)  # the folder is there, the job no more
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_fast.prediction.out_of_core._finish", cut_off)
+        fails()
+    predict_blocks(run, source, out, options, resume=True)
+    found = zarr.open_array(out / "0", mode="r")[...]
+    assert np.array_equal(found, predicted(run, pixels(600, 600), "labels", tta=(0.0, 90.0)))
+    assert not list(out.rglob("*.partial"))
+    assert not part.exists()
+    with monkeypatch.context() as patch:  # the old result stays until the new one is complete
+        patch.setattr("unet_fast.prediction.out_of_core._finish", cut_off)
+        fails(overwrite=True)
+    assert np.array_equal(zarr.open_array(out / "0", mode="r")[...], found)
+    other = model_in(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match="with the settings it was begun with, model was"):
+        predict_blocks(other, source, out, options, resume=True)
+
+
+@pytest.mark.parametrize("output", ["labels", "instances"])
+def test_background_has_chunks_too(tmp_path, output):
+    """All zero, and still written: a chunk that is not there is one that is missing."""
+    run = model_in(tmp_path / "run")
+    net = load_model(run)
+    net.head.bias.data += torch.tensor([1000.0, 0.0])
+    save_model(net, run)
+    image, out = zarr_in(tmp_path / "x.ome.zarr", pixels(600, 600)), tmp_path / "out"
+    assert call(run, image, "--out", out, "--output", output, "--tile", 64) == 0
+    result = zarr.open_array(out / "x.ome.zarr" / "0", mode="r")
+    assert result.nchunks_initialized == result.nchunks == 4
+    assert not result[...].any()
+    assert call(run, out / "x.ome.zarr", "--out", tmp_path / "again") == 0
+
+
+def test_broken_metadata(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    array = {"datasets": [{"path": "0"}]}
+    for i, image in enumerate(
+        (
+            {},
+            {"datasets": []},
+            array,
+            {**array, "axes": 3},
+            {**array, "axes": [{"name": 1}] * 2},
+            {**array, "axes": ["y"]},
+            {**array, "axes": ["y", "x", "z"]},
+            {**array, "axes": ["y", "y"]},
+        )
+    ):
+        path = zarr_in(tmp_path / f"{i}.ome.zarr", pixels(20, 20))
+        zarr.open_group(path).attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+        assert f"{path}: " in complaint(capsys, run, path, "--out", out)
+    file = tmp_path / "x.ome.tif"
+    tifffile.imwrite(file, pixels(20, 20), description='<OME><Pixels PhysicalSizeX="0,65"/></OME>')
+    assert call(run, file, "--out", out) == 0  # the size is lost, the image is not

@@ -1,0 +1,476 @@
+"""`unet-fast evaluate`: tables, summaries, what is refused."""
+
+import csv
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import zarr
+from scipy import ndimage
+
+from unet_fast import UNet, metrics, predict, save_model
+from unet_fast.cli import main
+from unet_fast.images.files import write_labels, write_tiff
+from unet_fast.images.zarr import create
+from unet_fast.prediction.objects import ObjectRule
+from unet_fast.scores.evaluate import CSV, IOUS, JSON, PICTURE, evaluate_files
+from unet_fast.scores.overlap import object_errors
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three images of labels, and predictions of two and of an empty one."""
+    generator = np.random.default_rng(0)
+    truth = np.kron(generator.integers(0, 6, (3, 6, 7)), np.ones((4, 4), int))
+    found = np.where(generator.random(truth.shape) < 0.9, truth * 3, 0)
+    truth[2] = 0
+    for name, images in (("labels", truth), ("found", found)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            write_labels(tmp_path / name / f"{i}.png", image)
+    return tmp_path, truth, found
+
+
+def test_table_and_summary(folders, capsys):
+    place, truth, found = folders
+    words = ["evaluate", str(place / "found"), str(place / "labels"), "--out", str(place / "out")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    content = json.loads((place / "out" / "evaluation.json").read_text())
+    rows = list(csv.DictReader((place / "out" / "evaluation.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows] == ["0", "1", "2"]
+    for i, row in enumerate(content["images"]):
+        assert row["iou"] == metrics.iou(truth[i], found[i])
+        assert row["dice"] == metrics.dice(truth[i], found[i])
+        assert row["pixel_error"] == metrics.pixel_error(truth[i], found[i])
+        assert row["ap_75"] == metrics.average_precision(truth[i], found[i], 0.75)
+        assert row["f1_50"] == metrics.detection(truth[i], found[i]).f1
+        each = [metrics.average_precision(truth[i], found[i], t) for t in IOUS]
+        assert row["ap_50_95"] == pytest.approx(np.mean(each))
+        assert float(rows[i]["iou"]) == pytest.approx(row["iou"], abs=1e-4)
+    assert content["images"][0]["seg"] == metrics.seg(truth[0], found[0])
+    assert (
+        content["images"][1]["v_rand_split"] == metrics.rand_split_merge(truth[1], found[1]).split
+    )
+    assert content["images"][2]["seg"] is None  # no reference object
+    assert content["images"][2]["v_info"] is None
+    assert rows[2]["seg"] == ""
+    summary = content["summary"]
+    assert summary["seg"] == metrics.seg(list(truth), list(found))
+    assert summary["iou"] == metrics.iou(truth, found)
+    both = [metrics.detection(t, f) for t, f in zip(truth, found, strict=True)]
+    total = [sum(getattr(x, k) for x in both) for k in ("found", "missed", "excess")]
+    assert summary["ap_50"] == total[0] / sum(total)
+    assert summary["v_rand"] == np.mean([metrics.v_rand(truth[i], found[i]) for i in range(2)])
+    counts = f"{summary['predicted_objects']} predicted, {summary['reference_objects']} true"
+    assert f"SEG        {summary['seg']:.4f}" in text
+    assert all(counts in line for line in text.splitlines() if line.startswith(("SEG", "objects")))
+    assert str(place / "out" / "evaluation.png") in text
+    assert main(words) == 2
+    assert "out must not hold an evaluation" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+
+
+def test_masks_become_objects(folders):
+    place, truth, found = folders
+    for i, image in enumerate(found):
+        write_labels(place / "found" / f"{i}.png", (image > 0).astype(int))
+    result = evaluate_files(place / "found", place / "labels", objects=ObjectRule(3, 1))
+    assert result.summary["seg"] == metrics.seg(
+        list(truth), [ObjectRule(3, 1).of_mask(x) for x in found]
+    )
+    for i, image in enumerate(truth):  # and the reference, where it is a mask
+        write_labels(place / "labels" / f"{i}.png", (image > 0) * 255)
+    result = evaluate_files(place / "found", place / "labels", objects=ObjectRule())
+    parts = [ObjectRule().of_mask(x) for x in truth]
+    assert result.summary["seg"] == metrics.seg(parts, [ObjectRule().of_mask(x) for x in found])
+
+
+def test_what_is_ignored_does_not_count(folders):
+    place, truth, found = folders
+    for i, image in enumerate(truth):
+        image[:, :9] = 7
+        write_labels(place / "labels" / f"{i}.png", image)
+    result = evaluate_files(place / "found", place / "labels", ignore_label=7)
+    cut = truth[:, :, 9:], found[:, :, 9:]
+    assert result.summary["pixel_error"] == pytest.approx(metrics.pixel_error(*cut))
+    assert result.summary["seg"] == metrics.seg(*map(list, cut))
+    assert result.rows[2]["pixel_error"] == pytest.approx(metrics.pixel_error(cut[0][2], cut[1][2]))
+
+
+def test_ignored_pixels_neither_tear_nor_join(tmp_path):
+    """A mask scored against itself is perfect, whatever grows, and the ignored gap stays out."""
+    labels = np.zeros((12, 12), int)
+    labels[2:5, 2:10], labels[5], labels[6:9, 2:10] = 1, 255, 2
+    for name, image in (("labels", labels), ("found", labels % 255 > 0)):
+        (tmp_path / name).mkdir()
+        write_labels(tmp_path / name / "a.png", image.astype(int))
+    for grow in (0, 1):
+        objects = ObjectRule(grow=grow)
+        result = evaluate_files(
+            tmp_path / "found", tmp_path / "labels", objects=objects, ignore_label=255
+        )
+        assert result.summary["seg"] == result.summary["ap_50_95"] == result.summary["iou"] == 1
+
+
+def test_masks_are_not_taken_for_objects(tmp_path, capsys):
+    mask = np.kron(np.eye(4, dtype=int), np.ones((3, 3), int)) * 255
+    write_labels(tmp_path / "a.png", mask)
+    words = ["evaluate", str(tmp_path / "a.png"), str(tmp_path / "a.png")]
+    assert main(words) == 2
+    assert (
+        "predictions must number their objects, or go with --instances" in capsys.readouterr().err
+    )
+    assert main([*words, "--instances"]) == 0
+    assert "SEG        1.0000" in capsys.readouterr().out
+
+
+def test_names_of_ome_tiff(folders):
+    place, _, found = folders
+    result = evaluate_files(place / "found", place / "labels")
+    for i, image in enumerate(found):
+        (place / "found" / f"{i}.png").unlink()
+        write_tiff(place / "found" / f"{i}.ome.tif", image.astype(np.int32), "YX", {}, ome=True)
+    assert evaluate_files(place / "found", place / "labels") == result
+
+
+def test_touching_objects_have_a_border_in_isbi2012(tmp_path):
+    labels = np.ones((20, 20), int)
+    labels[:, 10:] = 2
+    apart = np.ones((20, 20), np.float32)
+    apart[:, 9:11] = 0
+    for name, image in (("labels", labels), ("apart", apart), ("joined", np.full_like(apart, 0.9))):
+        (tmp_path / name).mkdir()
+        write = write_labels if name == "labels" else write_tiff
+        suffix = "png" if name == "labels" else "tif"
+        write(tmp_path / name / f"a.{suffix}", image)
+    (tmp_path / "apart" / "a.tif").unlink()
+    write_tiff(tmp_path / "apart" / "a.tif", apart * 0.9)
+    scores = [
+        evaluate_files(tmp_path / name, tmp_path / "labels").summary["v_rand"]
+        for name in ("apart", "joined")
+    ]
+    assert scores[0] == 1
+    assert scores[1] < 0.8
+
+
+def test_empty_slices_of_probabilities(tmp_path):
+    """Whole numbers in one of the files do not make labels of it."""
+    truth = np.zeros((6, 8), int)
+    truth[:, :3], truth[:, 4:] = 1, 1
+    for name in ("labels", "found"):
+        (tmp_path / name).mkdir()
+    for i, probability in enumerate((np.zeros((6, 8)), truth * 0.8)):
+        write_labels(tmp_path / "labels" / f"{i}.png", truth)
+        write_tiff(tmp_path / "found" / f"{i}.tif", probability.astype(np.float32))
+    result = evaluate_files(tmp_path / "found", tmp_path / "labels")
+    assert result.rows[1]["v_rand"] == 1
+    assert result.rows[0]["v_rand"] < 0.1
+
+
+def test_an_output_folder_that_cannot_be_is_refused_first(folders, capsys):
+    place, *_ = folders
+    (place / "file").write_text("")
+    words = ["evaluate", str(place / "found"), str(place / "labels"), "--out", str(place / "file")]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+
+
+def test_labels_without_prediction_are_counted(folders):
+    place, _, _ = folders
+    (place / "found" / "1.png").unlink()
+    result = evaluate_files(place / "found", place / "labels")
+    assert [row["image"] for row in result.rows] == ["0", "2"]
+    assert result.summary["labels_without_prediction"] == 1
+    one = evaluate_files(place / "found" / "0.png", place / "labels" / "0.png")
+    assert one.rows == result.rows[:1]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_probabilities_get_the_scores_of_isbi2012(tmp_path, channels, capsys):
+    generator = np.random.default_rng(1)
+    truth = generator.random((2, 20, 24)) < 0.7
+    probability = np.clip(0.6 * truth + 0.4 * generator.random(truth.shape), 0, 1).astype("float32")
+    for name in ("labels", "found"):
+        (tmp_path / name).mkdir()
+    for i in range(2):
+        write_labels(tmp_path / "labels" / f"{i}.png", truth[i] * 255)
+        values = probability[i] if channels == 1 else np.stack([1 - probability[i], probability[i]])
+        axes = "YX" if channels == 1 else "CYX"
+        write_tiff(tmp_path / "found" / f"{i}.tif", values, axes)
+    words = ["evaluate", str(tmp_path / "found"), str(tmp_path / "labels")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "V_rand thinned" in text
+    assert "SEG" not in text
+    result = evaluate_files(tmp_path / "found", tmp_path / "labels")
+    expected = metrics.isbi2012(truth, probability)
+    assert result.summary["v_rand"] == pytest.approx(expected.v_rand.score)
+    assert result.summary["v_info_thinned_split"] == pytest.approx(expected.v_info_thinned.split)
+    assert result.summary["warping_error"] == pytest.approx(expected.warping_error)
+    alone = asdict(metrics.isbi2012(truth[0], probability[0]))
+    assert result.rows[0]["pixel_error"] == pytest.approx(alone["pixel_error"])
+    assert main([*words, "--ignore-label", "7"]) == 2
+    assert "must be label images with --ignore-label" in capsys.readouterr().err
+    assert main([*words, "--instances"]) == 0
+    assert "predicted" in capsys.readouterr().out
+    made = [ObjectRule().of_mask(p > 0.5) for p in probability]
+    found = evaluate_files(tmp_path / "found", tmp_path / "labels", objects=ObjectRule()).summary
+    assert found["seg"] == metrics.seg([ndimage.label(x)[0] for x in truth], made)
+
+
+def test_objects_of_probabilities_by_the_rule_of_a_model(tmp_path, capsys):
+    """They are those that predict makes; options take the place of parts of the rule."""
+    torch.manual_seed(0)
+    model = UNet(base_channels=4, depth=1)
+    images = [torch.rand(50, 60) for _ in range(2)]
+    shares = [predict(model, x)[1] for x in images]
+    low, high = (float(shares[0].quantile(q)) for q in (0.3, 0.7))
+    model.objects = ObjectRule(3, 1, high, low, levels=2)
+    save_model(model, tmp_path / "run")
+    for kind in ("labels", "found", "probabilities"):
+        (tmp_path / kind).mkdir()
+    for i, (image, share) in enumerate(zip(images, shares, strict=True)):
+        labels = ndimage.label(ndimage.gaussian_filter(image.numpy(), 2) > 0.5)[0]
+        write_labels(tmp_path / "labels" / f"{i}.png", labels)
+        found = predict(model, image, output="instances").numpy()
+        write_labels(tmp_path / "found" / f"{i}.png", found)
+        write_tiff(tmp_path / "probabilities" / f"{i}.tif", share.numpy())
+    words = [str(tmp_path / "labels"), "--label-type", "instances"]
+    assert main(["evaluate", str(tmp_path / "found"), *words]) == 0
+    expected = capsys.readouterr().out
+    more = ["--instances", "--model", str(tmp_path / "run")]
+    words = ["evaluate", str(tmp_path / "probabilities"), *words]
+    assert main([*words, *more]) == 0
+    assert capsys.readouterr().out == expected
+    assert main([*words, *more, "--min-area", "0"]) == 0
+    assert capsys.readouterr().out != expected
+    assert main([*words, *more[1:]]) == 2
+    assert "model must go with --instances, got" in capsys.readouterr().err
+
+
+def test_text_of_membranes(tmp_path, capsys):
+    """Masks of mostly foreground in several parts get V_rand and V_info, others SEG."""
+    cells = np.kron(np.ones((3, 4), int), np.pad(np.ones((9, 9), int), 1))
+    nuclei = np.kron(np.ones((3, 4), int), np.pad(np.ones((5, 5), int), 3))
+    for name, mask in (("cells.png", cells), ("nuclei.png", nuclei)):
+        write_labels(tmp_path / name, mask * 255)
+        words = ["evaluate", str(tmp_path / name), str(tmp_path / name), "--instances"]
+        assert main(words) == 0
+        text = capsys.readouterr().out
+        assert ("V_rand" in text) == (mask is cells)
+        assert ("SEG" in text) == (mask is nuclei)
+        assert "12 predicted, 12 true" in text
+    instances = ndimage.label(cells)[0]  # which say what they are
+    write_labels(tmp_path / "cells.png", instances)
+    assert evaluate_files(*[tmp_path / "cells.png"] * 2).kind == "objects"
+
+
+def test_errors_object_by_object():
+    truth, found = np.zeros((2, 6, 30), int)
+    truth[1:5, 1:5], found[1:5, 2:6] = 7, 5  # a pair, one pixel off
+    truth[1:5, 8:12] = 2  # missed
+    found[1:5, 14:18] = 9  # in excess
+    truth[1:5, 20:23], truth[1:5, 24:27], found[1:5, 20:27] = 3, 4, 8  # two joined
+    row = "05111600222200333300444344400"[:29]
+    expected = np.zeros((6, 30), int)
+    expected[1:5, :29] = [int(code) for code in row]
+    assert (object_errors(truth, found) == expected).all()
+    assert (object_errors(truth, found, 4) == expected[::4, ::4]).all()
+    assert not object_errors(truth * 0, found * 0).any()
+
+
+def test_examples(folders):
+    """The best, the median and the worst image, over their images, each once."""
+    place, truth, found = folders
+    (place / "images").mkdir()
+    for i, image in enumerate(truth):
+        write_labels(place / "images" / f"{i}.png", image * 40)
+    where = place / "found", place / "labels"
+    result = evaluate_files(*where, images=place / "images")
+    scores = [row["pq_50"] for row in result.rows]
+    order = np.argsort(scores)[::-1]
+    ranks = ["best", "median", "worst"]
+    assert [e.title for e in result.examples] == [
+        f"{rank}: {i}" for rank, i in zip(ranks, order, strict=True)
+    ]
+    for example, i in zip(result.examples, order, strict=True):
+        both = metrics.detection(truth[i], found[i])
+        assert f"{both.found} found, {both.missed} missed, {both.excess} in" in example.result
+        assert (example.labels == truth[i]).all()
+        assert (example.errors == object_errors(truth[i], found[i])).all()
+        assert example.image.shape == truth[i].shape
+    result.write(place / "out")
+    assert (place / "out" / PICTURE).stat().st_size > 10000
+    (place / "found" / "0.png").unlink()
+    two = evaluate_files(*where).examples
+    assert [e.title.split(":")[0] for e in two] == ["best", "worst"]
+    assert two[0].image is None
+    one = evaluate_files(*(folder / "1.png" for folder in where), images=place / "images")
+    assert [e.title for e in one.examples] == ["1"]
+
+
+def test_a_picture_is_not_replaced_unasked(folders, capsys):
+    place, *_ = folders
+    words = ["evaluate", str(place / "found"), str(place / "labels"), "--out", str(place / "out")]
+    assert main(words) == 0
+    picture = (place / "out" / PICTURE).read_bytes()
+    for name in (CSV, JSON):
+        (place / "out" / name).unlink()
+    (place / "out" / PICTURE).write_bytes(b"mine")
+    assert main(words) == 2
+    assert f"got {place / 'out' / PICTURE}" in capsys.readouterr().err
+    assert (place / "out" / PICTURE).read_bytes() == b"mine"
+    assert main([*words, "--overwrite"]) == 0
+    assert (place / "out" / PICTURE).read_bytes() == picture
+
+
+def write_as(path, format, stack, axes):
+    """A stack in a file of that format, or in a Zarr folder."""
+    path.mkdir()
+    if format == "ome-zarr":
+        made = create(
+            path / "x.ome.zarr",
+            **{"name": "x", "shape": stack.shape, "axes": axes, "dtype": stack.dtype},
+            **{"chunks": (1,) * (stack.ndim - 2) + (16, 16), "pixel_size": {}, "labels": True},
+        )
+        made[...] = stack
+    elif format == "zarr":
+        zarr.create_array(path / "x.zarr", data=stack, chunks=(1,) * (stack.ndim - 2) + (16, 16))
+    elif format == "imagej":
+        tifffile.imwrite(
+            path / "x.tif", stack.astype(np.uint16), imagej=True, metadata={"axes": axes}
+        )
+    elif format == "pages":
+        tifffile.imwrite(path / "x.tif", stack, photometric="minisblack", compression="zlib")
+    else:
+        write_tiff(path / "x.ome.tif", stack, axes, ome=True)
+
+
+@pytest.mark.parametrize("format", ["pages", "imagej", "ome-tiff", "ome-zarr", "zarr"])
+def test_planes_of_stacks_count_as_images(folders, format):
+    place, truth, found = folders
+    truth, found = truth.astype(np.int32), found.astype(np.int32)
+    images = evaluate_files(place / "found", place / "labels", images=place / "labels")
+    write_as(place / "found_stack", format, found, "ZYX")
+    write_as(place / "labels_stack", "pages", truth, "ZYX")
+    where = place / "found_stack", place / "labels_stack"
+    planes = evaluate_files(*where, images=where[1])
+    assert [row.pop("image") for row in planes.rows] == ["x[0]", "x[1]", "x[2]"]
+    assert [row.pop("image") for row in images.rows] == ["0", "1", "2"]
+    assert planes == images
+    for one, other in zip(planes.examples, images.examples, strict=True):
+        assert one.title == other.title.replace(": ", ": x[") + "]"
+        assert (one.errors == other.errors).all()
+        assert (one.image == other.image).all()
+    (file,) = where[0].iterdir()
+    (labels,) = where[1].iterdir()
+    alone = evaluate_files(file, labels)
+    assert [row.pop("image") for row in alone.rows] == ["x[0]", "x[1]", "x[2]"]
+    assert alone == images
+
+
+def test_planes_of_time_and_depth(folders):
+    """They are told apart by the names of their axes, whatever the order in the file."""
+    place, truth, found = folders
+    truth, found = (np.stack([x, x[:, ::-1, ::-1]]).astype(np.int32) for x in (truth, found))
+    write_as(place / "a", "ome-tiff", truth, "TZYX")
+    write_as(place / "b", "ome-zarr", found.swapaxes(0, 1), "ZTYX")
+    write_as(place / "c", "ome-tiff", found, "TZYX")
+    rows, others = (evaluate_files(place / name, place / "a").rows for name in "bc")
+    assert rows[1]["image"] == "x[z0 t1]"
+    assert others[1]["image"] == "x[t0 z1]"
+    by_name = {row.pop("image"): row for row in rows}
+    for row in others:
+        t, z = row.pop("image")[2:-1].split()
+        assert by_name[f"x[{z} {t}]"] == row
+
+
+@pytest.mark.parametrize("format", ["ome-tiff", "ome-zarr"])
+def test_stacks_of_probabilities(tmp_path, format):
+    generator = np.random.default_rng(1)
+    truth = (generator.random((2, 20, 24)) < 0.7).astype(np.uint8)
+    foreground = np.clip(0.6 * truth + 0.4 * generator.random(truth.shape), 0, 1)
+    probability = np.stack([1 - foreground, foreground], 1).astype("float32")
+    write_as(tmp_path / "found", format, probability, "ZCYX")
+    write_as(tmp_path / "labels", "pages", truth, "ZYX")
+    result = evaluate_files(tmp_path / "found", tmp_path / "labels")
+    expected = metrics.isbi2012(truth, probability[:, 1])
+    assert result.kind == "probabilities"
+    assert [row["image"] for row in result.rows] == ["x[0]", "x[1]"]
+    assert result.summary["v_rand"] == pytest.approx(expected.v_rand.score)
+    assert len(result.examples) == 2
+
+
+def test_missing_chunks(folders, capsys):
+    """Labels may lack what holds background only; of predictions nothing may be missing."""
+    place, truth, found = folders
+    write_as(place / "a", "zarr", truth, "ZYX")
+    write_as(place / "b", "zarr", found, "ZYX")
+    words = ["evaluate", str(place / "b"), str(place / "a")]
+    assert evaluate_files(place / "b", place / "a").summary["images"] == 3  # truth[2] is empty
+    chunk = next((place / "b" / "x.zarr" / "c" / "1").rglob("0"))
+    chunk.rename(place / "chunk") if chunk.is_file() else (chunk / "0").rename(place / "chunk")
+    assert main(words) == 2
+    assert "with --missing-chunks" in capsys.readouterr().err
+    assert main([*words, "--missing-chunks"]) == 0
+
+
+def test_refused(folders, capsys):
+    place, _, found = folders
+
+    def line(*words):
+        assert main(["evaluate", *map(str, words)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        return error
+
+    assert "must be a folder of images" in line(place / "nothing", place / "labels")
+    assert "must go with --instances" in line(place / "found", place / "labels", "--grow", 1)
+    assert "grow must be in [0, 16], got 99" in line(
+        place / "found", place / "labels", "--instances", "--grow", 99
+    )
+    images = place / "images"
+    images.mkdir()
+    write_labels(images / "0.png", found[0])
+    with_images = (place / "found", place / "labels", "--images", images)
+    assert "images must go with --out" in line(*with_images)
+    with_images = (*with_images, "--out", place / "out")
+    assert f"{images}: must hold images of {place}/found/1.png, got none" in line(*with_images)
+    write_labels(images / "1.png", found[0][:5])
+    write_labels(images / "2.png", found[0])
+    assert f"{images}/1.png: must have the size of" in line(*with_images)
+    assert not any((place / "out").iterdir())
+    stack, other = place / "stack.tif", place / "other.tif"
+    write_tiff(stack, found, "ZYX")
+    write_tiff(other, found[:2], "ZYX")
+    assert f"must have the planes of {other}, 2 along Z, got 3 along Z" in line(stack, other)
+    assert "got one" in line(place / "found" / "0.png", stack)
+    write_tiff(other, found[:, :5], "ZYX")
+    assert "must have the size of" in line(stack, other)
+    write_labels(place / "found" / "x.png", found[0])
+    assert "must hold labels of" in line(place / "found", place / "labels")
+    (place / "found" / "x.png").unlink()
+    write_labels(place / "found" / "1.png", found[0][:5])
+    assert "must have the size of" in line(place / "found", place / "labels")
+    (place / "found" / "1.png").unlink()
+    write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 0.5, np.float32))
+    assert "must hold probabilities as the other files" in line(place / "found", place / "labels")
+    with_objects = (place / "found", place / "labels", "--instances")
+    assert "must hold probabilities as the other files" in line(*with_objects)
+    assert "must be label images" in line(*with_objects[:2], "--ignore-label", 7)
+    for name in ("0.png", "2.png"):
+        (place / "found" / name).unlink()
+    write_tiff(place / "found" / "1.tif", np.full(found[0].shape, 1.5, np.float32))
+    assert "probabilities must be in [0, 1], got 1.5 to 1.5" in line(
+        place / "found", place / "labels"
+    )
+    write_tiff(place / "found" / "2.tif", np.full(found[0].shape, 0.5, np.float32))
+    (place / "found" / "1.tif").unlink()
+    assert "must hold foreground, got none" in line(place / "found", place / "labels")

@@ -1,0 +1,1 @@
+"""What each operator takes: constants and checks, for the operator and its reference."""

@@ -1,0 +1,174 @@
+"""What border weights, ridges and distances take: constants and checks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ClassWeight = Sequence[float] | Tensor | str | None
+
+
+RIDGES = ("none", "one_sided", "two_sided")
+
+
+IGNORED = 255
+"""The target value of pixels that do not count."""
+
+
+MAX_CLASSES = 254
+"""With the background; the next value marks classes that are out of range."""
+
+
+INTEGERS = (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+MAX_ID = 2**31 - 1
+
+
+def spatial_axes(labels: Tensor) -> int:
+    """How many axes of a label map are not the batch."""
+    return 2 if labels.dim() == 2 else labels.dim() - 1
+
+
+def check_labels(op: str, labels: Tensor) -> None:
+    """Raises TypeError or ValueError for what is no label map."""
+    if labels.dtype not in INTEGERS:
+        raise TypeError(f"{op}: labels must be an integer tensor, got {labels.dtype}")
+    if labels.dim() not in (2, 3, 4):
+        raise ValueError(
+            f"{op}: labels must be (H, W), (N, H, W) or (N, D, H, W), got {tuple(labels.shape)}"
+        )
+
+
+def check_ids(op: str, labels: Tensor) -> None:
+    """Raises ValueError if an id is out of range."""
+    ids = labels.to(torch.int64)
+    wrong = ids[(ids < 0) | (ids > MAX_ID)]
+    if wrong.numel() > 0:
+        raise ValueError(f"{op}: labels must be in [0, {MAX_ID}], got {int(wrong[0])}")
+
+
+def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> None:
+    """Raises ValueError unless there is a size, whose square float32 holds, for each axis."""
+    if spacing is None:
+        return
+    axes = spatial_axes(labels)
+    if len(spacing) != axes or not all(1e-12 <= s <= 1e12 for s in spacing):
+        raise ValueError(
+            f"{op}: spacing must be {axes} values in [1e-12, 1e12], got {tuple(spacing)}"
+        )
+
+
+def check_ridge(op: str, name: str, ridge: str) -> None:
+    """Raises ValueError if the mode is unknown."""
+    if ridge not in RIDGES:
+        raise ValueError(f"{op}: {name} must be two_sided, one_sided or none, got {ridge!r}")
+
+
+def check_terms(
+    op: str,
+    labels: Tensor,
+    w0: float,
+    sigma: float,
+    halo: tuple[float, float] | None,
+    spacing: Sequence[float] | None,
+) -> None:
+    """Raises ValueError if a setting of the terms is out of range."""
+    check_spacing(op, labels, spacing)
+    if not 0 <= w0 < float("inf"):
+        raise ValueError(f"{op}: w0 must be >= 0 and finite, got {w0}")
+    if not 0 < sigma < float("inf"):
+        raise ValueError(f"{op}: sigma must be > 0 and finite, got {sigma}")
+    if halo is not None and not (
+        len(halo) == 2 and 0 <= halo[0] <= 1 and 0 < halo[1] < float("inf")
+    ):
+        raise ValueError(f"{op}: halo must be (v, s) with 0 <= v <= 1 and s > 0, got {halo}")
+
+
+def check_map(labels: Tensor, where: str, foreground: Tensor | None) -> None:
+    """Raises ValueError if an argument of border_weight_map alone is wrong."""
+    if where not in ("background", "everywhere"):
+        raise ValueError(
+            f"border_weight_map: where must be background or everywhere, got {where!r}"
+        )
+    if foreground is not None:
+        _check_like(
+            "border_weight_map", "foreground", foreground, labels, foreground.dtype == torch.bool
+        )
+
+
+def check_border_weights(labels: Tensor, classes: Tensor | None, ridge: str) -> None:
+    """Raises TypeError or ValueError if an argument of border_weights alone is wrong."""
+    check_ridge("border_weights", "ridge", ridge)
+    if classes is None:
+        return
+    if classes.dtype not in INTEGERS:
+        raise TypeError(f"border_weights: classes must be an integer tensor, got {classes.dtype}")
+    _check_like("border_weights", "classes", classes, labels, True)
+
+
+def _check_like(op: str, name: str, x: Tensor, labels: Tensor, right_dtype: bool) -> None:
+    if x.shape != labels.shape or not right_dtype:
+        rule = f"be {'bool ' if name == 'foreground' else ''}of shape {tuple(labels.shape)}"
+        raise ValueError(f"{op}: {name} must {rule}, got {x.dtype} {tuple(x.shape)}")
+    if x.device != labels.device:
+        raise ValueError(f"{op}: {name} must be on {labels.device}, got {x.device}")
+
+
+def class_count(classes: Tensor | None, num_classes: int | None) -> int:
+    """The number of classes with the background: as given, or read from the map.
+
+    Raises ValueError if it, or a class, is out of range.
+    """
+    if num_classes is not None and not 2 <= num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"border_weights: num_classes must be in [2, {MAX_CLASSES}], got {num_classes}"
+        )
+    if classes is None:
+        if num_classes not in (None, 2):
+            raise ValueError(
+                f"border_weights: num_classes must be 2 without a map of classes, got {num_classes}"
+            )
+        return 2
+    # Looking at values on another device makes the host wait.
+    if num_classes is not None and (classes.is_cuda or torch.compiler.is_compiling()):
+        return num_classes
+    values = classes.to(torch.int64)
+    present = torch.cat([values[values != IGNORED], values.new_zeros(1)])
+    low, high = int(present.min()), int(present.max())
+    most = (num_classes or MAX_CLASSES) - 1
+    if low < 0 or high > most:
+        raise ValueError(
+            f"border_weights: classes must be in [0, {most}] or 255 (ignored), "
+            f"got {low if low < 0 else high}"
+        )
+    return num_classes or max(2, high + 1)
+
+
+def class_table(
+    op: str, class_weight: ClassWeight, num_classes: int, device: torch.device
+) -> Tensor | None:
+    """The weight of each class, float32; None for balanced."""
+    if class_weight is None:
+        return torch.ones(num_classes)
+    if isinstance(class_weight, str):
+        if class_weight == "balanced":
+            return None
+        raise ValueError(
+            f"{op}: class_weight must be None, {num_classes} weights or 'balanced', "
+            f"got {class_weight!r}"
+        )
+    table = torch.as_tensor(class_weight, dtype=torch.float32).detach()
+    if table.device.type != "cpu" and table.device != device:
+        raise ValueError(f"{op}: class_weight must be on {device} or cpu, got {table.device}")
+    # Looking at values on another device would make the host wait.
+    looks = table.device.type == "cpu" and not torch.compiler.is_compiling()
+    if table.shape != (num_classes,) or (
+        looks and not bool(((table >= 0) & table.isfinite()).all())
+    ):
+        values = table.tolist() if looks else tuple(table.shape)
+        raise ValueError(
+            f"{op}: class_weight must be {num_classes} weights >= 0 (background first), "
+            f"got {values}"
+        )
+    return table

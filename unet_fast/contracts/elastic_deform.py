@@ -1,0 +1,256 @@
+"""What the elastic deformation takes: constants and checks."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+BOUNDARIES = ("mirror", "constant", "nearest", "wrap")
+
+
+GRIDS = ("interpolating", "approximating", "keys")
+
+
+EXTENTS = ("output", "input")
+
+
+ORDERS = (0, 1, 3)
+
+
+FARTHEST = 2.0**30
+"""Positions beyond are taken like those that are not finite; in pixels."""
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def gray_range(dtype: torch.dtype) -> float:
+    """The grey value that 1 stands for."""
+    return 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max)
+
+
+class Facts(NamedTuple):
+    """What the checks ask of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it is on a GPU."""
+        return self.device.type == "cuda"
+
+
+def facts(x: Tensor | None) -> Facts | None:
+    """Those of a tensor."""
+    return None if x is None else Facts(x.shape, x.dtype, x.device)
+
+
+def check_dtypes(
+    image: Facts,
+    displacement: Facts | None,
+    labels: Facts | None,
+    affine: Facts | None,
+    gray_curve: Facts | None,
+    offset: Facts | None,
+    source: Facts | None,
+) -> None:
+    """Raises TypeError, for the reference and the operator."""
+    if image.dtype not in (*FLOATS, torch.uint8, torch.uint16):
+        raise TypeError(
+            "elastic_deform: image must be float16, bfloat16, float32, float64, uint8 or uint16, "
+            f"got {image.dtype}"
+        )
+    for name, tensor in (("labels", labels), ("source", source)):
+        if tensor is not None and (
+            tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool
+        ):
+            raise TypeError(f"elastic_deform: {name} must be integer, got {tensor.dtype}")
+    for name, tensor in (
+        ("displacement", displacement),
+        ("affine", affine),
+        ("gray_curve", gray_curve),
+        ("offset", offset),
+    ):
+        if tensor is not None and tensor.dtype not in FLOATS:
+            raise TypeError(f"elastic_deform: {name} must be floating point, got {tensor.dtype}")
+
+
+def check_shapes(
+    image: Facts,
+    displacement: Facts | None,
+    labels: Facts | None,
+    affine: Facts | None,
+    gray_curve: Facts | None,
+    offset: Facts | None,
+    source: Facts | None,
+) -> None:
+    """Raises ValueError if a tensor does not fit the image."""
+    if len(image.shape) != 4 or 0 in image.shape[2:]:
+        raise ValueError(
+            f"elastic_deform: image must be (N, C, H, W) with H, W >= 1, got {tuple(image.shape)}"
+        )
+    m, channels, height, width = image.shape
+    n = m
+    if source is not None:
+        if len(source.shape) != 1:
+            raise ValueError(
+                f"elastic_deform: source must have shape (N,), got {tuple(source.shape)}"
+            )
+        n = source.shape[0]
+    for name, tensor, rule in (
+        ("source", source, (n,)),
+        ("displacement", displacement, (n, 2, "P >= 1", "Q >= 1")),
+        ("labels", labels, (m, height, width)),
+        ("affine", affine, (n, 2, 3)),
+        ("offset", offset, (n, 2)),
+        ("gray_curve", gray_curve, (n, 1 if channels == 1 else f"1 or {channels}", "K >= 1")),
+    ):
+        if tensor is None:
+            continue
+        fits = len(tensor.shape) == len(rule) and tensor.shape[0] == rule[0]
+        if not fits or (tensor.shape != rule and not _fits(tensor.shape, rule, channels)):
+            wanted = f"({', '.join(map(str, rule))})"
+            raise ValueError(
+                f"elastic_deform: {name} must have shape {wanted}, got {tuple(tensor.shape)}"
+            )
+        if tensor.device != image.device:
+            raise ValueError(
+                f"elastic_deform: {name} must be on {image.device}, got {tensor.device}"
+            )
+    if gray_curve is not None and gray_curve.shape[2] < 2:
+        raise ValueError(
+            f"elastic_deform: gray_curve must have at least 2 points, got {gray_curve.shape[2]}"
+        )
+
+
+def _fits(shape: Sequence[int], rule: Sequence[int | str], channels: int) -> bool:
+    """Whether a shape is one of those that the rule describes."""
+    return all(
+        size == side
+        or (isinstance(side, str) and (size >= 1 if ">=" in side else size in (1, channels)))
+        for size, side in zip(shape, rule, strict=True)
+    )
+
+
+def whole_numbers(name: str, value: object) -> Any:
+    """An int, a tuple of ints, or None. Raises TypeError if a value is none of them."""
+    return _converted(name, value, operator.index, "an integer")
+
+
+def numbers(name: str, value: object) -> Any:
+    """A float, a tuple of floats, or None. Raises TypeError if a value is none of them."""
+    return _converted(name, value, float, "a number")
+
+
+def number(name: str, value: object) -> float:
+    """A float. Raises TypeError if it is none."""
+    result = numbers(name, value)
+    if not isinstance(result, float):
+        raise TypeError(f"elastic_deform: {name} must be a number, got {value!r}")
+    return result
+
+
+def _converted(name: str, value: Any, convert: Callable[[Any], Any], kind: str) -> Any:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            raise TypeError  # which float would read
+        return tuple(map(convert, value)) if isinstance(value, Iterable) else convert(value)
+    except TypeError:
+        raise TypeError(
+            f"elastic_deform: {name} must be {kind} or a sequence of them, got {value!r}"
+        ) from None
+
+
+def check_choices(
+    channels: int, order: int | Sequence[int], grid: str, grid_extent: str, boundary: str
+) -> tuple[int, ...]:
+    """The order of every channel. Raises ValueError if a choice is none."""
+    orders = (order,) * channels if isinstance(order, int) else tuple(order)
+    if len(orders) != channels or any(o not in ORDERS for o in orders):
+        raise ValueError(
+            f"elastic_deform: order must be 0, 1 or 3, or one of them for each of {channels} "
+            f"channels, got {order}"
+        )
+    for name, choices, got in (
+        ("grid", GRIDS, grid),
+        ("grid_extent", EXTENTS, grid_extent),
+        ("boundary", BOUNDARIES, boundary),
+    ):
+        if got not in choices:
+            raise ValueError(
+                f"elastic_deform: {name} must be one of {', '.join(choices)}, got {got!r}"
+            )
+    return orders
+
+
+def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def check_windows(
+    input_shape: Sequence[int],
+    output_shape: Sequence[int] | None,
+    label_shape: Sequence[int] | None,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Spatial shapes of the output and of its labels. Raises ValueError if there are none such."""
+    output = _as_shape(input_shape if output_shape is None else output_shape)
+    label = output if label_shape is None else _as_shape(label_shape)
+    for name, shape in (("output_shape", output), ("label_shape", label)):
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"elastic_deform: {name} must be two sizes >= 1, got {shape}")
+    if any(o < i or (o - i) % 2 for o, i in zip(output, label, strict=True)):
+        raise ValueError(
+            "elastic_deform: label_shape must be smaller than output_shape by an even number, got "
+            f"{label} in {output}"
+        )
+    return output, label
+
+
+def check_grid(
+    displacement: Facts | None,
+    grid: str,
+    grid_spacing: float | Sequence[float] | None,
+    spanned: Sequence[int],
+) -> tuple[float, ...]:
+    """Grid cells per pixel along each axis. Raises ValueError if the grid cannot span so much."""
+    axes = len(spanned)
+    if grid_spacing is not None:
+        if grid != "approximating":
+            raise ValueError(
+                f"elastic_deform: grid_spacing must be None with grid {grid!r}, got {grid_spacing}"
+            )
+        given = (
+            (grid_spacing,) * axes if isinstance(grid_spacing, int | float) else tuple(grid_spacing)
+        )
+        if len(given) != axes or not all(1e-6 <= s <= FARTHEST for s in given):
+            raise ValueError(
+                "elastic_deform: grid_spacing must be a distance from 1e-6 to 2^30, or one for "
+                f"each of {axes} axes, got {grid_spacing}"
+            )
+    if displacement is None:
+        return (0.0,) * axes
+    points = tuple(displacement.shape[2:])
+    if grid != "approximating":
+        return tuple((p - 1) / max(n - 1, 1) for p, n in zip(points, spanned, strict=True))
+    if min(points) < 4:
+        raise ValueError(
+            "elastic_deform: displacement must have at least 4 points along each axis for an "
+            f"approximating grid, got {points}"
+        )
+    if grid_spacing is None:
+        return tuple((p - 3) / max(n - 1, 1) for p, n in zip(points, spanned, strict=True))
+    for p, n, s in zip(points, spanned, given, strict=True):
+        cells = (n - 1) / s * (1 - 1e-12)  # the quotient is rounded
+        if cells > p - 3:
+            raise ValueError(
+                f"elastic_deform: displacement must have at least {math.ceil(cells) + 3} points to "
+                f"span {n} pixels at grid_spacing {s:g}, got {p}"
+            )
+    return tuple(1 / s for s in given)

@@ -1,0 +1,200 @@
+"""Distances to the two nearest objects, the border weight map and the ridge between objects."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import bad_value, require_kernels
+from ..contracts.border_weight_map import (
+    IGNORED,
+    MAX_CLASSES,
+    RIDGES,
+    ClassWeight,
+    check_border_weights,
+    check_labels,
+    check_map,
+    check_ridge,
+    check_spacing,
+    check_terms,
+    class_count,
+    class_table,
+    spatial_axes,
+)
+
+_TWO_NEAREST = torch.ops.unet_fast.two_nearest.default
+_SEPARATE = torch.ops.unet_fast.separate_touching.default
+_WEIGHTS = torch.ops.unet_fast.border_weights.default
+_CUDA_PIXELS = 2**31 - 1
+
+
+def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
+    """Distances of every pixel to its nearest and second nearest object.
+
+    The distance to an object is the Euclidean distance between pixel centres to its nearest pixel,
+    so it is 0 inside. An object is all pixels of one id, also in several parts. Exact, by one pass
+    along each axis, whatever the number of objects; docs/border_weight_map.md has the proof.
+
+    Args:
+        labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
+            (N, D, H, W).
+        spacing: Size of a pixel along each spatial axis, 1e-12 to 1e12, in the unit of the
+            distances; None for 1.
+
+    Returns:
+        first, second: float32, of the shape and device of `labels`; infinite where there is no
+        object, or no second one.
+
+    Raises:
+        TypeError: If `labels` is not an integer tensor.
+        ValueError: If `labels` has another number of axes, more than 2^31 - 1 pixels on CUDA, or
+            (on the CPU) an id out of range; or if `spacing` has another length or a value out of
+            range. An id out of range is a RuntimeError under `torch.compile`, and a device-side
+            assertion on CUDA.
+        RuntimeError: If the build has no kernels for the device.
+    """
+    _check("two_nearest", labels)
+    check_spacing("two_nearest", labels, spacing)
+    first, second = _call("two_nearest", _TWO_NEAREST, _volumes(labels), _sizes(labels, spacing))
+    return first.reshape(labels.shape), second.reshape(labels.shape)
+
+
+def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
+    """Makes background of the pixels along which different objects touch.
+
+    Arguments and result as in :func:`unet_fast.reference.separate_touching`; ids and errors as in
+    :func:`two_nearest`.
+    """
+    _check("separate_touching", labels)
+    check_ridge("separate_touching", "mode", mode)
+    separated = _call("separate_touching", _SEPARATE, _volumes(labels), RIDGES.index(mode))
+    return separated.reshape(labels.shape)  # type: ignore[no-any-return]
+
+
+def border_weight_map(
+    labels: Tensor,
+    *,
+    w0: float = 10.0,
+    sigma: float = 5.0,
+    class_weight: ClassWeight = None,
+    where: str = "background",
+    foreground: Tensor | None = None,
+    halo: tuple[float, float] | None = None,
+    spacing: Sequence[float] | None = None,
+) -> Tensor:
+    """The weight map of the paper, in one pass from labels to weights.
+
+    Arguments, result and source as in :func:`unet_fast.reference.border_weight_map`; ids and errors
+    as in :func:`two_nearest`. Terms below 2^-28 are taken as 0.
+    """
+    op = "border_weight_map"
+    _check(op, labels)
+    check_terms(op, labels, w0, sigma, halo, spacing)
+    check_map(labels, where, foreground)
+    everywhere = where == "everywhere"
+    table = class_table(op, class_weight, 2, labels.device)
+    inputs = None, foreground, table, 2, RIDGES.index("none"), None, w0, sigma, everywhere
+    return _weights(op, labels, inputs, halo, spacing)[1]
+
+
+def border_weights(
+    labels: Tensor,
+    classes: Tensor | None = None,
+    *,
+    num_classes: int | None = None,
+    ridge: str = "two_sided",
+    ignore_label: int | None = None,
+    w0: float = 10.0,
+    sigma: float = 5.0,
+    class_weight: ClassWeight = None,
+    halo: tuple[float, float] | None = None,
+    spacing: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Targets and weights in one pass; what :class:`unet_fast.BorderWeights` calls.
+
+    Arguments and results as in :func:`unet_fast.reference.border_weights`; ids and errors as in
+    :func:`two_nearest`, with classes out of range treated like ids.
+    """
+    op = "border_weights"
+    _check(op, labels)
+    check_terms(op, labels, w0, sigma, halo, spacing)
+    check_border_weights(labels, classes, ridge)
+    count = class_count(classes, num_classes)
+    table = class_table(op, class_weight, count, labels.device)
+    class_map = None if classes is None else _volumes(_as_bytes(classes))
+    inputs = class_map, None, table, count, RIDGES.index(ridge), ignore_label, w0, sigma, False
+    return _weights(op, labels, inputs, halo, spacing)
+
+
+def _weights(
+    op: str,
+    labels: Tensor,
+    inputs: tuple[Any, ...],
+    halo: tuple[float, float] | None,
+    spacing: Sequence[float] | None,
+) -> tuple[Tensor, Tensor]:
+    v, s = halo if halo is not None else (1.0, 1.0)
+    target, weights = _call(
+        op, _WEIGHTS, _volumes(labels), *inputs, 1.0 - v, s, _sizes(labels, spacing)
+    )
+    return target.reshape(labels.shape), weights.reshape(labels.shape)
+
+
+def _check(op: str, labels: Tensor) -> None:
+    check_labels(op, labels)
+    if labels.is_cuda and labels.numel() > _CUDA_PIXELS:
+        raise ValueError(
+            f"{op}: labels must have at most {_CUDA_PIXELS} pixels on CUDA, got {labels.numel()}"
+        )
+    require_kernels(op, labels)
+
+
+def _call(op: str, kernel: Callable[..., Any], *inputs: Any) -> Any:
+    """Calls a kernel; what it says of values becomes a ValueError."""
+    if torch.compiler.is_compiling():
+        return kernel(*inputs)
+    try:
+        return kernel(*inputs)
+    except RuntimeError as error:
+        wrong = bad_value(op, error, "labels") or bad_value(op, error, "classes")
+        raise wrong or error from None
+
+
+def _as_bytes(classes: Tensor) -> Tensor:
+    """As uint8; what does not fit becomes a class that the kernels refuse."""
+    if classes.dtype == torch.uint8:
+        return classes
+    values = classes.to(torch.int64)
+    return torch.where((values < 0) | (values > IGNORED), MAX_CLASSES, values).to(torch.uint8)
+
+
+def _volumes(labels: Tensor) -> Tensor:
+    """As (N, D, H, W), the shape that the kernels take."""
+    batch = labels if labels.dim() > 2 else labels.unsqueeze(0)
+    return batch if batch.dim() == 4 else batch.unsqueeze(1)
+
+
+def _sizes(labels: Tensor, spacing: Sequence[float] | None) -> list[float]:
+    """The size of a pixel along depth, height and width."""
+    sizes = [1.0] * spatial_axes(labels) if spacing is None else [float(size) for size in spacing]
+    return [1.0] * (3 - len(sizes)) + sizes
+
+
+def _float(labels: Tensor) -> Tensor:
+    return labels.new_empty(labels.shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("unet_fast::two_nearest")
+def _(labels: Tensor, spacing: list[float]) -> tuple[Tensor, Tensor]:
+    return _float(labels), _float(labels)
+
+
+@torch.library.register_fake("unet_fast::separate_touching")
+def _(labels: Tensor, ridge: int) -> Tensor:
+    return labels.new_empty(labels.shape)
+
+
+@torch.library.register_fake("unet_fast::border_weights")
+def _(labels: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return labels.new_empty(labels.shape, dtype=torch.uint8), _float(labels)

@@ -1,0 +1,326 @@
+"""Objects: the connected parts of a mask, of a whole one or of one seen block by block."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage, sparse
+from torch import Tensor
+
+from ..contracts.border_weight_map import spatial_axes
+from ..unet import UNet
+
+
+def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
+    """Numbers the connected parts of a mask, from 1; touching objects become one.
+
+    Args:
+        mask: (H, W), (N, H, W) or (N, D, H, W), bool or integer; everything not 0 is foreground.
+            Each image is numbered by itself.
+        connectivity: How many axes a step between connected pixels may take at once: 1 along the
+            axes only (4 neighbours in 2D, 6 in 3D), 2 diagonally too, up to the number of axes.
+
+    Returns:
+        int32 labels, of the shape and device of `mask`.
+
+    Raises:
+        ValueError: If `mask` has another number of axes or `connectivity` is out of range.
+    """
+    if mask.dim() not in (2, 3, 4):
+        raise ValueError(
+            "label_components: mask must be (H, W), (N, H, W) or (N, D, H, W), "
+            f"got {tuple(mask.shape)}"
+        )
+    axes = spatial_axes(mask)
+    if not 1 <= connectivity <= axes:
+        raise ValueError(
+            f"label_components: connectivity must be in [1, {axes}], got {connectivity}"
+        )
+    structure = ndimage.generate_binary_structure(axes, connectivity)
+    images = mask.reshape(-1, *mask.shape[-axes:]).cpu().numpy() != 0
+    labels = [ndimage.label(image, structure)[0] for image in images]
+    numbered = np.stack(labels) if labels else images
+    result = torch.from_numpy(numbered.astype(np.int32)).reshape(mask.shape)
+    return result.to(mask.device)
+
+
+Reader = Callable[[slice, slice], NDArray[np.integer]]
+Writer = Callable[[slice, slice, NDArray[np.integer]], None]
+
+
+REACH = 16
+"""Steps that an object grows at most into the foreground of each level."""
+
+
+@dataclass(frozen=True)
+class ObjectRule:
+    """The rule by which the predicted probability of foreground becomes objects.
+
+    Seeds, the pixels of clear foreground, make objects: their parts that are connected along the
+    axes. Small ones are left out, the others grow into the rest of the foreground, from the clearer
+    to the fainter, and back over the ridge that training carved between objects that touch.
+
+    Raises TypeError or ValueError if a value breaks its rule.
+    """
+
+    min_area: int = 0
+    """Pixels that a connected part of the seeds has at least, or is left out."""
+    grow: int = 0
+    """Pixels that objects grow back into the ridge that parts them, at most; see :meth:`grown`."""
+    seed_threshold: float = 0.0
+    """In [0, 1): seeds are more probable than that; 0: all foreground is."""
+    foreground_threshold: float | None = None
+    """In [0, 1): foreground is more probable than that; None: what is no background most
+    probably."""
+    levels: int = 1
+    """In how many levels of probability, in [1, 8], objects grow from seeds into the foreground."""
+    holes: int = 0
+    """Pixels of the largest hole in an object that is filled, in [0, 1024]."""
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("min_area", "grow", "levels", "holes"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name} must be an integer, got {getattr(self, name)!r}")
+        if self.min_area < 0:
+            raise ValueError(f"min_area must be >= 0, got {self.min_area}")
+        for name, low, high in (("grow", 0, 16), ("levels", 1, 8), ("holes", 0, 1024)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+        for name in ("seed_threshold", "foreground_threshold"):
+            value = getattr(self, name)
+            if value is None and name == "foreground_threshold":
+                continue
+            if not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+    @property
+    def margin(self) -> int:
+        """How many pixels away from a pixel there is something that matters to it."""
+        return REACH * self.levels + self.holes + 2 * self.grow
+
+    @property
+    def seed(self) -> int:
+        """The state of a pixel that makes objects; see :meth:`states`."""
+        return self.levels + 1
+
+    def states(self, share: Tensor, mask: Tensor) -> Tensor:
+        """The states of pixels, uint8.
+
+        They are 0 for background, 1, 2, ... for the levels of the foreground, from the faintest on,
+        and :attr:`seed`.
+
+        Args:
+            share: Probability of foreground, any shape.
+            mask: Where background is not the most probable class, of that shape.
+        """
+        low = 0.5 if self.foreground_threshold is None else self.foreground_threshold
+        foreground = mask if self.foreground_threshold is None else share > low
+        if self.seed_threshold <= low:
+            return (foreground & (share > self.seed_threshold)).to(torch.uint8) * self.seed
+        states = foreground.to(torch.uint8)
+        step = (self.seed_threshold - low) / self.levels
+        for level in range(1, self.levels):
+            states += foreground & (share > low + step * level)
+        return states.masked_fill_(foreground & (share > self.seed_threshold), self.seed)
+
+    def of(self, states: NDArray[np.integer]) -> NDArray[np.int32]:
+        """The objects of pixels, (H, W), in the states of :meth:`states`, numbered from 1."""
+        parts, _ = ndimage.label(states == self.seed)
+        sizes = np.bincount(parts.ravel(), minlength=1)
+        return self.grown(_numbers(sizes >= self.min_area)[parts], states)
+
+    def of_mask(self, mask: NDArray[np.generic]) -> NDArray[np.int32]:
+        """The objects of a mask, (H, W): all that is not 0 is a seed."""
+        return self.of(np.where(mask != 0, self.seed, 0))
+
+    def grown(self, labels: NDArray[np.integer], states: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Grows objects, (H, W), into the foreground around them and over the ridge between them.
+
+        First into the rest of the foreground, seeds that were left out included: into the pixels of
+        the highest level, step by step along the axes, :data:`REACH` steps at most, then into those
+        of the next level, too, and so on. That follows the watershed of the probability, but looks
+        no farther than :attr:`margin`. Holes are filled next.
+
+        Then the pixels of narrow gaps between objects go to the nearest: a background pixel to one
+        at a distance d1 <= `grow`, if another one is not farther than 2 `grow` + 1 - d1, so where
+        two objects face each other at most 2 `grow` pixels apart. Towards open background nothing
+        grows, but beyond 1 the mouths of gaps are rounded off. Distances are steps along the axes;
+        where two objects arrive at once, the one of the smaller number is first.
+        """
+        reach = max(1, 2 * self.grow)
+        padded = np.pad(labels.astype(np.int32), reach)
+        width = padded.shape[1]
+        flat = padded.ravel()
+        inner = padded[reach:-reach, reach:-reach]
+        for level in range(self.levels, 0, -1):
+            _spread(flat, _inner((states >= level) & (inner == 0), reach), width, REACH)
+        if self.holes:
+            _fill(inner, self.holes)
+        if self.grow:
+            own = flat.copy()
+            places, distance = _spread(own, _inner(inner == 0, reach), width, self.grow)
+            owner, room = own[places], 2 * self.grow + 1 - distance
+            faces = np.zeros(len(places), bool)
+            for row in range(-reach, reach + 1):
+                for column in range(abs(row) - reach, reach - abs(row) + 1):
+                    other = flat[places + row * width + column]
+                    steps = abs(row) + abs(column)
+                    faces |= (other > 0) & (other != owner) & (steps <= room)
+            flat[places[faces]] = owner[faces]
+        return inner
+
+
+def rule_of(model: UNet) -> ObjectRule:
+    """How probabilities of a network become objects: as fitted, else all foreground, grown back."""
+    return ObjectRule(grow=model.ridge_width) if model.objects is None else model.objects
+
+
+def _fill(labels: NDArray[np.int32], largest: int) -> None:
+    """Fills the background parts of up to so many pixels that lie within one object, in place."""
+    holes, count = ndimage.label(labels == 0)
+    sizes = np.bincount(holes.ravel(), minlength=1)
+    small = sizes <= largest
+    for rim in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
+        small[rim] = False  # it may go on outside
+    small[0] = False
+    least, most = np.full(count + 1, _NO_ID, np.int32), np.zeros(count + 1, np.int32)
+    for ids, parts in ((labels, holes), (labels.T, holes.T)):
+        for own, other in ((ids[1:], parts[:-1]), (ids[:-1], parts[1:])):
+            met = (own > 0) & small[other]
+            np.minimum.at(least, other[met], own[met])
+            np.maximum.at(most, other[met], own[met])
+    owner = np.where(small & (least == most), most, 0)
+    np.copyto(labels, owner[holes], where=holes > 0)
+
+
+_NO_ID = np.iinfo(np.int32).max
+
+
+def _inner(mask: NDArray[np.bool_], margin: int) -> NDArray[np.int64]:
+    """Where a mask is, in the flat array that is that much wider on each side."""
+    rows, columns = np.nonzero(mask)
+    width = mask.shape[1] + 2 * margin
+    places: NDArray[np.int64] = (rows + margin) * width + columns + margin
+    return places
+
+
+def _spread(
+    ids: NDArray[np.int32], free: NDArray[np.int64], width: int, steps: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Spreads ids over free places, a step along the axes at a time.
+
+    Returns:
+        The places that were reached, and after how many steps.
+    """
+    places, distances = [], []
+    open_ = np.zeros(ids.shape, bool)
+    open_[free] = True
+    for step in range(1, steps + 1):
+        near = np.full(len(free), _NO_ID, np.int32)
+        for move in (-width, -1, 1, width):
+            other = ids[free + move]
+            np.minimum(near, np.where(other > 0, other, _NO_ID), out=near)
+        reached = near < _NO_ID
+        if not reached.any():
+            break
+        front = free[reached]
+        places.append(front)
+        distances.append(np.full(len(front), step))
+        ids[front] = near[reached]
+        open_[front] = False
+        # Only what lies beside the front can be reached next.
+        beside = np.concatenate([front - width, front - 1, front + 1, front + width])
+        free = np.unique(beside[open_[beside]])
+    if not places:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(places), np.concatenate(distances)
+
+
+def _numbers(kept: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """New numbers, without gaps, of the parts that are kept; part 0 is background."""
+    kept = kept.copy()
+    kept[0] = False
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+
+
+def label_in_blocks(
+    size: tuple[int, int],
+    block: tuple[int, int],
+    objects: ObjectRule,
+    states: Reader,
+    parts: Reader,
+    write_parts: Writer,
+    write: Writer,
+) -> int:
+    """Makes objects a block at a time, the same as :meth:`ObjectRule.of`.
+
+    The parts of each block are numbered by themselves; parts that meet where blocks meet are one.
+    Objects are numbered in the order of their first pixels, row by row.
+
+    Args:
+        size: Of the image, (H, W).
+        block: Sides of a block.
+        objects: What counts as an object.
+        states: Reads rows and columns of the states of the pixels; see :meth:`ObjectRule.states`.
+        parts: Reads what was written of the parts.
+        write_parts: Writes rows and columns of the parts, int32; each block once.
+        write: Writes rows and columns of the result, int32; each block once.
+
+    Returns:
+        How many objects there are.
+    """
+    rows, columns = (
+        [slice(start, min(start + side, n)) for start in range(0, n, side)]
+        for n, side in zip(size, block, strict=True)
+    )
+    first = [np.zeros(1, np.int64)]  # of each part, its first pixel; of the background any
+    areas = [np.zeros(1, np.int64)]
+    pairs: list[NDArray[np.int64]] = []
+    count = 0
+    above = np.zeros(size[1], np.int64)
+    for row in rows:
+        left = np.zeros(row.stop - row.start, np.int64)
+        for column in columns:
+            found, number = ndimage.label(states(row, column) == objects.seed)
+            values, at, area = np.unique(found, return_index=True, return_counts=True)
+            pixel = np.unravel_index(at[values > 0], found.shape)
+            first.append((pixel[0] + row.start) * size[1] + pixel[1] + column.start)
+            areas.append(area[values > 0])
+            ids = np.where(found > 0, found.astype(np.int64) + count, 0)
+            count += number
+            write_parts(row, column, ids.astype(np.int32))
+            for mine, others in ((ids[0], above[column]), (ids[:, 0], left)):
+                met = (mine > 0) & (others > 0)
+                pairs.append(np.unique(np.stack([mine[met], others[met]]), axis=1))
+            left, above[column] = ids[:, -1], ids[-1]
+    one, other = np.concatenate(pairs, axis=1)
+    links = sparse.coo_array((np.ones(len(one)), (one, other)), (count + 1, count + 1))
+    _, group = sparse.csgraph.connected_components(links, directed=False)
+    groups = int(group.max()) + 1
+    start = np.full(groups, np.iinfo(np.int64).max)
+    np.minimum.at(start, group, np.concatenate(first))
+    start[group[0]] = -1  # background comes first
+    total = np.bincount(group, np.concatenate(areas), groups)
+    order = np.argsort(start)
+    number_of = np.zeros(groups, np.int32)
+    number_of[order] = _numbers(total[order] >= objects.min_area)
+    final = number_of[group]
+    margin = objects.margin
+    for row in rows:
+        for column in columns:
+            wide = [
+                slice(max(0, s.start - margin), min(n, s.stop + margin))
+                for s, n in zip((row, column), size, strict=True)
+            ]
+            grown = objects.grown(final[parts(*wide)], states(*wide))
+            inner = [
+                slice(s.start - w.start, s.stop - w.start)
+                for s, w in zip((row, column), wide, strict=True)
+            ]
+            write(row, column, grown[tuple(inner)])
+    return int(number_of.max())

@@ -1,0 +1,86 @@
+"""The settings of a prediction: in Python and on the command line."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to predict, and how: the settings of :func:`unet_fast.predict`.
+
+    Raises ValueError if a text breaks its rule; the network's :class:`Predictor` checks the rest.
+    """
+
+    output: Literal["instances", "labels", "probabilities", "scores"] = "probabilities"
+    """instances (objects, numbered), labels (classes), probabilities or scores before softmax."""
+    min_area: int | None = None
+    """Of instances: seeds of fewer pixels are left out. None, here and below: as trained."""
+    grow: int | None = None
+    """Of instances: pixels that objects grow into gaps between them, in [0, 16]."""
+    seed_threshold: float | None = None
+    """Of instances: pixels of more probable foreground are seeds, which grow; in [0, 1); 0: all."""
+    foreground_threshold: float | None = None
+    """Of instances: in [0, 1). Foreground is more probable than that."""
+    holes: int | None = None
+    """Of instances: holes in an object of up to so many pixels are filled, in [0, 1024]."""
+    tta: str | Sequence[float] | None = None
+    """Average over views: flips (4), rotations (4), square (8), or angles in degrees: 0,30,60."""
+    average: Literal["scores", "probabilities"] | None = None
+    """What is averaged; scores, if nothing is said."""
+    tile: int | Sequence[int] | None = None
+    """Side of a tile in pixels, >= 1; chosen, if nothing is said. The result is the same."""
+    memory_budget: int | str | None = None
+    """Memory for the tiles in work, in bytes or like 500MB or 2GiB."""
+    batch_size: int | None = None
+    """Tiles at once, >= 1."""
+    precision: str | torch.dtype | None = None
+    """Of the convolutions: bfloat16 or float16 (autocast); None: that of the weights."""
+    compile: bool = False
+    """Let torch.compile make the network faster: for many tiles."""
+
+    def __post_init__(self) -> None:
+        """Reads what is given as text."""
+        if isinstance(self.precision, torch.dtype):
+            self._set("precision", str(self.precision).removeprefix("torch."))
+        if isinstance(self.memory_budget, str):
+            self._set("memory_budget", _bytes_in(self.memory_budget))
+        if isinstance(self.tta, str) and self.tta not in ("flips", "rotations", "square"):
+            self._set("tta", _angles_in(self.tta))
+
+    @property
+    def budget(self) -> int | None:
+        """The memory budget in bytes."""
+        assert not isinstance(self.memory_budget, str)
+        return self.memory_budget
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def rule(self) -> dict[str, float]:
+        """What is said about objects; the model knows the rest."""
+        names = ("min_area", "grow", "seed_threshold", "foreground_threshold", "holes")
+        return {k: v for k in names if (v := getattr(self, k)) is not None}
+
+
+def _bytes_in(text: str) -> int:
+    """The number that 500MB or 2GiB stands for."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?", text.strip())
+    if found is None:
+        raise ValueError(f"memory_budget must be like 500MB or 2GiB, got {text}")
+    number, prefix, binary = found.groups()
+    power: int = (1024 if binary else 1000) ** " kMGT".index(prefix or " ")
+    return int(float(number) * power)
+
+
+def _angles_in(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"tta must be flips, rotations, square or angles like 0,30,60, got {text}"
+        ) from None

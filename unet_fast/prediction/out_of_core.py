@@ -1,0 +1,410 @@
+"""Prediction of one image into an OME-Zarr, block by block, in one process or in many.
+
+`OUT.part` holds what a run needs to go on wherever it was killed: the job, the image so far, and an
+empty file for each block that has reached the disk. The whole is renamed to OUT at the end.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._device import find_device
+from .._files import reason_of, replace_file
+from ..images.folders import stem_of
+from ..images.intensity import Range, range_of
+from ..images.source import Source, open_source
+from ..images.zarr import create, need_zarr, open_level
+from ..model_file import find_model, load_model
+from .cluster import spread
+from .objects import ObjectRule, label_in_blocks
+from .options import Options
+from .predictor import Predictor
+from .tiling import Tiling
+
+SIDE = 512
+"""Pixels that a chunk has at least along Y and X, if tiles are smaller."""
+
+Block = tuple[tuple[int, ...], int, int]
+"""Index of a plane, first row, first column."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs to know to compute any block, as it is in `job.json`."""
+
+    image: str
+    model: str
+    image_stamp: str
+    """Tells whether the image has changed since."""
+    model_stamp: str
+    missing_chunks: bool
+    options: Options
+    """With the tiles that were chosen."""
+    ranges: list[Range] | None = None
+    """The normalisation of every plane."""
+
+
+def predict_blocks(
+    run: Path,
+    source: Source,
+    out: Path,
+    options: Options,
+    *,
+    device: str = "auto",
+    missing_chunks: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    client: Any = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Predicts an image that need not fit into memory into an OME-Zarr (0.5).
+
+    Args:
+        run: A model, as for :func:`load_model`.
+        source: The image, a plane or a stack.
+        out: The folder to make, `NAME.ome.zarr`; its chunks are blocks of one channel. Objects are
+            numbered as if all at once, each plane by itself.
+        options: What to predict, and how.
+        device: As for training; with `client` that of the workers.
+        missing_chunks: As for :func:`open_source`.
+        resume: Go on where a killed run stopped; blocks that are done stay.
+        overwrite: Replace what is there.
+        client: A `distributed.Client`, whose workers compute the blocks, one a task, and see the
+            same files; None: this process does.
+        progress: Is told the blocks done and all blocks.
+
+    Returns:
+        How many objects were found, all planes together; 0 of other outputs than instances.
+
+    Raises:
+        ValueError: One line, if an argument breaks its rule, the image cannot be read, or a file
+            cannot be written; what was computed is kept for `resume`.
+    """
+    need_zarr()
+    part = _part(out)
+    if out.is_symlink() or out.is_file():
+        raise ValueError(f"{out}: must be a folder or not exist, got a link or a file")
+    goes_on = resume and is_begun(out)
+    if out.exists() and not (overwrite or goes_on):
+        raise ValueError(f"{out}: must not exist, or go with --overwrite")
+    if is_begun(out) and not (resume or overwrite):
+        raise ValueError(f"{part}: was begun; --resume goes on, --overwrite starts again")
+    file = find_model(run)
+    model = load_model(file)
+    predictor = Predictor(model, options)
+    tiling = predictor.plan(source.size, find_device(device).type)
+    source.layout(())  # has a place for every axis
+    job = Job(
+        image=str(source.path.resolve()),
+        model=str(file.resolve()),
+        image_stamp=_stamp(source.path),
+        model_stamp=_digest(file),
+        missing_chunks=missing_chunks,
+        options=replace(options, tile=tiling.tile, memory_budget=None, batch_size=tiling.batch),
+    )
+    try:
+        if goes_on:
+            _same(part, read_job(part), job)
+        else:
+            _begin(part, source, predictor, tiling, job)
+        worker = Worker(part, device)
+        left = [block for block in worker.blocks if not worker.marker(block).exists()]
+        count, total = len(worker.blocks) - len(left), len(worker.blocks)
+        progress(count, total)
+
+        def done(block: Block) -> None:
+            nonlocal count
+            count += 1
+            progress(count, total)
+
+        if client is None:
+            worker.run(left, done)
+        else:
+            # Workers outlive this run: what they keep for the next block goes by the job, too.
+            stamp = _digest(part / "job.json")
+            task = functools.partial(_compute, str(part.resolve()), device, stamp)
+            spread(client, task, left, done)
+        found = 0
+        if options.output == "instances":
+            found = _number(part, source, tiling, predictor.objects)
+        _finish(part, out)
+        return found
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{part} is kept, --resume goes on") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
+
+
+def _finish(part: Path, out: Path) -> None:
+    """Gives the result its name, once all of it is on the disk; what had that name is removed."""
+    for rest in (part / "image").rglob("*.partial"):  # of writes that a kill cut off
+        rest.unlink()
+    os.sync()
+    old = part / "replaced"
+    if old.exists():
+        shutil.rmtree(old)
+    if out.exists():
+        out.rename(old)
+    (part / "image").rename(out)
+    _flush(out.parent)
+    (part / "job.json").unlink()
+    shutil.rmtree(part)
+
+
+def is_begun(out: Path) -> bool:
+    """Whether there is an unfinished result to go on with."""
+    part = _part(out)
+    folders = ("image", "classes")
+    return (part / "job.json").exists() and any((part / name).exists() for name in folders)
+
+
+def _part(out: Path) -> Path:
+    return out.with_name(out.name + ".part")
+
+
+class Worker:
+    """Computes blocks of a job that was begun.
+
+    Args:
+        part: Its folder.
+        device: Where to compute.
+    """
+
+    def __init__(self, part: Path, device: str) -> None:
+        job = read_job(part)
+        model = load_model(job.model, device=find_device(device))
+        stamps = _stamp(Path(job.image)), _digest(Path(job.model))
+        if stamps != (job.image_stamp, job.model_stamp):
+            raise ValueError(f"{part}: image and model must stay as they were when it was begun")
+        self.part = part
+        self.source = open_source(  # whose chunks were counted when the job began
+            Path(job.image), model.config["in_channels"], missing_chunks=True
+        )
+        self.predictor = Predictor(model, job.options)
+        self.tiling = self.predictor.plan(self.source.size)
+        self.ranges = job.ranges
+        values = model.class_values if job.options.output == "labels" else None
+        self.class_values = None if values is None else np.asarray(values)
+        self.array = open_level(part / _folder(job.options.output) / "0", write=True)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks, plane by plane, row by row."""
+        sides = zip(self.source.size, block_of(self.tiling), strict=True)
+        rows, columns = (range(0, n, side) for n, side in sides)
+        return [(p, r, c) for p in self.source.planes for r in rows for c in columns]
+
+    def marker(self, block: Block) -> Path:
+        """The file that says that a block is done."""
+        plane, row, column = block
+        return self.part / "blocks" / ".".join(map(str, (*plane, row, column)))
+
+    def run(self, blocks: list[Block], done: Callable[[Block], None] = lambda block: None) -> None:
+        """Computes blocks and writes them; tells of each that has reached the disk."""
+        for number, plane in enumerate(self.source.planes):
+            chosen = [block for block in blocks if block[0] == plane]
+            if chosen:
+                self._run(chosen, None if self.ranges is None else self.ranges[number], done)
+
+    def _run(
+        self, blocks: list[Block], values: Range | None, done: Callable[[Block], None]
+    ) -> None:
+        """The same for blocks of one plane."""
+        groups = [self._tiles(block) for block in blocks]
+        owner = {tile: b for b, group in zip(blocks, groups, strict=True) for tile in group}
+        left = {block: len(group) for block, group in zip(blocks, groups, strict=True)}
+        buffers: dict[Block, NDArray[np.generic]] = {}
+
+        def write(origin: tuple[int, int], tile: Tensor) -> None:
+            block = owner[origin]
+            row, column = origin[0] - block[1], origin[1] - block[2]
+            if block not in buffers:
+                rows, columns = self._place(block)
+                shape = rows.stop - rows.start, columns.stop - columns.start
+                buffers[block] = np.empty(self.predictor.shape(shape), tile.numpy().dtype)
+            height, width = tile.shape[-2:]
+            buffers[block][..., row : row + height, column : column + width] = tile.numpy()
+            left[block] -= 1
+            if left[block] == 0:
+                self._write(block, buffers.pop(block))
+                done(block)
+
+        self.predictor.run(self.tiling, self.source.pixels(blocks[0][0]), values, write, groups)
+
+    def _place(self, block: Block) -> tuple[slice, slice]:
+        """Its rows and columns of the image."""
+        sides = zip(block[1:], block_of(self.tiling), self.source.size, strict=True)
+        rows, columns = (slice(start, min(start + side, n)) for start, side, n in sides)
+        return rows, columns
+
+    def _tiles(self, block: Block) -> list[tuple[int, int]]:
+        """First pixels of its tiles."""
+        pairs = zip(self._place(block), self.tiling.tile, strict=True)
+        rows, columns = (range(part.start, part.stop, side) for part, side in pairs)
+        return [(row, column) for row in rows for column in columns]
+
+    def _write(self, block: Block, values: NDArray[np.generic]) -> None:
+        """Writes a block so that it outlives this process, and the power."""
+        rows, columns = self._place(block)
+        index = self.source.place(self.array, block[0], rows, columns)
+        self.array[index] = values if self.class_values is None else self.class_values[values]
+        root = self.part / _folder(self.predictor.output) / "0"
+        sides = zip(index, self.array.shape, self.array.chunks, strict=True)
+        spans = [i if isinstance(i, slice) else slice(i, i + 1) for i, *_ in sides]
+        chunks = (
+            range((s.start or 0) // c, -(-(n if s.stop is None else s.stop) // c))
+            for s, n, c in zip(spans, self.array.shape, self.array.chunks, strict=True)
+        )
+        for place in itertools.product(*chunks):
+            _flush(root / self.array.metadata.encode_chunk_key(place))
+        self.marker(block).touch()
+
+
+def read_job(part: Path) -> Job:
+    """Reads `job.json`.
+
+    Raises:
+        ValueError: If it is not there or foreign.
+    """
+    file = part / "job.json"
+    try:
+        content = json.loads(file.read_text())
+        if content["ranges"] is not None:
+            pairs = [(tuple(r["low"]), tuple(r["width"])) for r in content["ranges"]]
+            content["ranges"] = [Range(low, width) for low, width in pairs]
+        options = content["options"]
+        options["tile"] = tuple(options["tile"])
+        return Job(**content | {"options": Options(**options)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: must hold a job of unet_fast: {reason_of(error)}") from None
+
+
+def block_of(tiling: Tiling) -> tuple[int, int]:
+    """Sides of a block: of a tile, or of as many small ones as make :data:`SIDE`."""
+    sides = zip(tiling.tile, tiling.image, strict=True)
+    rows, columns = (min(tile * max(1, SIDE // tile), n) for tile, n in sides)
+    return rows, columns
+
+
+def _begin(part: Path, source: Source, predictor: Predictor, tiling: Tiling, job: Job) -> None:
+    """Makes the folder of a job."""
+    if predictor.model.normalisation == "percentile":
+        readings = (functools.partial(source.parts, plane) for plane in source.planes)
+        job = replace(job, ranges=[range_of(reading) for reading in readings])
+    if part.exists():
+        (part / "job.json").unlink(missing_ok=True)  # first: without it there is nothing to resume
+        shutil.rmtree(part)
+    (part / "blocks").mkdir(parents=True)
+    dtype = str(predictor.dtype).removeprefix("torch.")
+    if job.options.output == "labels" and predictor.model.class_values is not None:
+        dtype = str(np.min_scalar_type(max(predictor.model.class_values)))
+    _create(part / _folder(job.options.output), source, predictor.shape(()), tiling, dtype)
+    replace_file(part / "job.json", json.dumps(asdict(job), indent=1).encode())
+
+
+def _create(
+    folder: Path, source: Source, channels: tuple[int, ...], tiling: Tiling, dtype: str
+) -> Any:
+    """Makes an OME-Zarr for a result."""
+    axes, shape = source.layout(channels)
+    chunk = dict(zip("YX", block_of(tiling), strict=True))
+    return create(
+        folder,
+        name=stem_of(source.path),
+        shape=shape,
+        axes=axes,
+        chunks=tuple(chunk.get(axis, 1) for axis in axes),
+        dtype=dtype,
+        pixel_size=source.pixel_size,
+        labels=not channels,
+    )
+
+
+def _folder(output: str) -> str:
+    """Where the blocks of a job go; objects are numbered in the end only."""
+    return "classes" if output == "instances" else "image"
+
+
+def _same(part: Path, begun: Job, job: Job) -> None:
+    """Raises ValueError if a job was begun with other settings."""
+    # As they are in the file: there a tuple is a list.
+    old, new = (json.loads(json.dumps(asdict(j) | asdict(j.options))) for j in (begun, job))
+    for name in sorted(new.keys() - {"options", "ranges"}):
+        if old.get(name) != new[name]:
+            raise ValueError(
+                f"{part}: must go on with the settings it was begun with, {name} was "
+                f"{old.get(name)}, got {new[name]}; --overwrite starts again"
+            )
+
+
+def _stamp(image: Path) -> str:
+    """Changes when an image does: size and time of its file, or of what describes its array."""
+    names = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
+    files = [image / name for name in names] if image.is_dir() else [image]
+    return " ".join(f"{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.exists())
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _compute(part: str, device: str, stamp: str, block: Block) -> None:
+    """A task: one block, unless a worker that was lost has done it."""
+    worker = _worker(part, device, stamp)
+    if not worker.marker(block).exists():
+        worker.run([block])
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(part: str, device: str, stamp: str) -> Worker:
+    """Kept for the next block."""
+    return Worker(Path(part), device)
+
+
+def _number(part: Path, source: Source, tiling: Tiling, objects: ObjectRule) -> int:
+    """Makes the result of the states of all pixels: the objects of every plane, numbered."""
+    found = 0
+    classes = open_level(part / "classes" / "0")
+    for name in ("parts", "image"):
+        shutil.rmtree(part / name, ignore_errors=True)  # of a run killed here
+    parts, result = (
+        _create(part / name, source, (), tiling, "int32") for name in ("parts", "image")
+    )
+    for plane in source.planes:
+
+        def read(array: Any, rows: slice, columns: slice, plane: Any = plane) -> Any:
+            return array[source.place(array, plane, rows, columns)]
+
+        def write(array: Any, rows: slice, columns: slice, ids: Any, plane: Any = plane) -> None:
+            array[source.place(array, plane, rows, columns)] = ids
+
+        found += label_in_blocks(
+            source.size,
+            block_of(tiling),
+            objects,
+            functools.partial(read, classes),
+            functools.partial(read, parts),
+            functools.partial(write, parts),
+            functools.partial(write, result),
+        )
+    return found

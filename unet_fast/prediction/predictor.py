@@ -1,0 +1,328 @@
+"""Overlap-tile prediction: images of any size, tile by tile, as if all at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..images.intensity import Range, as_float32, range_of
+from ..unet import UNet
+from .objects import rule_of
+from .options import Options
+from .tiling import Tiling, mirrored, plan
+from .views import Region, Rotation, views_of
+
+OUTPUTS = ("scores", "probabilities", "labels", "instances")
+AVERAGES = ("scores", "probabilities")
+
+Pixels = Callable[[slice, slice], NDArray[np.generic]]
+"""Reads rows and columns of an image, (C, rows, columns), real values of any dtype."""
+
+
+def predict(
+    model: UNet,
+    image: Tensor | NDArray[np.generic],
+    *,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> Tensor:
+    """Predicts an image in tiles that give what the whole image gives, whatever their size.
+
+    The outside of the image is mirrored, so that every pixel has its full context. Tiles of
+    another size give the same numbers up to the rounding of other sums (docs/prediction.md).
+
+    Args:
+        model: The network; it runs in evaluation mode and is left as it was. A bare `UNet` sees the
+            values as given; one from :func:`load_model` gets them normalised as in training.
+        image: (H, W) or (C, H, W), any size from 1 x 1, any real dtype, finite.
+        device: Where to compute; None for where the model is.
+        **options: The fields of :class:`unet_fast.prediction.options.Options`.
+
+            ======================  ================================================================
+            output                  "probabilities" (the default) or "scores", before softmax:
+                                    (K, H, W), float32; "labels", the most probable class: (H, W),
+                                    uint8 (int64 over 256 classes); "instances", the objects:
+                                    (H, W), int32, numbered from 1
+            min_area                pixels that a connected part of the seeds has at least, >= 0
+            seed_threshold          in [0, 1): seeds are pixels whose foreground is more probable;
+                                    they make the objects, which grow into the rest of the
+                                    foreground; 0: all foreground is seed
+            foreground_threshold    in [0, 1): what is more probable is foreground
+            holes                   pixels, in [0, 1024]: smaller holes in an object are filled
+            grow                    pixels, in [0, 16], that objects grow into gaps between them;
+                                    only gaps of up to 2 `grow` pixels are closed
+            tta                     averaging over views: "flips" (4), "rotations" (4, by right
+                                    angles), "square" (8, both), or angles in degrees
+            average                 of what: "scores" (the default) or "probabilities"
+            tile                    side or sides of a tile of the output in pixels, >= 1, rounded
+                                    up to multiples of 2^depth; None: chosen
+            memory_budget           bytes that tiles in work may take, or "500MB"; None: 1 GiB on
+                                    a CPU, 4 GiB on a GPU, or what the given tile takes
+            batch_size              tiles at once, >= 1; None: chosen
+            precision               torch.bfloat16 or torch.float16 (autocast); None: that of the
+                                    weights
+            compile                 whether `torch.compile` makes the network faster: worth it for
+                                    many tiles
+            ======================  ================================================================
+
+            The five that make objects are as training fitted them (`model.objects`) where they are
+            not given; a network without such a rule makes objects of all foreground.
+
+    Returns:
+        The prediction, on the CPU.
+
+    Raises:
+        TypeError: If there is no such option.
+        ValueError: If an argument breaks its rule; if the image is larger than a tile and the
+            network takes statistics from all that it sees (instance and group norm, batch norm
+            without running mean), for then no tile agrees with the whole.
+
+    Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section 2 and figure 2.
+    """
+    settings = Options(**options)
+    channels = model.config["in_channels"]
+    if isinstance(image, Tensor):
+        pixels = image.detach().cpu().float().numpy()
+    else:
+        pixels = np.asarray(image)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.size == 0:
+        raise ValueError(
+            f"predict: image must be (H, W) or (C, H, W) with C = {channels}, "
+            f"got {tuple(np.shape(image))}"
+        )
+    if pixels.dtype.kind not in "buif":
+        raise ValueError(f"predict: image must hold real numbers, got {pixels.dtype}")
+    values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
+    with evaluating(model, device):
+        return _of_array(Predictor(model, settings), pixels, values)
+
+
+def logits_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
+    """Scores of an image (C, H, W) that is normalised, (K, H, W), on the CPU."""
+    with evaluating(model, device):
+        return _of_array(Predictor(model, Options("scores")), image.detach().cpu().numpy(), None)
+
+
+def _of_array(predictor: "Predictor", pixels: NDArray[np.generic], values: Range | None) -> Tensor:
+    size = pixels.shape[1], pixels.shape[2]
+    return predictor.image(predictor.plan(size), lambda *part: pixels[:, *part], values)
+
+
+@contextmanager
+def evaluating(model: UNet, device: torch.device | str | None) -> Iterator[None]:
+    """Puts a network in evaluation mode on a device for a while."""
+    home, training = next(model.parameters()).device, [m for m in model.modules() if m.training]
+    try:
+        model.to(home if device is None else device).eval()
+        yield
+    finally:
+        model.to(home)
+        for module in training:
+            module.training = True
+
+
+class Predictor:
+    """A network made ready to predict tiles.
+
+    Args:
+        model: The network, in evaluation mode, where it is to compute.
+        options: What to predict, and how.
+
+    Raises:
+        ValueError: If an option breaks its rule.
+    """
+
+    def __init__(self, model: UNet, options: Options) -> None:
+        output, average = options.output, options.average
+        if output not in OUTPUTS:
+            raise ValueError(f"predict: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+        if average not in (None, *AVERAGES):
+            raise ValueError(f"predict: average must be one of {AVERAGES}, got {average!r}")
+        if average == "probabilities" and output == "scores":
+            raise ValueError("predict: average must be scores for output scores, got probabilities")
+        self.model = model
+        self.options = options
+        self.output = output
+        self.average = average or "scores"
+        if output != "instances" and options.rule:
+            raise ValueError(
+                f"predict: {', '.join(options.rule)} must go with instances, got {output}"
+            )
+        try:
+            self.objects = replace(rule_of(model), **options.rule)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"predict: {error}") from None
+        self.views = views_of(model, options.tta)
+        self.turns = any(isinstance(view, Rotation) for view in self.views)
+        weight = next(model.parameters())
+        self.device, self.weights = weight.device, weight.dtype
+        name, own = options.precision, str(self.weights).removeprefix("torch.")
+        if name not in (None, own, "bfloat16", "float16"):
+            raise ValueError(
+                f"predict: precision must be {own} as the weights, bfloat16 or float16, got {name}"
+            )
+        self.precision: torch.dtype = getattr(torch, name or own)
+        self.classes: int = model.config["num_classes"]
+        self.net: nn.Module = model
+        if options.compile:
+            self.net = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what tiles become."""
+        if self.output in ("scores", "probabilities"):
+            return torch.float32
+        small = self.classes <= 256 or self.output == "instances"
+        return torch.uint8 if small else torch.int64
+
+    def shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the result for an image of that size."""
+        return (self.classes, *size) if self.output in ("scores", "probabilities") else size
+
+    def plan(self, image: tuple[int, int], device: str | None = None) -> Tiling:
+        """Chooses tiles for an image of that size, for this device or that type of device."""
+        precision = self.precision
+        if torch.is_autocast_enabled(self.device.type):
+            precision = torch.get_autocast_dtype(self.device.type)
+        return plan(
+            self.model,
+            image,
+            device=device or self.device.type,
+            # A turned tile lies in one of up to twice its pixels.
+            value_bytes=precision.itemsize * (2 if self.turns else 1),
+            tile=self.options.tile,
+            memory_budget=self.options.budget,
+            batch_size=self.options.batch_size,
+        )
+
+    def image(
+        self,
+        tiling: Tiling,
+        pixels: Pixels,
+        values: Range | None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Predicts an image into memory; see :meth:`run`. `progress` is called for each tile."""
+        result = torch.empty(self.shape(tiling.image), dtype=self.dtype)
+        array = result.numpy()  # to be filled without torch's threads, which are computing
+
+        def write(origin: tuple[int, int], part: Tensor) -> None:
+            rows, columns = (slice(o, o + n) for o, n in zip(origin, part.shape[-2:], strict=True))
+            array[..., rows, columns] = part.numpy()
+            progress()
+
+        self.run(tiling, pixels, values, write)
+        return torch.from_numpy(self.objects.of(array)) if self.output == "instances" else result
+
+    def run(
+        self,
+        tiling: Tiling,
+        pixels: Pixels,
+        values: Range | None,
+        write: Callable[[tuple[int, int], Tensor], None],
+        groups: Sequence[Sequence[tuple[int, int]]] | None = None,
+    ) -> None:
+        """Predicts tiles; the next ones are read and the last ones written meanwhile.
+
+        Args:
+            tiling: The tiles.
+            pixels: Reads the image, in another thread.
+            values: Its normalisation, or None.
+            write: Takes the first pixel of a tile and its prediction, cut off where the image ends,
+                on the CPU; in another thread, one tile at a time.
+            groups: Which tiles, by their first pixels, in groups that no batch exceeds; None: all,
+                as one group.
+        """
+        size = tiling.batch
+        batches = [
+            group[i : i + size]
+            for group in ([tiling.origins] if groups is None else groups)
+            for i in range(0, len(group), size)
+        ]
+        if not batches:
+            return
+
+        def read(batch: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+            return [self._parts(tiling, pixels, values, origin) for origin in batch]
+
+        def hand_out(batch: Sequence[tuple[int, int]], results: Tensor) -> None:
+            for origin, result in zip(batch, results.cpu(), strict=True):
+                rows, columns = (n - o for n, o in zip(tiling.image, origin, strict=True))
+                write(origin, result[..., :rows, :columns])
+
+        # NumPy, torch and compressors let other threads run while they work. The network stays in
+        # this one: autocast and inference mode are a thread's own.
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            ahead = reader.submit(read, batches[0])
+            behind: Future[None] | None = None
+            for i, batch in enumerate(batches):
+                parts = ahead.result()
+                if i + 1 < len(batches):
+                    ahead = reader.submit(read, batches[i + 1])
+                results = self._compute(tiling, parts, batch)
+                if behind is not None:
+                    behind.result()
+                behind = writer.submit(hand_out, batch, results)
+            if behind is not None:
+                behind.result()
+
+    def _parts(
+        self, tiling: Tiling, pixels: Pixels, values: Range | None, origin: tuple[int, int]
+    ) -> list[Tensor]:
+        """What each view needs of the plane for a tile."""
+        read: dict[Region, Tensor] = {}
+        for view in self.views:
+            region = view.region(tiling, origin)
+            if region not in read:
+                read[region] = torch.from_numpy(_plane(pixels, tiling.image, region, values))
+        return [read[view.region(tiling, origin)] for view in self.views]
+
+    @torch.inference_mode()
+    def _compute(
+        self, tiling: Tiling, parts: list[list[Tensor]], origins: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Predictions of a batch of tiles."""
+        total = torch.zeros((), device=self.device)
+        # A view at a time: they may have different shapes, and memory is that of one.
+        for view, of_view in zip(self.views, zip(*parts, strict=True), strict=True):
+            there = [part.to(self.device, self.weights) for part in of_view]
+            pairs = zip(there, origins, strict=True)
+            inputs = torch.stack([view.enter(part, tiling, o) for part, o in pairs])
+            with self._autocast():
+                scores = self.net(inputs.contiguous(memory_format=torch.channels_last)).float()
+            pairs = zip(scores, origins, strict=True)
+            scores = torch.stack([view.leave(x, tiling, origin) for x, origin in pairs])
+            total = total + (scores if self.average == "scores" else scores.softmax(1))
+        mean = total / len(self.views)
+        if self.output == "labels":
+            return mean.argmax(1).to(self.dtype)
+        if self.output == "instances":
+            shares = mean.softmax(1) if self.average == "scores" else mean
+            return self.objects.states(1 - shares[:, 0], mean.argmax(1) != 0)
+        if self.output == "probabilities" and self.average == "scores":
+            return mean.softmax(1)
+        return mean
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == self.weights:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+
+def _plane(
+    pixels: Pixels, size: tuple[int, int], region: Region, values: Range | None
+) -> NDArray[np.float32]:
+    """A part of the mirrored plane, (C, h, w)."""
+    spans = zip(region[:2], region[2:], size, strict=True)
+    rows, columns = (mirrored(start, length, n) for start, length, n in spans)
+    box = [slice(int(i.min()), int(i.max()) + 1) for i in (rows, columns)]
+    part = as_float32(pixels(*box))
+    part = part if values is None else values.apply(part)
+    return part[:, rows[:, None] - box[0].start, columns - box[1].start]

@@ -1,0 +1,466 @@
+"""Scores of predictions against labels: a row for each image, and a summary."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .._files import make_folder, replace_file
+from ..images.files import as_image
+from ..images.folders import label_type_of
+from ..images.intensity import normalise
+from ..ops import separate_touching
+from ..plots import Example, draw_evaluation
+from ..prediction.objects import ObjectRule
+from .challenges import ISBI2012, best_of, isbi2012_scores
+from .instances import Detection, detection, detections, pooled, seg_sum
+from .overlap import object_errors
+from .pairs import Files, Plane, Trio, find_files, planes_of
+from .partitions import info_split_merge, rand_split_merge
+
+Row = dict[str, Any]
+Kind = Literal["objects", "masks", "probabilities"]
+Place = tuple[Files, int]
+"""Files and the number of a plane of theirs."""
+Maps = tuple[NDArray[np.integer], NDArray[np.integer]]
+"""Reference and predicted objects, (H, W)."""
+
+IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+"""Thresholds of detection."""
+CSV, JSON, PICTURE = "evaluation.csv", "evaluation.json", "evaluation.png"
+LONGEST = 2048
+"""Longest side of an image in the picture; of larger ones every second, third... pixel is drawn."""
+
+_OBJECTS = {
+    "ap_50": ("AP 0.5", "found / (found + missed + excess); found: a pair of IoU above 0.5"),
+    "pq_50": ("PQ 0.5", "F1 times the mean IoU of the pairs"),
+    "f1_50": ("F1 0.5", "2 found / (2 found + missed + excess)"),
+    "seg": ("SEG", "mean IoU of true objects; does not see excess: {objects}"),
+    "iou": ("pixel IoU", "foreground pixels in both / in either"),
+}
+_MASKS = {
+    "v_rand": ("V_rand", "pairs of pixels: {parts}"),
+    "v_info": ("V_info", "information: {parts}"),
+    "iou": ("pixel IoU", "foreground pixels in both / in either"),
+}
+_PROBABILITIES = {
+    "v_rand_thinned": ("V_rand thinned", "pairs of pixels, borders 1 wide: {parts}"),
+    "v_info_thinned": ("V_info thinned", "information, borders 1 wide: {parts}"),
+    "v_rand": ("V_rand", "pairs of pixels: {parts}"),
+    "v_info": ("V_info", "information: {parts}"),
+    "rand_error": ("Rand error", "1 - V_rand"),
+    "pixel_error": ("pixel error", "1 - F-score of the foreground pixels"),
+    "warping_error": ("warping error", "splits and mergers that moving borders leaves, per pixel"),
+}
+_SHOWN = {"objects": _OBJECTS, "masks": _MASKS, "probabilities": _PROBABILITIES}
+"""Of each kind the scores that are printed: what they are called and what they mean."""
+_RANKED_BY = {
+    "objects": ("pq_50", "PQ"),
+    "masks": ("v_rand", "V_rand"),
+    "probabilities": ("v_rand", "V_rand"),
+}
+"""The score that makes an image the best or the worst, and its name."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate_files` found."""
+
+    rows: list[Row]
+    """Of each image: its name and scores, None where there is no reference object."""
+    summary: Row
+    """Of all images."""
+    kind: Kind
+    """What was scored: objects; masks of mostly foreground, whose thin borders part objects, as of
+    membranes in EM; probabilities."""
+    examples: list[Example] = field(compare=False)
+    """The best, the median and the worst image, each once."""
+
+    def write(self, out: Path) -> None:
+        """Writes rows as CSV, all as JSON and a picture of the examples into a folder.
+
+        The folder is made if it is missing.
+        """
+        rows = [
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            for row in self.rows
+        ]
+        replace_file(make_folder(out) / CSV, as_csv(rows, list(rows[0])))
+        content = {"summary": self.summary, "images": self.rows}
+        replace_file(out / JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        draw_evaluation(out / PICTURE, self.examples)
+
+    def text(self) -> str:
+        """The scores of all images that fit what was scored, a line each with what it means."""
+        left_out = self.summary["labels_without_prediction"]
+        more = f", {left_out} labels without prediction left out" if left_out else ""
+        lines = [("images", f"{self.summary['images']}{more}")]
+        objects = ""
+        if "reference_objects" in self.summary:
+            objects = _counted(self.summary)
+            lines.append(("objects", objects))
+        for key, (name, meaning) in _SHOWN[self.kind].items():
+            meaning = meaning.format(objects=objects, parts=_parts(self.summary, key))
+            lines.append((name, f"{_short(self.summary[key]):<8}  {meaning}"))
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    """The content of a file; what a row lacks is empty."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def evaluate_files(
+    predictions: Path,
+    labels: Path,
+    *,
+    images: Path | None = None,
+    label_type: Literal["auto", "instances", "semantic"] = "auto",
+    objects: ObjectRule | None = None,
+    ignore_label: int | None = None,
+    missing_chunks: bool = False,
+) -> Evaluation:
+    """Scores predictions against labels of the same names, plane by plane.
+
+    Args:
+        predictions: Label images, or one; or, for the scores of the ISBI 2012 challenge, TIFF or
+            Zarr of floats in [0, 1]: probabilities of foreground, or of all classes, background
+            first. PNG, JPEG, BMP, TIFF (also OME and ImageJ), OME-Zarr; of a stack each plane
+            counts as an image.
+        labels: Label images of the same names, sizes and planes, or one; those without a prediction
+            are left out, and counted in the summary.
+        images: What the predictions are of, by the same names, to draw the examples over; None:
+            they are drawn without.
+        label_type: What the labels hold: "instances", or "semantic", where the connected parts of
+            what is not 0 are the objects; "auto" takes the latter where all files together have one
+            value beside 0.
+        objects: How objects are made of predictions that hold masks, classes or probabilities;
+            None: they hold objects, or their probabilities are scored.
+        ignore_label: Value of the labels where nothing counts, or None.
+        missing_chunks: Whether chunks that a prediction in Zarr lacks count as its fill value.
+
+    Returns:
+        Scores by pixels, by pairs of pixels and by objects. In the summary SEG is over all
+        reference objects, IoU, Dice and pixel error over all pixels, AP, F1 and PQ over all
+        objects of all images; V_rand and V_info are means over the images that have objects (at
+        least two for V_info).
+
+    Raises:
+        ValueError: One line that names the file or the argument.
+    """
+    files, missing = find_files(predictions, labels, images, missing_chunks)
+    if label_type == "auto":
+        maps = (plane.labels() for x in files for plane in planes_of(x.open_truth()))
+        label_type = label_type_of(maps, ignore_label)
+    probable = next((x.found for x in files if _holds_probabilities(x)), None)
+    reader = _Reader(label_type == "semantic", objects, ignore_label, probable is not None)
+    if probable is None or objects is not None:
+        return _of_objects(files, reader, missing)
+    if ignore_label is not None:
+        raise ValueError(
+            "evaluate: predictions must be label images with --ignore-label, got probabilities in "
+            f"{probable} (--instances makes objects of them)"
+        )
+    return _of_probabilities(files, reader, missing)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How pixels of files become what is scored."""
+
+    semantic: bool
+    objects: ObjectRule | None
+    ignore_label: int | None
+    probable: bool
+    """Whether predictions are probabilities."""
+
+    def truth(self, plane: Plane) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Reference objects, (H, W), and where nothing counts."""
+        labels = plane.labels()
+        hole = np.zeros(labels.shape, bool)
+        if self.ignore_label is not None:
+            hole = labels == self.ignore_label
+            labels[hole] = 0
+        if self.semantic:
+            labels = ndimage.label(labels)[0].astype(np.int32)
+        return labels, hole
+
+    def maps(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
+        """Reference and predicted objects, (H, W), and the number of pixels that do not count."""
+        truth, hole = self.truth(trio.truth)
+        # Objects are those of the whole prediction: what is ignored neither tears nor joins them.
+        if self.objects is None:
+            found = trio.found.labels()
+        elif self.probable:
+            share = torch.from_numpy(_probability(trio.found))
+            found = self.objects.of(self.objects.states(share, share > 0.5).numpy())
+        else:
+            found = self.objects.of_mask(trio.found.labels())
+        found[hole] = 0
+        return truth, found, int(hole.sum())
+
+    def probability(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Reference objects, parted by background where they touch, and probabilities, (H, W)."""
+        truth, _ = self.truth(trio.truth)
+        probability = _probability(trio.found)
+        if not truth.any():
+            raise ValueError(f"{trio.truth.path}: must hold foreground, got none")
+        return separate_touching(torch.from_numpy(truth)).numpy(), probability
+
+
+def _of_objects(files: Sequence[Files], reader: _Reader, missing: int) -> Evaluation:
+    names: list[str] = []
+    tallies: list[Tally] = []
+    places: list[Place] = []
+    values: set[int] = set()
+    parts = 0
+    for place, trio in _planes(files):
+        truth, found, ignored = reader.maps(trio)
+        names.append(trio.found.name)
+        tallies.append(tally(truth, found, ignored))
+        places.append(place)
+        if reader.objects is None and len(values) < 2:
+            values.update(np.unique(found[found > 0]).tolist())
+            parts += ndimage.label(found)[1]
+    if len(values) == 1 and parts > len(names):
+        raise ValueError(
+            "evaluate: predictions must number their objects, or go with --instances, got masks: "
+            f"one value, {parts} connected parts"
+        )
+    rows = [{"image": name} | scores([x]) for name, x in zip(names, tallies, strict=True)]
+    summary = {"images": len(rows), "labels_without_prediction": missing} | scores(tallies)
+    # More than half of the pixels in several objects: what parts them is thin.
+    inside, pixels = sum(x.truth for x in tallies), sum(x.pixels for x in tallies)
+    several = summary["reference_objects"] >= 2 * len(rows)
+    masks = reader.semantic and several and 2 * inside > pixels
+    kind: Kind = "masks" if masks else "objects"
+
+    def read(trio: Trio, _: Row) -> Maps:
+        return reader.maps(trio)[:2]
+
+    return Evaluation(rows, summary, kind, _examples(places, rows, kind, read))
+
+
+def _planes(files: Sequence[Files]) -> Iterator[tuple[Place, Trio]]:
+    """All planes and where they are; one file of each kind is open at a time."""
+    return (((x, i), trio) for x in files for i, trio in enumerate(x.planes()))
+
+
+def object_scores(
+    truth: Sequence[NDArray[np.integer]],
+    found: Sequence[NDArray[np.integer]],
+    ignored: Sequence[int],
+) -> tuple[list[Row], Row]:
+    """Scores of each image and of all together; see :func:`evaluate_files`.
+
+    Args:
+        truth: Instance maps, (H, W) each.
+        found: The predicted ones; both are 0 where nothing counts.
+        ignored: How many such pixels each has.
+    """
+    tallies = [tally(*image) for image in zip(truth, found, ignored, strict=True)]
+    return [scores([x]) for x in tallies], scores(tallies)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the scores of an image, and of several together, are made of."""
+
+    pixels: int
+    """That count."""
+    truth: int
+    """Foreground pixels of the reference."""
+    found: int
+    """Foreground pixels of the prediction."""
+    both: int
+    """Those of both."""
+    seg: float
+    """The sum over the reference objects."""
+    detections: list[Detection]
+    """At :data:`IOUS`."""
+    partition: Row
+
+
+def tally(truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) -> Tally:
+    """Of one image; arguments as for :func:`object_scores`."""
+    return Tally(
+        pixels=truth.size - ignored,
+        truth=int(np.count_nonzero(truth)),
+        found=int(np.count_nonzero(found)),
+        both=int(np.count_nonzero((truth != 0) & (found != 0))),
+        seg=seg_sum(truth, found)[0],
+        detections=detections(truth, found, IOUS),
+        partition=_partition(truth, found),
+    )
+
+
+def scores(tallies: Sequence[Tally]) -> Row:
+    """Of the images together."""
+    pixels, truth, found, both = (
+        sum(getattr(x, name) for x in tallies) for name in ("pixels", "truth", "found", "both")
+    )
+    by_iou = [pooled(x) for x in zip(*(x.detections for x in tallies), strict=True)]
+    half = by_iou[IOUS.index(0.5)]
+    objects = half.found + half.missed
+    either = truth + found - both
+    row: Row = {
+        "reference_objects": objects,
+        "predicted_objects": half.found + half.excess,
+        "iou": both / either if either else 1.0,
+        "dice": 2 * both / (truth + found) if either else 1.0,
+        "pixel_error": (either - both) / max(pixels, 1),
+        "seg": sum(x.seg for x in tallies) / objects if objects else None,
+        "ap_50": half.average_precision,
+        "ap_75": by_iou[IOUS.index(0.75)].average_precision,
+        "ap_50_95": float(np.mean([x.average_precision for x in by_iou])),
+        "f1_50": half.f1,
+        "pq_50": half.panoptic_quality,
+    }
+    for name in tallies[0].partition:
+        values = [x.partition[name] for x in tallies if x.partition[name] is not None]
+        row[name] = float(np.mean(values)) if values else None
+    return row
+
+
+def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
+    """V_rand and V_info; None without a reference object, V_info without two to tell apart."""
+    row: Row = {}
+    count = len(np.unique(truth[truth > 0]))
+    both = ("v_rand", rand_split_merge, 1), ("v_info", info_split_merge, 2)
+    for name, metric, least in both:
+        score = metric(truth, found) if count >= least else None
+        for part in ("score", "split", "merge"):
+            key = name if part == "score" else f"{name}_{part}"
+            row[key] = None if score is None else getattr(score, part)
+    return row
+
+
+def _holds_probabilities(files: Files) -> bool:
+    """Whether a prediction does; floats that are whole numbers are labels, as some write them."""
+    if files.found.suffix.lower() not in (".tif", ".tiff") and files.found.is_file():
+        return False  # other pictures hold integers
+    source = files.open_found()
+    return source.array.dtype.kind == "f" and (
+        source.found > 1 or any((x != np.floor(x)).any() for x in map(_floats, planes_of(source)))
+    )
+
+
+def _floats(plane: Plane) -> NDArray[np.float32]:
+    return as_image(plane.path, plane.pixels())
+
+
+def _probability(plane: Plane) -> NDArray[np.float32]:
+    """The probability of foreground, (H, W)."""
+    if plane.source.array.dtype.kind != "f":
+        raise ValueError(f"{plane.path}: must hold probabilities as the other files, got integers")
+    values = _floats(plane)
+    if len(values) > 1:
+        off = float(np.abs(values.sum(0) - 1).max())
+        if off > 1e-3:
+            raise ValueError(
+                f"{plane.path}: probabilities of all classes must add up to 1, got a sum off by "
+                f"{off:g}"
+            )
+    foreground: NDArray[np.float32] = values[0] if len(values) == 1 else 1 - values[0]
+    if foreground.min() < -1e-6 or foreground.max() > 1 + 1e-6:
+        raise ValueError(
+            f"{plane.path}: probabilities must be in [0, 1], got {foreground.min():g} to "
+            f"{foreground.max():g}"
+        )
+    return foreground.clip(0, 1)
+
+
+def _of_probabilities(files: Sequence[Files], reader: _Reader, missing: int) -> Evaluation:
+    rows, slices, places = [], [], []
+    for place, trio in _planes(files):
+        places.append(place)
+        slices.append(isbi2012_scores(*reader.probability(trio)))
+        rows.append({"image": trio.found.name} | flat(best_of(slices[-1:])))
+    summary = {"images": len(rows), "labels_without_prediction": missing}
+    summary |= flat(best_of(slices))
+
+    def read(trio: Trio, row: Row) -> Maps:
+        truth, probability = reader.probability(trio)
+        return ndimage.label(truth)[0], ndimage.label(probability > row["v_rand_threshold"])[0]
+
+    examples = _examples(places, rows, "probabilities", read)
+    return Evaluation(rows, summary, "probabilities", examples)
+
+
+def _examples(
+    places: Sequence[Place],
+    rows: Sequence[Row],
+    kind: Kind,
+    read: Callable[[Trio, Row], Maps],
+) -> list[Example]:
+    """The best, the median and the worst image, read once more."""
+    key, name = _RANKED_BY[kind]
+    scored = [(row[key], i) for i, row in enumerate(rows) if row[key] is not None]
+    order = [i for _, i in sorted(scored)]
+    chosen: dict[int, str] = {}
+    for rank, at in (("best", -1), ("worst", 0), ("median", len(order) // 2)):
+        if order:
+            chosen.setdefault(order[at], f"{rank}: " if len(order) > 1 else "")
+    examples = []
+    for i in sorted(chosen, key=order.index, reverse=True):
+        files, plane = places[i]
+        trio = files.planes()[plane]
+        truth, found = read(trio, rows[i])
+        pairs = detection(truth, found)
+        step = -(-max(truth.shape) // LONGEST)
+        image = None
+        if trio.image is not None:
+            image = normalise(as_image(trio.image.path, trio.image.pixels(step))).mean(0)
+        examples.append(
+            Example(
+                title=chosen[i] + trio.found.name,
+                image=image,
+                labels=truth[::step, ::step].copy(),  # not a view of all
+                errors=object_errors(truth, found, step),
+                result=f"{name} {_short(rows[i][key])}: {pairs.found} found, "
+                f"{pairs.missed} missed, {pairs.excess} in excess",
+            )
+        )
+    return examples
+
+
+def flat(scores: ISBI2012) -> Row:
+    """The scores under one name each."""
+    row: Row = {}
+    for name, value in asdict(scores).items():
+        if name == "thresholds":
+            row |= {f"{key}_threshold": threshold for key, threshold in value.items()}
+        elif isinstance(value, dict):
+            row |= {name if k == "score" else f"{name}_{k}": v for k, v in value.items()}
+        else:
+            row[name] = value
+    return row
+
+
+def _counted(summary: Row) -> str:
+    return f"{summary['predicted_objects']} predicted, {summary['reference_objects']} true"
+
+
+def _parts(summary: Row, key: str) -> str:
+    """Of a score that is the F-score of two: these."""
+    split, merge = (_short(summary.get(f"{key}_{part}")) for part in ("split", "merge"))
+    return f"split {split} (low: torn), merge {merge} (low: joined)"
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"

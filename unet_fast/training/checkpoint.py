@@ -1,0 +1,170 @@
+"""What a run needs to go on: one file, written whole or not at all."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from .._files import replace_file
+from ..model_file import FORMAT, pack, unpack
+from .config import DEFAULT_TILE
+
+STATE = "state.safetensors"
+"""The training state: weights, optimiser and, in the header, all else."""
+LOG = "log.jsonl"
+"""The file of a run that holds a line a step."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; what its next steps depend on beside tensors and settings."""
+
+    step: int = 0
+    """Steps done."""
+    best: float | None = None
+    """Score of the best evaluation; greater is better."""
+    best_step: int = 0
+    """When it was."""
+    since_best: int = 0
+    """Evaluations after it."""
+    objects: dict[str, Any] | None = None
+    """The rule of objects of the last evaluation."""
+    seconds: float = 0.0
+    """Time spent, before the run was taken up again; kept in the log only."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the gradient scaler."""
+
+
+def save_state(
+    folder: Path,
+    progress: Progress,
+    settings: dict[str, Any],
+    modules: dict[str, nn.Module],
+    optimizer: Optimizer,
+) -> None:
+    """Writes the training state.
+
+    Args:
+        folder: The run.
+        progress: Where it stands.
+        settings: Those that must be the same when it goes on.
+        modules: The network and what else holds tensors, by name.
+        optimizer: The optimiser.
+
+    Raises:
+        ValueError: If it cannot be written; the state before is still there.
+    """
+    tensors = {
+        f"{name}.{key}": x for name, m in modules.items() for key, x in m.state_dict().items()
+    }
+    for i, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{slot}": x for slot, x in slots.items() if x is not None}
+    facts = {k: v for k, v in vars(progress).items() if k != "seconds"}
+    description = {"format": FORMAT, "progress": facts, "settings": settings}
+    replace_file(folder / STATE, pack(tensors, description))
+
+
+def load_state(
+    folder: Path,
+    settings: dict[str, Any],
+    modules: dict[str, nn.Module],
+    optimizer: Optimizer,
+) -> Progress:
+    """Reads the training state into network and optimiser.
+
+    Raises:
+        ValueError: If it is not whole, or was written with other settings.
+    """
+    file = folder / STATE
+    tensors, description = unpack(file, "a training state")
+    try:
+        progress = Progress(**description["progress"])
+        earlier = description["settings"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{file}: must hold a training state, but has none") from None
+    if earlier.get("tile") is None:  # older runs kept the default as it was given
+        earlier = earlier | {"tile": DEFAULT_TILE[earlier.get("padding", "valid")]}
+    now, then = _flat(settings), _flat(earlier)
+    for name in sorted(now.keys() | then.keys()):
+        if now.get(name) != then.get(name):
+            raise ValueError(
+                f"train: {name} must be as it was when the run began, {then.get(name)}, to go on, "
+                f"got {now.get(name)}"
+            )
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(_below(tensors, f"{name}."))
+        # With a gradient scaler the first steps may have been left out.
+        _load_optimizer(optimizer, tensors, stepped=progress.step > 0 and not progress.scaler)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: must fit the network: {reason}") from None
+    return progress
+
+
+def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], stepped: bool) -> None:
+    stepped = stepped and isinstance(optimizer, Adam)  # which has nothing before its first step
+    saved = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for i, parameter in enumerate(parameters):
+        slots = _below(tensors, f"optimizer.{i}.")
+        if not slots and (stepped or optimizer.state.get(parameter)):
+            raise ValueError("the optimiser has nothing of some weights")
+        # In the order of memory of the parameter, which the fused steps ask for.
+        state[i] = {
+            slot: torch.empty_like(parameter).copy_(x) if x.shape == parameter.shape else x
+            for slot, x in slots.items()
+        }
+    saved["state"] = state
+    optimizer.load_state_dict(saved)
+
+
+def cut_log(folder: Path, step: int, ended: bool) -> float:
+    """Drops what the log says of steps after a checkpoint. Returns the seconds up to it.
+
+    If the run has not ended there, nor is a model the best one yet.
+    """
+    path = folder / LOG
+    kept, seconds = [], 0.0
+    for row in read_log(folder):
+        if row["step"] <= step:
+            if not ended:
+                row.pop("best", None)
+            kept.append(json.dumps(row) + "\n")
+            seconds = row.get("seconds", seconds)
+    replace_file(path, "".join(kept).encode())
+    return seconds
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the log; a line that was cut off while it was written is left out."""
+    path = folder / LOG
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+        except ValueError:
+            continue
+    return rows
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result

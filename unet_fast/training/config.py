@@ -1,0 +1,280 @@
+"""The settings of a training run: in Python, on the command line, in a file."""
+
+import math
+import tomllib
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from ..augment import Augmentation
+from ..weights import BorderWeights
+
+DEFAULT_TILE = {"valid": 388, "same": 384}
+"""Side of the output tile by padding; 388 is the paper's."""
+STEPS = 5000
+"""Of a run, if nothing is said."""
+LEARNING_RATE = {"sgd": 2e-3, "adam": 1e-3, "adamw": 1e-3}
+"""The defaults, for a loss divided by the sum of the weights; docs/training.md has the evidence."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; on the command line the same names with dashes.
+
+    A file of them is TOML with the same names: RUN/config.toml, or what `unet-fast check` suggests.
+    """
+
+    images: Path
+    """Folder of images (PNG, TIFF, JPEG)."""
+    labels: Path
+    """Folder of labels of the same names: integers, 0 background; see label_type."""
+    _: KW_ONLY
+    out: Path
+    """Folder for all that the run writes."""
+    steps: int | None = None
+    """Training steps, >= 1. None: 5000, or as many as minutes allow."""
+    minutes: float | None = None
+    """Time for the whole run, > 0: the first steps are timed, and steps follows from it, once."""
+
+    classes: Path | None = None
+    """Folder of class maps, 0 background, for instance labels of several classes."""
+    label_type: Literal["auto", "instances", "semantic"] = "auto"
+    """instances: a number for each object; semantic: one for each class; auto: by the values."""
+    validation: float = 0.2
+    """Share of the files that are kept for validation, in [0, 1); 0: none."""
+    split: Path | None = None
+    """File that says which are: JSON, {"train": [names], "validation": [names]}, no suffixes."""
+    data_budget: float | None = None
+    """Gigabytes of data kept on a GPU, more is streamed. None: half of the memory that is free."""
+
+    base_channels: int = 64
+    """Channels of the uppermost level."""
+    depth: int = 4
+    """Number of poolings."""
+    padding: Literal["valid", "same"] = "valid"
+    """valid: unpadded, the paper; same: zero padding."""
+    norm: Literal["none", "batch", "group", "instance"] = "none"
+    """Normalisation behind each 3x3 convolution; none in the paper."""
+    dropout: float = 0.5
+    """Probability of dropout at the bottom."""
+
+    tile: int | None = None
+    """Side of the output tile in pixels, rounded up to a valid one; None: 388, with same 384."""
+    batch_size: int = 1
+    """Tiles of a step, of each process."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """sgd with momentum is the paper's."""
+    learning_rate: float | None = None
+    """Its greatest value. None: 0.002 for sgd, 0.001 for adam and adamw."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine to 0, or no change."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises from 0, in [0, 1]."""
+    momentum: float = 0.99
+    """Momentum of sgd; 0.99 is the paper's."""
+    weight_decay: float = 0.0
+    """Weight decay, >= 0."""
+    clip_gradient: float | None = 1.0
+    """Greatest norm of the gradient, > 0; a longer one is shortened. None: any."""
+    ema: float | None = None
+    """Share that a step keeps of a running mean of the weights, the model then; None: no mean."""
+    loss_reduction: Literal["weighted_mean", "mean", "sum"] = "weighted_mean"
+    """Divides the loss by sum of weights or number of pixels; sum (the paper) wants tiny rates."""
+    weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)
+    """Targets and weights; "balanced" is counted over all training labels."""
+    augmentation: Augmentation = field(default_factory=Augmentation.paper_2015)
+    """Random deformation."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the convolutions. auto: bfloat16 where the device has units for it, else float32."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    cuda_graph: bool = False
+    """Replay the step as a CUDA graph: one process on a GPU, not in float16."""
+
+    evaluate_every: int | None = None
+    """Steps from one evaluation to the next, >= 1. None: ten evaluations, or what 5 % of the time
+    allows; that also says how many files an evaluation takes."""
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next, >= 1; each evaluation makes one, too. None: 500."""
+    best_by: Literal["auto", "pq", "ap", "seg", "v_rand", "mean_iou", "iou", "loss"] = "auto"
+    """What the best evaluation is best in. auto: pq where labels hold objects, v_rand where most of
+    an image is foreground that thin borders part, mean_iou of classes without objects."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better one, >= 1. None: never."""
+    previews: int = 3
+    """Images drawn at each evaluation, >= 0."""
+    tensorboard: bool = False
+    """Write curves for TensorBoard, too."""
+    seed: int = 0
+    """Seed of all random numbers, >= 0."""
+    deterministic: bool = False
+    """Only algorithms whose results repeat bit for bit."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda or cuda:N; with torchrun a GPU for each process."""
+    resume: bool = False
+    """Go on from the checkpoint in the output folder; without one, start at step 1."""
+
+    def __post_init__(self) -> None:
+        """Checks the values; the network checks its own. Paths may be strings."""
+        for name in PATHS:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Path(value))
+        rules = (
+            ("steps", _none_or(self.steps, lambda x: x >= 1), "be >= 1"),
+            ("minutes", _none_or(self.minutes, lambda x: 0 < x < math.inf), "be > 0"),
+            (
+                "minutes",
+                self.minutes is None or self.steps is None,
+                "be none where steps are given",
+            ),
+            ("validation", 0 <= self.validation < 1, "be in [0, 1)"),
+            ("data_budget", _none_or(self.data_budget, lambda x: x >= 0), "be >= 0"),
+            ("tile", _none_or(self.tile, lambda x: x >= 1), "be >= 1"),
+            ("batch_size", self.batch_size >= 1, "be >= 1"),
+            ("learning_rate", _none_or(self.learning_rate, lambda x: 0 < x < math.inf), "be > 0"),
+            ("warmup", 0 <= self.warmup <= 1, "be in [0, 1]"),
+            ("momentum", 0 <= self.momentum < 1, "be in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "be >= 0"),
+            ("clip_gradient", _none_or(self.clip_gradient, lambda x: x > 0), "be > 0"),
+            ("ema", _none_or(self.ema, lambda x: 0 < x < 1), "be in (0, 1)"),
+            ("evaluate_every", _none_or(self.evaluate_every, lambda x: x >= 1), "be >= 1"),
+            ("checkpoint_every", _none_or(self.checkpoint_every, lambda x: x >= 1), "be >= 1"),
+            ("patience", _none_or(self.patience, lambda x: x >= 1), "be >= 1"),
+            ("previews", self.previews >= 0, "be >= 0"),
+            ("seed", 0 <= self.seed < 2**63, "be in [0, 2^63 - 1]"),
+            (
+                "cuda_graph",
+                not (self.cuda_graph and self.precision == "float16"),
+                "be off with precision float16",
+            ),
+        )
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"train: {name} must {rule}, got {getattr(self, name)}")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type in (int, int | None) and not isinstance(value, int | None):
+                raise ValueError(f"train: {entry.name} must be an integer, got {value!r}")
+            choices = getattr(entry.type, "__args__", ())
+            if getattr(entry.type, "__origin__", None) is Literal and value not in choices:
+                raise ValueError(
+                    f"train: {entry.name} must be one of {', '.join(choices)}, got {value!r}"
+                )
+
+    @classmethod
+    def suggested(
+        cls, images: Path | str, labels: Path | str, *, out: Path | str, **changes: Any
+    ) -> "TrainConfig":
+        """What `unet-fast check` suggests for a folder of images, and `train` takes.
+
+        The defaults of this class are the paper's recipe; these fit the images and the machine.
+
+        Args:
+            images: As below.
+            labels: As below.
+            out: As below.
+            **changes: Other settings, which are taken as they are.
+
+        Raises:
+            ValueError: One line, if a setting or a file is wrong.
+        """
+        from .check import suggested_settings
+
+        config = cls(Path(images), Path(labels), out=Path(out), **changes)
+        more = suggested_settings(config)
+        return replace(config, **{k: v for k, v in more.items() if k not in changes})
+
+    @property
+    def peak_rate(self) -> float:
+        """The greatest learning rate."""
+        return self.learning_rate or LEARNING_RATE[self.optimizer]
+
+    @property
+    def output_tile(self) -> int:
+        """Side of the output tile, before it is rounded up."""
+        return self.tile or DEFAULT_TILE[self.padding]
+
+    @property
+    def length(self) -> int:
+        """Number of steps, if minutes are not to say it."""
+        return self.steps or STEPS
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 1."""
+        rise = max(1, round(self.length * self.warmup)) if self.warmup > 0 else 0
+        if step <= rise:
+            return self.peak_rate * step / rise
+        if self.schedule == "constant":
+            return self.peak_rate
+        done = (step - 1 - rise) / max(1, self.length - rise)
+        return self.peak_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after a step."""
+        return step == self.length or (
+            self.evaluate_every is not None and step % self.evaluate_every == 0
+        )
+
+    def saves(self, step: int) -> bool:
+        """Whether there is a checkpoint after a step."""
+        return step % (self.checkpoint_every or 500) == 0 or self.evaluates(step)
+
+
+PATHS = ("images", "labels", "out", "classes", "split")
+"""Settings that are paths."""
+FREE = {
+    *(*PATHS, "data_budget", "steps", "minutes", "compile", "cuda_graph", "evaluate_every"),
+    *("checkpoint_every", "patience", "previews", "tensorboard", "device", "resume"),
+}
+"""Settings that may change when a run goes on."""
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """The settings as TOML and JSON hold them: paths as strings, tables nested.
+
+    None is left out where it is the default, else it is "none", as on the command line.
+    """
+    result: dict[str, Any] = {}
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if is_dataclass(value):
+            result[entry.name] = as_dict(value)
+        elif value is not None:
+            value = str(value) if isinstance(value, Path) else value
+            result[entry.name] = list(value) if isinstance(value, tuple) else value
+        elif entry.default is not None and entry.default is not MISSING:
+            result[entry.name] = "none"
+    return result
+
+
+def as_toml(config: TrainConfig, comments: str = "") -> str:
+    """A file of settings that `unet-fast train --config FILE` takes, but for `resume`."""
+    settings = as_dict(config)
+    for name in PATHS:
+        if name in settings:
+            settings[name] = str(Path(settings[name]).absolute())
+    del settings["resume"]
+    tables = {k: settings.pop(k) for k in list(settings) if isinstance(settings[k], dict)}
+    return comments + tomli_w.dumps(settings | tables)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What :func:`as_toml` wrote.
+
+    Raises:
+        ValueError: If there is no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: must be a TOML file: {error}") from None
+
+
+def _none_or(value: Any, rule: Any) -> bool:
+    return value is None or bool(rule(value))

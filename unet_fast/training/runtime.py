@@ -1,0 +1,66 @@
+"""How a training run computes: precision, determinism, CUDA graph."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+
+
+@contextmanager
+def settled(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Random numbers and algorithms of a run; the caller's are back afterwards."""
+    if config.cuda_graph and (device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise ValueError(
+            f"train: cuda_graph must be off but for one process on a GPU, got {device.type}"
+        )
+    strict = torch.are_deterministic_algorithms_enabled()
+    search = torch.backends.cudnn.benchmark
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        try:
+            if config.deterministic:
+                if device.type == "cuda":  # asked for by cuBLAS
+                    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = not config.deterministic
+            yield
+        finally:
+            torch.use_deterministic_algorithms(strict)
+            torch.backends.cudnn.benchmark = search
+
+
+def recorded(
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], device: torch.device
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The same step as a CUDA graph: three as they are, the fourth recorded, then replayed."""
+    stream = torch.cuda.Stream(device)
+    graph = torch.cuda.CUDAGraph()
+    calls = 0
+    inputs: tuple[Tensor, Tensor]
+    results: tuple[Tensor, Tensor]
+
+    def call(tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal calls, inputs, results
+        calls += 1
+        if calls <= 3:
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an optimiser made for graphs runs without one
+                outcome = compute(tiles, labels)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            return outcome
+        if calls == 4:
+            inputs = tiles.clone(), labels.clone()
+            with torch.cuda.graph(graph, stream=stream):
+                results = compute(*inputs)
+        for kept, new in zip(inputs, (tiles, labels), strict=True):
+            kept.copy_(new)
+        graph.replay()
+        return results
+
+    return call

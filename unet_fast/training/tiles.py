@@ -1,0 +1,240 @@
+"""Training data on the device: tiles drawn, cut and deformed there, targets made there."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from ..augment import Augmentation, AugmentationParameters
+from ..contracts.border_weight_map import IGNORED
+from ..images.intensity import normalise
+from ..weights import BorderWeights
+from .samples import NumberedLabels, Sample
+
+
+def generator_of(*key: int) -> Generator:
+    """A source of random numbers for each key of integers >= 0.
+
+    Every random number of a step comes from the seed and the number of the step, so a run can go
+    on at any step.
+    """
+    return Generator().manual_seed(seed_of(*key))
+
+
+def seed_of(*key: int) -> int:
+    """A seed for each key of integers >= 0."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Which tiles a step takes, and how they are deformed."""
+
+    files: list[int]
+    offset: Tensor
+    """(N, 2), the input pixel of the first pixel of each tile."""
+    parameters: AugmentationParameters
+
+    def __getitem__(self, samples: slice) -> "Tiles":
+        """Some of the tiles."""
+        return Tiles(self.files[samples], self.offset[samples], self.parameters[samples])
+
+    def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """File, offset and parameters of each tile, for a JSON file."""
+        whole = asdict(self.parameters)
+        rows = []
+        for i, file in enumerate(self.files):
+            numbers = {k: None if x is None else x[i].tolist() for k, x in whole.items()}
+            rows.append({"file": names[file], "offset": self.offset[i].tolist(), **numbers})
+        return rows
+
+
+class Dataset:
+    """Annotated images where a network reads them.
+
+    Args:
+        samples: The images.
+        objects: Their labels, numbered.
+        weights: How labels become targets and weights; "balanced" should have been counted.
+        device: Where the network is.
+        budget: Bytes that images and labels may take on the device; if they take more, they stay in
+            pinned memory of the host, and each image goes to the GPU when a tile of it is drawn.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        objects: NumberedLabels,
+        weights: BorderWeights,
+        device: torch.device,
+        budget: float,
+    ) -> None:
+        self.names = [s.name for s in samples]
+        self.shapes = [x.shape for x in objects.labels]
+        self.channels = len(samples[0].image) if samples else 1
+        self.device = device
+        self.num_classes = objects.num_classes
+        self.class_values = objects.class_values
+        self.table = None if objects.table is None else torch.from_numpy(objects.table).to(device)
+        # The numbers of objects tell which pixels are ignored, where there is a table of them.
+        self.weights = weights if self.table is None else replace(weights, ignore_label=None)
+        self.size = sum(h * w for h, w in self.shapes) * (4 * self.channels + 4)  # in bytes
+        self.resident = self.size <= budget
+        # Images of one size lie in one stack, out of which a single pass cuts the tiles of a step;
+        # streamed ones each in a stack of their own.
+        self.places: list[tuple[int, int]] = []
+        keys = [shape if self.resident else i for i, shape in enumerate(self.shapes)]
+        stacks = {key: (list[Tensor](), list[Tensor]()) for key in keys}
+        order = {key: k for k, key in enumerate(stacks)}
+        for key, sample, ids in zip(keys, samples, objects.labels, strict=True):
+            self.places.append((order[key], len(stacks[key][0])))
+            stacks[key][0].append(torch.from_numpy(normalise(sample.image)))
+            stacks[key][1].append(torch.from_numpy(ids))
+        self.stacks = [(self._placed(x), self._placed(y)) for x, y in stacks.values()]
+
+    def _placed(self, parts: list[Tensor]) -> Tensor:
+        stack = torch.stack(parts)
+        if self.device.type != "cuda":
+            return stack
+        return stack.to(self.device) if self.resident else stack.pin_memory()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _stack(self, k: int) -> tuple[Tensor, Tensor]:
+        """Images, (M, C, H, W), and labels, (M, H, W), on the device."""
+        images, labels = self.stacks[k]
+        return (
+            images.to(self.device, non_blocking=True),
+            labels.to(self.device, non_blocking=True),
+        )
+
+    def sample(self, i: int) -> tuple[Tensor, Tensor]:
+        """An image, (C, H, W), and its labels, (H, W), on the device."""
+        stack, row = self.places[i]
+        images, labels = self._stack(stack)
+        return images[row], labels[row]
+
+    def _labels(self, i: int) -> Tensor:
+        stack, row = self.places[i]
+        return self.stacks[stack][1][row].to(self.device)
+
+    def truth(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Classes of an image, (H, W), 255 ignored, and its objects, 0 where there is none."""
+        labels = self._labels(i)
+        classes = self.classes(labels).cpu().numpy()
+        inside = (classes > 0) & (classes != IGNORED)
+        return classes, np.where(inside, labels.cpu().numpy(), np.int32(0))
+
+    def areas(self) -> NDArray[np.integer]:
+        """Pixels of each object of all images."""
+        objects = (self.truth(i)[1] for i in range(len(self)))
+        return np.concatenate([np.unique(x[x > 0], return_counts=True)[1] for x in objects])
+
+    def classes(self, labels: Tensor) -> Tensor:
+        """The class of every pixel: 0 background, 255 ignored; no ridge."""
+        if self.table is not None:
+            return self.table[labels]
+        result = (labels > 0).to(torch.uint8)
+        if self.weights.ignore_label is not None:
+            result[labels == self.weights.ignore_label] = 255
+        return result
+
+    def targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Target and weight of every pixel of labels, (N, H, W)."""
+        if self.table is None:
+            return self.weights(labels)
+        return self.weights(labels, self.table[labels], num_classes=self.num_classes)
+
+    def balanced(self) -> None:
+        """Counts the class weights "balanced" over all labels."""
+        labels = (self._labels(i) for i in range(len(self)))
+        classes = None
+        if self.table is not None:
+            classes = (self.table[self._labels(i)] for i in range(len(self)))
+        self.weights = self.weights.balanced(labels, classes)
+        table = self.weights.class_weight
+        if isinstance(table, tuple) and len(table) < self.num_classes:  # the last have no pixels
+            table = (*table, *[0.0] * (self.num_classes - len(table)))
+            self.weights = replace(self.weights, class_weight=table)
+
+    def draw(
+        self,
+        augmentation: Augmentation,
+        count: int,
+        input_shape: Sequence[int],
+        label_shape: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+    ) -> Tiles:
+        """Draws the tiles of a step.
+
+        Files come in a new random order in each pass over them. A label tile lies inside its
+        image, or around it where the image is smaller, so that every pixel of it is met; what lies
+        outside is mirrored.
+
+        Args:
+            augmentation: The ranges of the deformation.
+            count: Number of tiles, those of all processes together.
+            input_shape: Spatial shape of the image tiles.
+            label_shape: Of the label tiles in their centre.
+            seed: Seed of the run.
+            step: Number of the step, from 1.
+        """
+        total = len(self)
+        files: list[int] = []
+        for i in range((step - 1) * count, step * count):
+            if not files or i % total == 0:
+                order = torch.randperm(total, generator=generator_of(seed, 0, i // total)).tolist()
+            files.append(order[i % total])
+        generator = generator_of(seed, 1, step)
+        offset = torch.empty(count, 2)
+        for n, file in enumerate(files):
+            for axis, side in enumerate(self.shapes[file]):
+                room = side - label_shape[axis]
+                low, high = min(room, 0), max(room, 0)
+                position = torch.randint(low, high + 1, (), generator=generator)
+                offset[n, axis] = position - (input_shape[axis] - label_shape[axis]) // 2
+        shape = (self.channels, *input_shape)
+        return Tiles(files, offset, augmentation.draw(count, shape, generator=generator))
+
+    def cut(
+        self,
+        augmentation: Augmentation,
+        tiles: Tiles,
+        input_shape: Sequence[int],
+        label_shape: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Cuts tiles out of their images and deforms them: one pass for images of one size.
+
+        Returns:
+            The image tiles, (N, C, *input_shape), and the labels of their centres,
+            (N, *label_shape).
+        """
+        groups: dict[int, list[int]] = {}
+        for n, file in enumerate(tiles.files):
+            groups.setdefault(self.places[file][0], []).append(n)
+        parts = []
+        for stack, members in groups.items():
+            images, labels = self._stack(stack)
+            rows = [self.places[tiles.files[n]][1] for n in members]
+            cut = augmentation.apply(
+                images,
+                labels,
+                tiles.parameters[members],
+                output_shape=input_shape,
+                label_shape=label_shape,
+                offset=tiles.offset[members],
+                source=torch.tensor(rows),
+            )
+            parts.append(cut)
+        tiles_of, labels_of = zip(*parts, strict=True)
+        if len(parts) == 1:
+            return tiles_of[0], labels_of[0]
+        back = torch.tensor([n for members in groups.values() for n in members]).argsort()
+        return torch.cat(tiles_of)[back], torch.cat(labels_of)[back]
