@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from unet_fast import TrainConfig, train
 from unet_fast._device import find_device
 from unet_fast.demo import SAMPLE
-from unet_fast.training.loop import SPAN
+from unet_fast.training.step import SPAN
 
 from .interleave import COLUMNS, header
 

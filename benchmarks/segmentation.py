@@ -36,9 +36,10 @@ from unet_fast import (
 from unet_fast._files import replace_file
 from unet_fast.images.files import read_labels, write_labels
 from unet_fast.images.intensity import normalise
+from unet_fast.objects import ObjectRule
 from unet_fast.plots import draw_previews, outlines
-from unet_fast.prediction.objects import ObjectRule
-from unet_fast.scores.evaluate import as_csv, flat, object_scores
+from unet_fast.scores.evaluate import flat, object_scores
+from unet_fast.scores.report import as_csv
 from unet_fast.training.samples import Sample, load_samples
 
 from .interleave import header

@@ -23,7 +23,7 @@ from .weights import BorderWeights
 if TYPE_CHECKING:
     from . import metrics, reference
     from .model_file import load_model, save_model
-    from .prediction.objects import label_components
+    from .objects import label_components
     from .prediction.predictor import predict
     from .training.config import TrainConfig
     from .training.loop import train
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Loaded when first asked for: they bring SciPy, Matplotlib and readers of files.
 _LATER = {
     "TrainConfig": "training.config",
-    "label_components": "prediction.objects",
+    "label_components": "objects",
     "load_model": "model_file",
     "metrics": "metrics",
     "predict": "prediction.predictor",

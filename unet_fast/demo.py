@@ -15,8 +15,8 @@ from .model_file import BEST, LAST
 from .plots import draw_summary
 from .prediction.predictor import predict
 from .training.checkpoint import LOG, STATE, read_log
-from .training.config import TrainConfig
-from .training.loop import CONFIG, train
+from .training.config import CONFIG, TrainConfig
+from .training.loop import train
 from .training.samples import NumberedLabels, Sample, load_samples
 from .training.tiles import Dataset
 

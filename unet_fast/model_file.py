@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ._files import make_folder, replace_file
-from .prediction.objects import ObjectRule
+from .objects import ObjectRule
 from .unet import UNet
 
 MODEL = "model.safetensors"
@@ -132,3 +132,8 @@ def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         newer = ": it is of a newer unet_fast" if description["format"] > FORMAT else ""
         raise ValueError(f"{wanted} of format {FORMAT}, got {description['format']}{newer}")
     return tensors, description
+
+
+def rule_of(model: UNet) -> ObjectRule:
+    """How probabilities of a network become objects: as fitted, else all foreground, grown back."""
+    return ObjectRule(grow=model.ridge_width) if model.objects is None else model.objects

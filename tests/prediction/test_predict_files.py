@@ -26,8 +26,8 @@ from unet_fast.cli import main
 from unet_fast.images import formats
 from unet_fast.images.source import open_source
 from unet_fast.images.zarr import create
+from unet_fast.objects import ObjectRule, label_in_blocks
 from unet_fast.prediction.cluster import cluster
-from unet_fast.prediction.objects import ObjectRule, label_in_blocks
 from unet_fast.prediction.options import Options
 from unet_fast.prediction.out_of_core import is_begun, predict_blocks
 

@@ -15,9 +15,10 @@ from unet_fast import UNet, metrics, predict, save_model
 from unet_fast.cli import main
 from unet_fast.images.files import write_labels, write_tiff
 from unet_fast.images.zarr import create
-from unet_fast.prediction.objects import ObjectRule
-from unet_fast.scores.evaluate import CSV, IOUS, JSON, PICTURE, evaluate_files
+from unet_fast.objects import ObjectRule
+from unet_fast.scores.evaluate import IOUS, evaluate_files
 from unet_fast.scores.overlap import object_errors
+from unet_fast.scores.report import CSV, JSON, PICTURE
 
 
 @pytest.fixture

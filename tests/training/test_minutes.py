@@ -12,7 +12,9 @@ from runs import config, discs_in, options
 from unet_fast import TrainConfig, train
 from unet_fast import _progress as progress
 from unet_fast.cli import main
-from unet_fast.training import loop
+from unet_fast.training import loop, run
+from unet_fast.training.checkpoint import read_log
+from unet_fast.training.step import Step
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ class Clock:
 
     def __init__(self, monkeypatch, step=0.5, file=0.7):
         self.now = 0.0
-        compute, look = loop._Run.compute, loop.look
+        compute, look = Step.compute_eagerly, run.look
 
         def slow_compute(*args):
             self.now += step
@@ -35,8 +37,8 @@ class Clock:
             self.now += file
             return look(*args)
 
-        monkeypatch.setattr(loop._Run, "compute", slow_compute)
-        monkeypatch.setattr(loop, "look", slow_look)
+        monkeypatch.setattr(Step, "compute_eagerly", slow_compute)
+        monkeypatch.setattr(run, "look", slow_look)
 
     def __call__(self):
         return self.now
@@ -54,7 +56,7 @@ def test_a_run_ends_in_time(discs, tmp_path, monkeypatch):
     assert 100 <= settings["steps"] <= 120  # of half a second
     assert "minutes" not in settings
     assert settings["evaluate_every"] <= settings["steps"]
-    rates = [row["learning_rate"] for row in loop.read_log(tmp_path / "run")]
+    rates = [row["learning_rate"] for row in read_log(tmp_path / "run")]
     assert len(rates) == settings["steps"]
     assert rates[-1] < 0.01 * max(rates)  # the schedule ends, too
 
@@ -64,7 +66,7 @@ def test_the_steps_timed_leave_no_trace(discs, tmp_path, monkeypatch):
     changes = {"norm": "batch", "optimizer": "adam", "precision": "float32"}
     clock = Clock(monkeypatch, step=6.0)
     one = train(timed(discs, tmp_path / "one", **changes), clock=clock)
-    steps = len(loop.read_log(tmp_path / "one"))
+    steps = len(read_log(tmp_path / "one"))
     assert 3 <= steps <= 9
     file = tmp_path / "one" / "config.toml"
     assert main(["train", "--config", str(file), "--out", str(tmp_path / "two")]) == 0
@@ -80,7 +82,7 @@ def test_a_resumed_run_keeps_its_steps(discs, tmp_path, monkeypatch):
     clock = Clock(monkeypatch, step=6.0)
     whole = tmp_path / "whole"
     train(timed(discs, whole, **changes), clock=clock)
-    broken, save = tmp_path / "broken", loop.save_state
+    broken, save = tmp_path / "broken", run.save_state
     calls = []
 
     def cut_off(*args):
@@ -89,10 +91,10 @@ def test_a_resumed_run_keeps_its_steps(discs, tmp_path, monkeypatch):
         if len(calls) == 2:
             raise OSError("the power is gone")
 
-    monkeypatch.setattr(loop, "save_state", cut_off)
+    monkeypatch.setattr(run, "save_state", cut_off)
     with pytest.raises(OSError, match="the power is gone"):
         train(timed(discs, broken, **changes), clock=clock)
-    monkeypatch.setattr(loop, "save_state", save)
+    monkeypatch.setattr(run, "save_state", save)
     clock = Clock(monkeypatch, step=0.001)
     train(timed(discs, broken, resume=True, **changes), clock=clock)
     for name in ("best.safetensors", "last.safetensors", "config.toml", "split.json"):

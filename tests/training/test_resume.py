@@ -17,7 +17,7 @@ from runs import config, discs_in, options
 from unet_fast import load_model, train
 from unet_fast.cli import main
 from unet_fast.model_file import pack, unpack
-from unet_fast.training import loop
+from unet_fast.training import run, step
 from unet_fast.training.checkpoint import read_log
 
 MODELS = "last.safetensors", "best.safetensors", "state.safetensors"
@@ -108,14 +108,14 @@ def test_every_kind_of_run_goes_on(discs, tmp_path, monkeypatch, changes):
     changes = {"steps": 7, "evaluate_every": 2, "previews": 0, "dropout": 0.3} | changes
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     model = train(config(discs, whole, **changes))
-    seed_of = loop.seed_of
+    seed_of = step.seed_of
 
     def stop_in_step_3(*key):
         if key[1:3] == (2, 3):
             signal.raise_signal(signal.SIGINT)
         return seed_of(*key)
 
-    monkeypatch.setattr(loop, "seed_of", stop_in_step_3)
+    monkeypatch.setattr(step, "seed_of", stop_in_step_3)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3, which is saved"):
         train(config(discs, broken, **changes))
     monkeypatch.undo()
@@ -232,9 +232,9 @@ def test_damaged_and_foreign_checkpoints(discs, tmp_path, capsys):
 
 def test_deterministic_is_set_while_it_trains(discs, tmp_path, monkeypatch):
     seen = []
-    seed_of = loop.seed_of
+    seed_of = step.seed_of
     monkeypatch.setattr(
-        loop,
+        step,
         "seed_of",
         lambda *key: seen.append(torch.are_deterministic_algorithms_enabled()) or seed_of(*key),
     )
@@ -269,7 +269,7 @@ def test_a_kill_between_the_files_of_a_checkpoint(discs, tmp_path, monkeypatch, 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(config(discs, whole, **changes))
     name = "save_state" if writes == "state" else "save_model"
-    save = getattr(loop, name)
+    save = getattr(run, name)
     for kill_at in (1, 2):
         count = 0
 
@@ -280,7 +280,7 @@ def test_a_kill_between_the_files_of_a_checkpoint(discs, tmp_path, monkeypatch, 
                 raise OSError("the power is gone")
             save(*args)
 
-        monkeypatch.setattr(loop, name, cut_off)
+        monkeypatch.setattr(run, name, cut_off)
         with pytest.raises(OSError, match="the power is gone"):
             train(config(discs, broken, resume=True, **changes))
         monkeypatch.undo()
@@ -312,7 +312,7 @@ def test_an_evaluation_that_fails_loses_no_step(discs, tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr(loop, "look", fail)
+    monkeypatch.setattr(run, "look", fail)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         train(config(discs, out, steps=4, evaluate_every=2))
     monkeypatch.undo()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import tomllib
 from dataclasses import replace
 
@@ -14,7 +13,8 @@ from runs import config, discs_in
 from scipy import ndimage
 
 from unet_fast import BorderWeights, UNet, load_model, metrics, predict, train
-from unet_fast.prediction.objects import ObjectRule
+from unet_fast.objects import ObjectRule
+from unet_fast.training import run
 from unet_fast.training.processes import Processes
 from unet_fast.training.samples import Sample, load_samples, number_objects
 from unet_fast.training.tiles import Dataset
@@ -149,8 +149,6 @@ def test_the_best_model_is_not_worse_than_the_last_on_all_files(
     tmp_path, monkeypatch, last_is_better
 ):
     """Evaluations look at a part of the files; the last one decides on all, whoever led before."""
-    loop = sys.modules["unet_fast.training.loop"]
-
     discs = discs_in(tmp_path / "discs", count=8)
     seen = []
 
@@ -165,8 +163,8 @@ def test_the_best_model_is_not_worse_than_the_last_on_all_files(
         return numbers | {"predicted": 4.0, "true": 4.0}, ObjectRule(grow=1)
 
     monkeypatch.setattr(Judge, "__call__", scored)
-    plan = loop.plan_of
-    monkeypatch.setattr(loop, "plan_of", lambda *x: replace(plan(*x), every=2, files=1, last=4))
+    plan = run.plan_of
+    monkeypatch.setattr(run, "plan_of", lambda *x: replace(plan(*x), every=2, files=1, last=4))
     changes = {"steps": 6, "validation": 0.5, "precision": "float32"}
     train(config(discs, tmp_path / "run", **changes))
     assert seen == [1, 1, 1, 4, 4]  # the last two: of the last model and of the first

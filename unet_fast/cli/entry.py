@@ -65,8 +65,7 @@ def _with_settings(
 def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Dict]:
     """Where `train` finds what is not typed: the file, the run that goes on, the suggestion."""
     from ..training.check import suggested_settings
-    from ..training.config import read_toml
-    from ..training.loop import CONFIG
+    from ..training.config import CONFIG, read_toml
 
     said = {word.split("=")[0].removeprefix("--") for word in words}
     sources = []

@@ -159,9 +159,10 @@ def evaluate(
         Replace the three files in the output folder.
     """
     from .._files import make_folder
-    from ..model_file import load_model
-    from ..prediction.objects import ObjectRule, rule_of
-    from ..scores.evaluate import CSV, JSON, PICTURE, evaluate_files
+    from ..model_file import load_model, rule_of
+    from ..objects import ObjectRule
+    from ..scores.evaluate import evaluate_files
+    from ..scores.report import CSV, JSON, PICTURE
 
     typed = {"model": model, "min_area": min_area, "grow": grow}
     typed = {name: value for name, value in typed.items() if value is not None}

@@ -1,6 +1,6 @@
 """Images that are read region by region: pictures, TIFF, OME-Zarr, larger than memory or not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._files import reason_of
-from ..prediction.predictor import Pixels
 from .folders import SUFFIXES, list_images, unique
 from .formats import Opened, open_file, plausible
 from .zarr import is_zarr, open_zarr
+
+Pixels = Callable[[slice, slice], NDArray[np.generic]]
+"""Reads rows and columns of an image, (C, rows, columns), real values of any dtype."""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from ..images.intensity import Range, range_of
 from ..images.source import Source, open_source
 from ..images.zarr import create, need_zarr, open_level
 from ..model_file import find_model, load_model
+from ..objects import ObjectRule, label_in_blocks
 from .cluster import spread
-from .objects import ObjectRule, label_in_blocks
 from .options import Options
 from .predictor import Predictor
 from .tiling import Tiling

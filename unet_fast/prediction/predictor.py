@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..images.intensity import Range, as_float32, range_of
+from ..images.source import Pixels
+from ..model_file import rule_of
 from ..unet import UNet
-from .objects import rule_of
 from .options import Options
 from .tiling import Tiling, mirrored, plan
 from .views import Region, Rotation, views_of
 
 OUTPUTS = ("scores", "probabilities", "labels", "instances")
 AVERAGES = ("scores", "probabilities")
-
-Pixels = Callable[[slice, slice], NDArray[np.generic]]
-"""Reads rows and columns of an image, (C, rows, columns), real values of any dtype."""
 
 
 def predict(

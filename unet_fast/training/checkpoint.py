@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .._files import replace_file
-from ..model_file import FORMAT, pack, unpack
-from .config import DEFAULT_TILE
+from ..model_file import BEST, FORMAT, LAST, MODEL, pack, unpack
+from .config import CONFIG, DEFAULT_TILE, TrainConfig
 
 STATE = "state.safetensors"
 """The training state: weights, optimiser and, in the header, all else."""
@@ -153,6 +153,28 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
+
+
+def claim(out: Path, config: TrainConfig) -> None:
+    """Makes sure that no run is overwritten.
+
+    Raises:
+        ValueError: If there is one, or one to go on from is not whole.
+    """
+    models = [out / name for name in (BEST, LAST, MODEL) if (out / name).exists()]
+    others = [out / name for name in (STATE, LOG, CONFIG) if (out / name).exists()]
+    if not config.resume:
+        if models or others:
+            raise ValueError(
+                "train: out must be a folder without a run, or resume must be set, got "
+                f"{(models + others)[0]}"
+            )
+        return
+    # Without a state they are of a first checkpoint that was cut off, or somebody's.
+    first = next(step for step in range(1, config.length + 1) if config.saves(step))
+    begun = others and max((row["step"] for row in read_log(out)), default=0) <= first
+    if models and not (out / STATE).exists() and not begun:
+        raise ValueError(f"{out}: must hold {STATE} to be resumed, but has only {models[0].name}")
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

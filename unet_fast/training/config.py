@@ -13,6 +13,8 @@ from ..weights import BorderWeights
 
 DEFAULT_TILE = {"valid": 388, "same": 384}
 """Side of the output tile by padding; 388 is the paper's."""
+CONFIG, SPLIT = "config.toml", "split.json"
+"""Files of a run: its settings, and which files it trains on."""
 STEPS = 5000
 """Of a run, if nothing is said."""
 LEARNING_RATE = {"sgd": 2e-3, "adam": 1e-3, "adamw": 1e-3}

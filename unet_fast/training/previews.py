@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._files import make_folder
+from ..objects import ObjectRule
 from ..plots import draw_curves, draw_previews
-from ..prediction.objects import ObjectRule
 from .tiles import Dataset
 from .validation import Look
 

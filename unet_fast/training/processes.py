@@ -61,3 +61,15 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def lost(error: RuntimeError, processes: Processes, step: int) -> RuntimeError | None:
+    """What to say where another process is gone; None of other errors."""
+    reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+    talk = isinstance(error, torch.distributed.DistError) or "gloo" in reason
+    if processes.count == 1 or not talk:
+        return None
+    return RuntimeError(
+        f"train: process {processes.rank} lost contact with another at step {step}; go on from the "
+        f"last checkpoint with resume ({reason})"
+    )

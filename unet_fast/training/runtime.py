@@ -1,9 +1,12 @@
 """How a training run computes: precision, determinism, CUDA graph."""
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,3 +67,24 @@ def recorded(
         return results
 
     return call
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGINT or SIGTERM came; after a second one the process ends at once."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield lambda: False
+        return
+
+    def note(number: int, _: Any) -> None:
+        if came:
+            raise KeyboardInterrupt("stopped at once; go on from the last checkpoint with resume")
+        came.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

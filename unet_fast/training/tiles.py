@@ -1,5 +1,6 @@
 """Training data on the device: tiles drawn, cut and deformed there, targets made there."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Generator, Tensor
 
 from ..augment import Augmentation, AugmentationParameters
 from ..contracts.border_weight_map import IGNORED
+from ..images.folders import label_type_of
 from ..images.intensity import normalise
 from ..weights import BorderWeights
-from .samples import NumberedLabels, Sample
+from .config import SPLIT, TrainConfig
+from .samples import NumberedLabels, Sample, load_samples, number_objects, split_names
 
 
 def generator_of(*key: int) -> Generator:
@@ -238,3 +241,33 @@ class Dataset:
             return tiles_of[0], labels_of[0]
         back = torch.tensor([n for members in groups.values() for n in members]).argsort()
         return torch.cat(tiles_of)[back], torch.cat(labels_of)[back]
+
+
+def load_sets(
+    config: TrainConfig, resumed: bool, device: torch.device
+) -> tuple[TrainConfig, Dataset, Dataset]:
+    """Settings with the type of the labels, and the data for training and for validation."""
+    samples = load_samples(config.images, config.labels, config.classes)
+    ignored = config.weights.ignore_label
+    if config.label_type == "auto":
+        maps = [] if config.classes else [s.labels for s in samples]
+        config = replace(config, label_type=label_type_of(maps, ignored))
+    objects = number_objects(samples, config.label_type, ignored)
+    names = [s.name for s in samples]
+    split = config.out / SPLIT if resumed else config.split
+    parts = split_names(names, config.validation, config.seed, split)
+    budget = math.inf
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        budget = 0.5 * free if config.data_budget is None else 1e9 * config.data_budget
+    sets = []
+    for part in parts:
+        index = [names.index(name) for name in part]
+        chosen = replace(objects, labels=[objects.labels[i] for i in index])
+        data = Dataset([samples[i] for i in index], chosen, config.weights, device, budget)
+        budget -= data.size if data.resident else 0
+        sets.append(data)
+    train_set, validation_set = sets
+    train_set.balanced()
+    validation_set.weights = train_set.weights
+    return config, train_set, validation_set

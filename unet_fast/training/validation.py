@@ -13,8 +13,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..contracts.border_weight_map import IGNORED
+from ..objects import ObjectRule
 from ..ops import weighted_ce
-from ..prediction.objects import ObjectRule
 from ..prediction.predictor import logits_of
 from ..prediction.tiling import halo_of
 from ..scores.challenges import thinned

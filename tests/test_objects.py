@@ -16,7 +16,7 @@ from unet_fast import UNet, load_model, metrics, predict, save_model, separate_t
 from unet_fast.demo import SAMPLE
 from unet_fast.images.files import read_labels
 from unet_fast.model_file import pack, unpack
-from unet_fast.prediction.objects import REACH, ObjectRule
+from unet_fast.objects import REACH, ObjectRule
 
 maps = hnp.arrays(np.int32, (7, 9), elements=st.sampled_from([0, 0, 0, 1, 2, 3]))
 

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from torch import Tensor
 
-from ..contracts.border_weight_map import spatial_axes
-from ..unet import UNet
+from .contracts.border_weight_map import spatial_axes
 
 
 def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
@@ -173,11 +172,6 @@ class ObjectRule:
                     faces |= (other > 0) & (other != owner) & (steps <= room)
             flat[places[faces]] = owner[faces]
         return inner
-
-
-def rule_of(model: UNet) -> ObjectRule:
-    """How probabilities of a network become objects: as fitted, else all foreground, grown back."""
-    return ObjectRule(grow=model.ridge_width) if model.objects is None else model.objects
 
 
 def _fill(labels: NDArray[np.int32], largest: int) -> None:

@@ -1,0 +1,219 @@
+"""A training run between its steps: when it is evaluated, what is kept, how it goes on."""
+
+import json
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from .._files import replace_file
+from ..model_file import BEST, LAST, load_model, save_model
+from ..objects import ObjectRule
+from ..unet import UNet
+from .checkpoint import Progress, cut_log, load_state, read_log, save_state
+from .config import FREE, TrainConfig, as_dict
+from .previews import Artist, draw_run, run_panels
+from .processes import Processes
+from .step import Step
+from .tiles import Dataset, Tiles
+from .validation import Judge, Look, Plan, Scores, best_by_of, has_objects, look, plan_of
+
+
+class Run:
+    """A network that is trained, with all that goes with it.
+
+    Args:
+        config: The settings.
+        model: The network.
+        train_set: The images for training.
+        validation_set: Those for validation; it may be empty.
+        processes: Who train it.
+        device: Where this process computes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: UNet,
+        train_set: Dataset,
+        validation_set: Dataset,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        self.step = Step(config, model, train_set, processes, device)
+        self.train_set, self.validation_set = train_set, validation_set
+        self.processes, self.device = processes, device
+        self.progress = Progress()
+        # Where there are no files for validation, objects are fitted on those of training.
+        self.kind = "validation" if len(validation_set) else "training"
+        self.judged = validation_set if len(validation_set) else train_set
+        by = best_by_of(config, train_set)
+        fits = has_objects(config, train_set)
+        self.judge = Judge(by, fits, train_set, config.weights.ridge_width, processes)
+        self.every = config.evaluate_every
+        self.planned = self.plan(config.length)
+        self.config = replace(
+            config,
+            steps=config.length,
+            evaluate_every=self.planned.every,
+            best_by=by,
+            tile=config.output_tile,
+        )
+        self.settings = {k: v for k, v in as_dict(self.config).items() if k not in FREE}
+        self.settings["learning_rate"] = config.peak_rate
+        self.settings["batch_size"] = self.step.count
+        if config.patience is not None and not len(validation_set):
+            raise ValueError(
+                f"train: patience must be none without files for validation, got {config.patience}"
+            )
+
+    def plan(self, steps: int) -> Plan:
+        """When to evaluate, and on how many files; see :func:`plan_of`."""
+        step = self.step.count * math.prod(self.step.input_shape)
+        return plan_of(steps, self.every, step, self.judged.shapes, self.step.model)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left, or evaluations have not got better for too long."""
+        progress, patience = self.progress, self.config.patience
+        impatient = patience is not None and progress.since_best >= patience
+        return impatient or progress.step >= self.config.length
+
+    @property
+    def product(self) -> UNet:
+        """The network that is evaluated and saved."""
+        return self.step.product
+
+    def resume(self) -> None:
+        """Goes back to the checkpoint in the output folder."""
+        self.progress = load_state(
+            self.config.out, self.settings, self.step.modules, self.step.optimizer
+        )
+        if self.progress.scaler:
+            self.step.scaler.load_state_dict(self.progress.scaler)
+        if self.progress.objects is not None:
+            self.product.objects = ObjectRule(**self.progress.objects)
+        self.step.averaged = self.progress.step > 0
+        if self.processes.first:
+            self.progress.seconds = cut_log(self.config.out, self.progress.step, self.ended)
+
+    def evaluate(self) -> tuple[list[Look], Scores, dict[str, Any] | None]:
+        """Scores the network and fits the rule of its objects; keeps it if it is the best.
+
+        The last evaluation takes more files than those before, and the best model so far is kept
+        only if it is better than the last one there, too.
+
+        Returns:
+            What this process saw of the files, the scores, and, at the last evaluation, those of
+            the best model with its step.
+        """
+        progress, processes, planned = self.progress, self.processes, self.planned
+        try:
+            looks = self._look(self.product, planned.files)
+            # All rules are tried at the first evaluation and at the last.
+            scores, self.product.objects = self.judge(looks, self.product.objects)
+            files, best, by = planned.files, None, self.config.best_by
+            better = _score(progress, scores, by)
+            if self.ended:
+                looks += self._look(self.product, planned.last, planned.files)
+                scores, self.product.objects = self.judge(looks)
+                del looks[max(1, self.config.previews) :]  # the rest is not drawn
+                files, best = planned.last, dict[str, Any](scores, step=progress.step, by=by)
+                if not better and len(self.validation_set) and (self.config.out / BEST).exists():
+                    rival = load_model(self.config.out / BEST, device=self.device)
+                    rival.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                    theirs, rival.objects = self.judge(self._look(rival, planned.last))
+                    # The same weights: a run that was killed here is at it again.
+                    again = _equal(rival, self.product)
+                    better = again or _value(scores, by) > _value(theirs, by)
+                    if not better:
+                        best = dict[str, Any](theirs, step=progress.best_step, by=by)
+                        if processes.first:  # with its rule of all these files
+                            save_model(rival, self.config.out / BEST)
+        except (RuntimeError, MemoryError):  # images too large for the memory, say
+            if processes.first and not self.ended:  # the last one is to be done again
+                self.save()
+            raise
+        rule = self.product.objects
+        progress.objects = None if rule is None else asdict(rule)
+        if better:
+            progress.best_step = progress.step
+            if processes.first and len(self.validation_set):
+                save_model(self.product, self.config.out / BEST)
+        return looks, scores | {"files": files}, best
+
+    def _look(self, model: UNet, stop: int, start: int = 0) -> list[Look]:
+        """This process's share of the files; all share one network, its statistics included."""
+        for x in model.buffers():
+            self.processes.spread(x)
+        count = self.processes.count
+        mine = [i for i in range(start, stop) if i % count == self.processes.rank]
+        with self.step.autocast():
+            return [look(model, self.judged, i, self.config.loss_reduction) for i in mine]
+
+    def draw(self, artist: Artist, looks: list[Look]) -> None:
+        """Curves, and the first images; of training where there are none for validation."""
+        title = f"{self.kind} images after {self.progress.step} steps"
+        shown = looks[: self.config.previews]
+        out, rule = self.config.out, self.product.objects
+        panels = run_panels(self.judged, shown, rule)
+        artist.draw(draw_run, out, read_log(out), panels, rule is None, self.progress.step, title)
+
+    def save(self) -> None:
+        """Writes a checkpoint, the state last: what a kill leaves out is written again from it."""
+        self.progress.scaler = dict(self.step.scaler.state_dict())
+        save_model(self.product, self.config.out / LAST)
+        save_state(
+            self.config.out, self.progress, self.settings, self.step.modules, self.step.optimizer
+        )
+
+    def check(self, step: int, loss: float, gradient: float, drawn: Tiles, saved: bool) -> None:
+        """Makes sure that a step has led to finite numbers, and to finite weights if it is saved.
+
+        The last checkpoint stays as it is.
+
+        Raises:
+            FloatingPointError: If not.
+        """
+        # The gradient scaler leaves out steps whose gradient is not finite.
+        if not math.isfinite(loss + (0 if self.step.scaler.is_enabled() else gradient)):
+            self._report(step, f"loss {loss}, gradient norm {gradient}", drawn)
+        if saved and not all(bool(p.isfinite().all()) for p in self.step.parameters):
+            self._report(step, "weights that are not", drawn)
+
+    def _report(self, step: int, value: str, drawn: Tiles) -> None:
+        config, names = self.config, self.train_set.names
+        where = config.out / "nonfinite.json"
+        if self.processes.first:
+            facts = {"step": step, "found": value, "tiles": drawn.describe(names)}
+            replace_file(where, (json.dumps(facts, indent=1) + "\n").encode())
+        files = ", ".join(dict.fromkeys(names[i] for i in drawn.files))
+        raise FloatingPointError(
+            f"train: loss, gradient and weights must stay finite, got {value} at step {step} from "
+            f"{files} (how they were deformed: {where}); try a learning_rate below "
+            f"{config.peak_rate}"
+        )
+
+
+def _score(progress: Progress, scores: Scores, by: str) -> bool:
+    """Whether an evaluation is the best so far, which it then is; of equals the first one."""
+    value = _value(scores, by)
+    if value <= (-math.inf if progress.best is None else progress.best):
+        progress.since_best += 1
+        return False
+    progress.best, progress.since_best = value, 0
+    return True
+
+
+def _equal(one: UNet, other: UNet) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _value(scores: Scores, by: str) -> float:
+    """What is greater of a better network; where labels hold no object, of the one of less loss."""
+    value, loss = scores.get(by), scores["loss"]
+    if loss is None:
+        return -math.inf
+    return -loss if value is None or by == "loss" else value

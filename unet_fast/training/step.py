@@ -1,0 +1,189 @@
+"""A training step: tiles, targets, network, loss, backward, optimiser."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.profiler import record_function
+
+from .._device import precision_of
+from ..contracts.border_weight_map import IGNORED
+from ..ops import weighted_ce
+from ..unet import UNet
+from .config import TrainConfig
+from .processes import Processes
+from .runtime import recorded
+from .tiles import Dataset, Tiles, seed_of
+
+SPAN = "unet_fast:"
+"""What the names of the parts of a step begin with in a profile of torch.profiler."""
+
+
+class Step:
+    """A network, and what makes a step of it.
+
+    Args:
+        config: The settings.
+        model: The network.
+        data: The images for training.
+        processes: Who share the tiles of a step.
+        device: Where this process computes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: UNet,
+        data: Dataset,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        self.config, self.model, self.data = config, model, data
+        self.processes, self.device = processes, device
+        self.input_shape = model.input_shape((config.output_tile,) * 2)
+        self.label_shape = model.output_shape(self.input_shape)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = list(model.parameters())
+        rate = torch.tensor(config.peak_rate, device=device) if config.cuda_graph else 0.0
+        self.optimizer = _optimizer(config, self.parameters, rate)
+        self.precision = precision_of(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.average = None if config.ema is None else deepcopy(model)
+        self.averaged = False
+        """Whether the average holds a step already."""
+        network: nn.Module = model
+        if processes.count > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        self.network = torch.compile(network) if config.compile else network
+        self.count = config.batch_size * processes.count
+        """Tiles of a step, those of all processes."""
+        self.compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.compute_eagerly
+        """:meth:`compute_eagerly`, as a CUDA graph if that is asked for."""
+
+    def record(self) -> None:
+        """Makes ready for the first step."""
+        if self.config.cuda_graph:
+            self.compute = recorded(self.compute_eagerly, self.device)
+
+    def __call__(self, step: int) -> tuple[Tiles, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Makes step number `step`, counted from 1.
+
+        Returns:
+            Which tiles all processes took, this one's share of the loss, the norm of the gradient,
+            and its tiles with their labels.
+        """
+        config, shapes = self.config, (self.input_shape, self.label_shape)
+        _set_rate(self.optimizer, config.rate(step))
+        drawn = self.data.draw(
+            config.augmentation, self.count, *shapes, seed=config.seed, step=step
+        )
+        first = self.processes.rank * config.batch_size
+        mine = drawn[first : first + config.batch_size]
+        with record_function(f"{SPAN} tiles"):
+            tiles = self.data.cut(config.augmentation, mine, *shapes)
+        # For dropout:
+        torch.manual_seed(seed_of(config.seed, 2, step, self.processes.rank))
+        self.model.train()
+        loss, norm = self.compute(*tiles)
+        return drawn, loss, norm, tiles
+
+    def compute_eagerly(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """From tiles and their labels to new weights.
+
+        Returns:
+            This process's share of the loss of all, and the norm of the gradient.
+        """
+        config, processes = self.config, self.processes
+        with record_function(f"{SPAN} weights"):
+            target, weights = self.data.targets(labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        with record_function(f"{SPAN} network"), self.autocast():
+            scores = self.network(tiles.contiguous(memory_format=torch.channels_last))
+        with record_function(f"{SPAN} loss"):
+            ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
+            # Divided by the sum over all processes: the mean of their means is something else.
+            loss = ce / _divisor(config.loss_reduction, target, weights, processes)
+        with record_function(f"{SPAN} backward"):  # processes take means of gradients
+            self.scaler.scale(loss * processes.count).backward()
+        with record_function(f"{SPAN} optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if config.clip_gradient is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, config.clip_gradient, norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._update_average()
+        return loss.detach(), norm
+
+    def _update_average(self) -> None:
+        """The running mean of weights and statistics; the first step is taken as it is."""
+        if self.average is None or self.config.ema is None:
+            return
+        share = 1 - self.config.ema if self.averaged else 1.0
+        pairs = zip(
+            self.average.state_dict().values(), self.model.state_dict().values(), strict=True
+        )
+        for mean, now in pairs:
+            if mean.is_floating_point():
+                mean.lerp_(now, share)
+            else:
+                mean.copy_(now)
+        self.averaged = True
+
+    def autocast(self) -> torch.autocast:
+        """The precision of convolutions."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=enabled)
+
+    @property
+    def product(self) -> UNet:
+        """The network that is evaluated and saved."""
+        return self.model if self.average is None else self.average
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All that holds tensors, for the training state."""
+        modules: dict[str, nn.Module] = {"model": self.model}
+        if self.average is not None:
+            modules["average"] = self.average
+        return modules
+
+
+def _optimizer(
+    config: TrainConfig, parameters: list[nn.Parameter], rate: Tensor | float
+) -> Optimizer:
+    options: dict[str, Any] = {"lr": rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer != "sgd":
+        options["capturable"] = config.cuda_graph
+        return (Adam if config.optimizer == "adam" else AdamW)(parameters, **options)
+    optimizer = SGD(parameters, momentum=config.momentum, **options)
+    if config.momentum > 0:
+        # Made here: a first step that the gradient scaler leaves out would leave them unset.
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def _set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _divisor(
+    reduction: str, target: Tensor, weights: Tensor, processes: Processes
+) -> Tensor | float:
+    """What the sum of the loss is divided by, that of all processes; never 0."""
+    if reduction == "sum":
+        return 1.0
+    if reduction == "mean":
+        return processes.add((target != IGNORED).sum().to(weights.dtype)).clamp_min(1)
+    return processes.add(weights.sum()).clamp_min(torch.finfo(weights.dtype).tiny)
