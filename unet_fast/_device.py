@@ -43,7 +43,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """Of the convolutions, by name; auto: bfloat16 where it is not emulated, which is slow."""
+    """Precision of the convolutions; auto: bfloat16 where the device need not emulate it."""
     if name != "auto":
         precision: torch.dtype = getattr(torch, name)
         return precision

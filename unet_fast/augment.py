@@ -29,7 +29,7 @@ class AugmentationParameters:
         return len(self.affine)
 
     def __getitem__(self, samples: slice | list[int]) -> "AugmentationParameters":
-        """Those of some of the samples."""
+        """The parameters of some of the samples."""
         curve = self.gray_curve
         return AugmentationParameters(
             self.displacement[samples],

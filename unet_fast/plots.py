@@ -379,7 +379,7 @@ def _object_colours(labels: Labels, target: Labels) -> NDArray[np.floating]:
 
 
 def _draw_legend(axes: Axes, confused: str | None = None) -> None:
-    """Of :func:`error_colours`."""
+    """Draws what the colours of :func:`error_colours` mean."""
     kinds = [(HIT, "found"), (FALSE_POSITIVE, "in excess"), (MISSED, "missed")]
     for colour, text in kinds + ([(CONFUSED, confused)] if confused else []):
         axes.plot([], [], "s", color=colour, label=text)

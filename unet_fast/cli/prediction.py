@@ -18,7 +18,7 @@ class _Typed(Options):
     output: Literal["instances", "labels", "probabilities", "scores"] = "instances"
     """instances (numbered objects), labels (with the values of training), probabilities, scores."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the convolutions; auto is bfloat16 where the device has units for it."""
+    """Precision of the convolutions; auto is bfloat16 where the device has units for it."""
 
 
 @app.command

@@ -46,7 +46,7 @@ class Facts(NamedTuple):
 
 
 def facts(x: Tensor | None) -> Facts | None:
-    """Those of a tensor."""
+    """What the checks ask of a tensor; None of none."""
     return None if x is None else Facts(x.shape, x.dtype, x.device)
 
 

@@ -35,7 +35,7 @@ class Source:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of a plane, (H, W)."""
+        """Size of a plane, (H, W)."""
         return self.array.shape[self.axes.index("Y")], self.array.shape[self.axes.index("X")]
 
     @property

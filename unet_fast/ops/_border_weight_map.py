@@ -162,7 +162,7 @@ def _call(op: str, kernel: Callable[..., Any], *inputs: Any) -> Any:
 
 
 def _as_bytes(classes: Tensor) -> Tensor:
-    """As uint8; what does not fit becomes a class that the kernels refuse."""
+    """Classes as uint8; what does not fit becomes a class that the kernels refuse."""
     if classes.dtype == torch.uint8:
         return classes
     values = classes.to(torch.int64)
@@ -170,7 +170,7 @@ def _as_bytes(classes: Tensor) -> Tensor:
 
 
 def _volumes(labels: Tensor) -> Tensor:
-    """As (N, D, H, W), the shape that the kernels take."""
+    """Labels as (N, D, H, W), the shape that the kernels take."""
     batch = labels if labels.dim() > 2 else labels.unsqueeze(0)
     return batch if batch.dim() == 4 else batch.unsqueeze(1)
 

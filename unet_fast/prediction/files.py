@@ -208,7 +208,7 @@ def _draw(path: Path, source: Source, result: Any, predictor: Predictor) -> None
 
 
 def _format(source: Source, output: str) -> str:
-    """Of the result, if nothing is asked for."""
+    """Format of the result, if none is asked for."""
     large = len(source.planes) * source.size[0] * source.size[1] >= LARGE_PIXELS
     if is_zarr(source.path) or (large and zarr_library() is not None):
         return "ome-zarr"

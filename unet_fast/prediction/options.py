@@ -18,15 +18,15 @@ class Options:
     output: Literal["instances", "labels", "probabilities", "scores"] = "probabilities"
     """instances (objects, numbered), labels (classes), probabilities or scores before softmax."""
     min_area: int | None = None
-    """Of instances: seeds of fewer pixels are left out. None, here and below: as trained."""
+    """Least pixels of a seed, of instances. None, here and in the next four: as trained."""
     grow: int | None = None
-    """Of instances: pixels that objects grow into gaps between them, in [0, 16]."""
+    """Pixels that instances grow into gaps between them, in [0, 16]."""
     seed_threshold: float | None = None
-    """Of instances: pixels of more probable foreground are seeds, which grow; in [0, 1); 0: all."""
+    """Pixels of more probable foreground are seeds of instances; in [0, 1); 0: all foreground."""
     foreground_threshold: float | None = None
-    """Of instances: in [0, 1). Foreground is more probable than that."""
+    """Pixels that are more probable belong to instances; in [0, 1)."""
     holes: int | None = None
-    """Of instances: holes in an object of up to so many pixels are filled, in [0, 1024]."""
+    """Largest hole in an instance that is filled, in pixels, in [0, 1024]."""
     tta: str | Sequence[float] | None = None
     """Average over views: flips (4), rotations (4), square (8), or angles in degrees: 0,30,60."""
     average: Literal["scores", "probabilities"] | None = None
@@ -38,7 +38,7 @@ class Options:
     batch_size: int | None = None
     """Tiles at once, >= 1."""
     precision: str | torch.dtype | None = None
-    """Of the convolutions: bfloat16 or float16 (autocast); None: that of the weights."""
+    """Precision of the convolutions: bfloat16 or float16 (autocast); None: that of the weights."""
     compile: bool = False
     """Let torch.compile make the network faster: for many tiles."""
 

@@ -174,14 +174,14 @@ class Predictor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what tiles become."""
+        """Type of the predicted values."""
         if self.output in ("scores", "probabilities"):
             return torch.float32
         small = self.classes <= 256 or self.output == "instances"
         return torch.uint8 if small else torch.int64
 
     def shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the result for an image of that size."""
+        """Shape of the result for an image of that size."""
         return (self.classes, *size) if self.output in ("scores", "probabilities") else size
 
     def plan(self, image: tuple[int, int], device: str | None = None) -> Tiling:

@@ -25,7 +25,7 @@ class View(Protocol):
         """The part of the plane that it needs for a tile."""
 
     def enter(self, part: Tensor, tiling: Tiling, origin: tuple[int, int]) -> Tensor:
-        """That part, (C, h, w), as the network's input, (C, H, W)."""
+        """A part of the plane, (C, h, w), as the network's input, (C, H, W)."""
 
     def leave(self, scores: Tensor, tiling: Tiling, origin: tuple[int, int]) -> Tensor:
         """The network's output, (K, H', W'), back on the tile, (K, rows, columns)."""

@@ -180,11 +180,11 @@ def border_weights(
         ridge: As in :func:`separate_touching`; the ridge is background.
         ignore_label: Label of pixels that do not count and are no object, or None.
         w0: As in :func:`border_weight_map`.
-        sigma: As there.
-        class_weight: As there, a weight for each class; counts of ``"balanced"`` leave out ignored
-            pixels.
-        halo: As there.
-        spacing: As there.
+        sigma: As in :func:`border_weight_map`.
+        class_weight: As in :func:`border_weight_map`, a weight for each class; counts of
+            ``"balanced"`` leave out ignored pixels.
+        halo: As in :func:`border_weight_map`.
+        spacing: As in :func:`border_weight_map`.
 
     Returns:
         target: uint8, 0 background, 1... classes, 255 ignored.

@@ -198,13 +198,13 @@ class Tally:
     """What the scores of an image, and of several together, are made of."""
 
     pixels: int
-    """That count."""
+    """Which pixels count."""
     truth: int
     """Foreground pixels of the reference."""
     found: int
     """Foreground pixels of the prediction."""
     both: int
-    """Those of both."""
+    """The objects of labels and prediction."""
     seg: float
     """The sum over the reference objects."""
     detections: list[Detection]
@@ -213,7 +213,7 @@ class Tally:
 
 
 def tally(truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) -> Tally:
-    """Of one image; arguments as for :func:`object_scores`."""
+    """Sums of one image; arguments as for :func:`object_scores`."""
     return Tally(
         pixels=truth.size - ignored,
         truth=int(np.count_nonzero(truth)),
@@ -226,7 +226,7 @@ def tally(truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) 
 
 
 def scores(tallies: Sequence[Tally]) -> Row:
-    """Of the images together."""
+    """Scores of images together."""
     pixels, truth, found, both = (
         sum(getattr(x, name) for x in tallies) for name in ("pixels", "truth", "found", "both")
     )

@@ -33,11 +33,11 @@ class Overlap:
     """
 
     row: NDArray[np.integer]
-    """Of each reference object and predicted object that share pixels, the former."""
+    """Reference object of each pair that shares pixels."""
     column: NDArray[np.integer]
-    """The latter."""
+    """Predicted object of each pair."""
     common: NDArray[np.integer]
-    """How many they share."""
+    """Pixels that each pair shares."""
     sizes: NDArray[np.integer]
     """Pixels of each reference object."""
     other_sizes: NDArray[np.integer]

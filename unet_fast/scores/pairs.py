@@ -23,7 +23,7 @@ class Plane:
 
     @property
     def name(self) -> str:
-        """That of the file; of a stack with the place: cells[3], or cells[t0 z3]."""
+        """Name of the file; in a stack with the place, as in cells[3] or cells[t0 z3]."""
         return stem_of(self.source.path) + self._place
 
     @property

@@ -84,9 +84,11 @@ def info_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) 
 
 
 def shares_of(op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> _Shares:
-    """Of the pixels of reference objects: how many; shares.
+    """Counts the pixels of reference objects, and how they are shared out.
 
-    These are of each reference object, predicted object, overlap; of what is predicted background.
+    Returns:
+        The number of pixels; their shares in each reference object, in each predicted object, in
+        each overlap of two, and in what is predicted background.
     """
     table = Overlap(op, truth, prediction)
     n = int(table.sizes.sum())

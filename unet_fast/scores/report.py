@@ -44,9 +44,9 @@ class Evaluation:
     """What :func:`evaluate_files` found."""
 
     rows: list[Row]
-    """Of each image: its name and scores, None where there is no reference object."""
+    """The name and the scores of each image; None where there is no reference object."""
     summary: Row
-    """Of all images."""
+    """The scores of all images together."""
     kind: Kind
     """What was scored: objects; masks of mostly foreground, whose thin borders part objects, as of
     membranes in EM; probabilities."""
@@ -97,7 +97,7 @@ def _counted(summary: Row) -> str:
 
 
 def _parts(summary: Row, key: str) -> str:
-    """Of a score that is the F-score of two: these."""
+    """The two scores that an F-score is made of."""
     split, merge = (short(summary.get(f"{key}_{part}")) for part in ("split", "merge"))
     return f"split {split} (low: torn), merge {merge} (low: joined)"
 

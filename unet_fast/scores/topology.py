@@ -142,16 +142,17 @@ def warping_error(
     """Share of the pixels that stay wrong after :func:`warping`.
 
     Args:
-        truth: As there.
-        prediction: As there.
-        threshold: As there.
+        truth: Labels or mask, integer or bool, (H, W); everything not 0 is foreground.
+        prediction: Labels or mask alike; or floats in [0, 1], the probability of foreground.
+        threshold: In [0, 1]; above it a probability is foreground.
 
     Returns:
         A value in [0, 1].
 
     Raises:
-        TypeError: As there.
-        ValueError: As there.
+        TypeError: If `truth` holds floats.
+        ValueError: If shapes differ or are not (H, W), there is no pixel, or a value is out of
+            range.
     """
     found = _warped("warping_error", truth, prediction, threshold)
     return found.pixels / as_array(truth).size

@@ -90,7 +90,7 @@ class TrainConfig:
     """Random deformation."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the convolutions. auto: bfloat16 where the device has units for it, else float32."""
+    """Precision of the convolutions. auto: bfloat16 where the device has units for it, else float32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     cuda_graph: bool = False
@@ -176,9 +176,9 @@ class TrainConfig:
         The defaults of this class are the paper's recipe; these fit the images and the machine.
 
         Args:
-            images: As below.
-            labels: As below.
-            out: As below.
+            images: Folder of images.
+            labels: Folder of labels of the same names.
+            out: Folder for all that the run writes.
             **changes: Other settings, which are taken as they are.
 
         Raises:

@@ -53,11 +53,11 @@ class Plan:
     every: int
     """Steps from one evaluation to the next."""
     files: int
-    """Of each but the last: so many, the first ones."""
+    """How many files each evaluation but the last takes: the first ones."""
     last: int
     """Files of the last one, which decides."""
     cost: float
-    """Of all of them, in training steps."""
+    """What all evaluations cost, in training steps."""
 
 
 def plan_of(
@@ -138,7 +138,7 @@ class Look:
     """What a network says of an image."""
 
     index: int
-    """Of the image."""
+    """Number of the image in the data set."""
     sums: Tensor
     """Of the loss and of its divisor; of each class, pixels in truth and prediction, and in
     either."""
@@ -327,7 +327,7 @@ class Judge:
         return rule
 
     def _of_objects(self, looks: Sequence[Look], rule: ObjectRule) -> Scores:
-        """Of the objects of all processes, by one rule."""
+        """Scores of the objects of all processes, by one rule."""
         sums = torch.zeros(7, dtype=torch.float64)
         for one in looks:
             found = one.objects(rule)
