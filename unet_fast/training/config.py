@@ -90,7 +90,7 @@ class TrainConfig:
     """Random deformation."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the convolutions. auto: bfloat16 where the device has units for it, else float32."""
+    """Precision of the convolutions. auto: bfloat16 where the device has units for it."""
     compile: bool = False
     """Compile the network with torch.compile."""
     cuda_graph: bool = False
