@@ -9,21 +9,11 @@ import torch
 from torch import Tensor
 
 BOUNDARIES = ("mirror", "constant", "nearest", "wrap")
-
-
 GRIDS = ("interpolating", "approximating", "keys")
-
-
 EXTENTS = ("output", "input")
-
-
 ORDERS = (0, 1, 3)
-
-
 FARTHEST = 2.0**30
 """Positions beyond are taken like those that are not finite; in pixels."""
-
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,21 +35,66 @@ class Facts(NamedTuple):
         return self.device.type == "cuda"
 
 
-def facts(x: Tensor | None) -> Facts | None:
-    """What the checks ask of a tensor; None of none."""
-    return None if x is None else Facts(x.shape, x.dtype, x.device)
+class Kinds(NamedTuple):
+    """The tensors of a call, as far as the checks ask."""
+
+    image: Facts
+    displacement: Facts | None
+    labels: Facts | None
+    affine: Facts | None
+    gray_curve: Facts | None
+    offset: Facts | None
+    source: Facts | None
 
 
-def check_dtypes(
-    image: Facts,
-    displacement: Facts | None,
-    labels: Facts | None,
-    affine: Facts | None,
-    gray_curve: Facts | None,
-    offset: Facts | None,
-    source: Facts | None,
-) -> None:
-    """Raises TypeError, for the reference and the operator."""
+def kinds_of(*tensors: Tensor | None) -> Kinds:
+    """The kinds of tensors, which are in the order of :class:`Kinds`."""
+    facts = (None if x is None else Facts(x.shape, x.dtype, x.device) for x in tensors)
+    return Kinds(*facts)  # type: ignore[arg-type]
+
+
+class Checked(NamedTuple):
+    """What a call asks for, in numbers."""
+
+    orders: tuple[int, ...]
+    """Order of interpolation of each channel."""
+    grid: int
+    """Place of the grid in :data:`GRIDS`."""
+    spans_input: bool
+    """Whether the grid spans the input, not the output."""
+    scales: tuple[float, ...]
+    """Grid cells per pixel along each axis."""
+    boundary: int
+    """Place of the boundary in :data:`BOUNDARIES`."""
+    output_shape: tuple[int, ...]
+    label_shape: tuple[int, ...]
+
+
+def check(
+    kinds: Kinds,
+    order: int | Sequence[int],
+    grid: str,
+    grid_extent: str,
+    grid_spacing: float | Sequence[float] | None,
+    boundary: str,
+    output_shape: Sequence[int] | None,
+    label_shape: Sequence[int] | None,
+) -> Checked:
+    """Checks a call, but for the values of its tensors. Raises TypeError or ValueError."""
+    _check_dtypes(kinds)
+    _check_shapes(kinds)
+    image = kinds.image
+    orders = _check_choices(image.shape[1], order, grid, grid_extent, boundary)
+    shape, inner = _check_windows(image.shape[2:], output_shape, label_shape)
+    spans_input = grid_extent == "input"
+    spanned = tuple(image.shape[2:]) if spans_input else shape
+    scales = check_grid(kinds.displacement, grid, grid_spacing, spanned)
+    number = GRIDS.index(grid)
+    return Checked(orders, number, spans_input, scales, BOUNDARIES.index(boundary), shape, inner)
+
+
+def _check_dtypes(kinds: Kinds) -> None:
+    image, displacement, labels, affine, gray_curve, offset, source = kinds
     if image.dtype not in (*FLOATS, torch.uint8, torch.uint16):
         raise TypeError(
             "elastic_deform: image must be float16, bfloat16, float32, float64, uint8 or uint16, "
@@ -80,16 +115,8 @@ def check_dtypes(
             raise TypeError(f"elastic_deform: {name} must be floating point, got {tensor.dtype}")
 
 
-def check_shapes(
-    image: Facts,
-    displacement: Facts | None,
-    labels: Facts | None,
-    affine: Facts | None,
-    gray_curve: Facts | None,
-    offset: Facts | None,
-    source: Facts | None,
-) -> None:
-    """Raises ValueError if a tensor does not fit the image."""
+def _check_shapes(kinds: Kinds) -> None:
+    image, displacement, labels, affine, gray_curve, offset, source = kinds
     if len(image.shape) != 4 or 0 in image.shape[2:]:
         raise ValueError(
             f"elastic_deform: image must be (N, C, H, W) with H, W >= 1, got {tuple(image.shape)}"
@@ -168,7 +195,7 @@ def _converted(name: str, value: Any, convert: Callable[[Any], Any], kind: str) 
         ) from None
 
 
-def check_choices(
+def _check_choices(
     channels: int, order: int | Sequence[int], grid: str, grid_extent: str, boundary: str
 ) -> tuple[int, ...]:
     """The order of every channel. Raises ValueError if a choice is none."""
@@ -194,7 +221,7 @@ def _as_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
-def check_windows(
+def _check_windows(
     input_shape: Sequence[int],
     output_shape: Sequence[int] | None,
     label_shape: Sequence[int] | None,

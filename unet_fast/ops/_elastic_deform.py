@@ -2,25 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._library import bad_value, require_kernels
-from ..contracts.elastic_deform import (
-    BOUNDARIES,
-    GRIDS,
-    Facts,
-    check_choices,
-    check_dtypes,
-    check_grid,
-    check_shapes,
-    check_windows,
-    number,
-    numbers,
-    whole_numbers,
-)
+from ..contracts.elastic_deform import check, kinds_of, number, numbers, whole_numbers
 from ._call import below_autograd, refuse_forward_mode
 
 _OP = "elastic_deform"
@@ -70,24 +58,16 @@ def elastic_deform(
             integer image, or any with `source`; in second derivatives and in forward-mode
             differentiation.
     """
-    check = _check.__wrapped__
+    check_call = check
     if not torch.compiler.is_compiling():
         order = whole_numbers("order", order)
         output_shape = whole_numbers("output_shape", output_shape)
         label_shape = whole_numbers("label_shape", label_shape)
         grid_spacing, cval = numbers("grid_spacing", grid_spacing), number("cval", cval)
         if isinstance(grid, str) and isinstance(grid_extent, str) and isinstance(boundary, str):
-            check = _check  # whose arguments can be hashed
-    settings, shape, inner = check(
-        (
-            _kind(image),
-            _kind(displacement),
-            _kind(labels),
-            _kind(affine),
-            _kind(gray_curve),
-            _kind(offset),
-            _kind(source),
-        ),
+            check_call = _remembered  # what it is called with can be hashed
+    checked = check_call(
+        kinds_of(image, displacement, labels, affine, gray_curve, offset, source),
         order,
         grid,
         grid_extent,
@@ -96,44 +76,73 @@ def elastic_deform(
         output_shape,
         label_shape,
     )
+    require_kernels(_OP, image)
     if torch.is_grad_enabled():
         _refuse_gradients(image, displacement, source, affine, offset, gray_curve)
     if gray_curve is not None:
         accumulator = torch.float64 if image.dtype == torch.float64 else torch.float32
         gray_curve = gray_curve.to(accumulator).contiguous()
-    inputs = (
+    call = _Call(
         image,
         _parameter(displacement),
         _parameter(affine),
         _parameter(offset),
         labels,
         gray_curve,
-        *settings,
+        *checked[:5],
         cval,
-        shape,
-        inner,
+        *checked[5:],
         None if source is None else source.to(torch.int64).contiguous(),
     )
-    deformed, moved = _call(inputs, image, displacement, affine, offset, gray_curve)
+    deformed, moved = _run(call)
     return deformed if labels is None else (deformed, moved)
 
 
-def _call(
-    inputs: tuple[Any, ...],
-    image: Tensor,
-    displacement: Tensor | None,
-    *constants: Tensor | None,
-) -> Any:
+class _Call(NamedTuple):
+    """The arguments of the native operator, as its schema has them; the one list of them here."""
+
+    image: Tensor
+    displacement: Tensor | None
+    affine: Tensor | None
+    offset: Tensor | None
+    labels: Tensor | None
+    gray_curve: Tensor | None
+    orders: Sequence[int]
+    grid: int
+    spans_input: bool
+    scales: Sequence[float]
+    boundary: int
+    cval: float
+    output_shape: Sequence[int]
+    label_shape: Sequence[int]
+    source: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Those that the gradient is made of."""
+        return self.image, self.displacement, self.affine, self.offset, self.gray_curve
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What else the gradient is made of."""
+        return self.orders, self.grid, self.spans_input, self.scales, self.boundary, self.cval
+
+
+_remembered = functools.lru_cache(maxsize=256)(check)
+"""The checks, remembered for calls with tensors of the same kinds."""
+
+
+def _run(call: _Call) -> Any:
     """Through autograd only if there is something to differentiate."""
     if torch.compiler.is_compiling():
-        return _DEFORM(*inputs)
-    needs_grad = image.requires_grad or (displacement is not None and displacement.requires_grad)
-    refuse_forward_mode(_OP, image, displacement, *constants)
+        return _DEFORM(*call)
+    needs_grad = any(x is not None and x.requires_grad for x in call[:2])
+    refuse_forward_mode(_OP, *call.tensors)
     try:
         if needs_grad and torch.is_grad_enabled():
-            return _DEFORM(*inputs)
+            return _DEFORM(*call)
         with below_autograd():
-            return _DEFORM(*inputs)
+            return _DEFORM(*call)
     except RuntimeError as error:
         wrong = [bad_value(_OP, error, name) for name in ("image", "labels", "source")]
         raise next(filter(None, wrong), error) from None
@@ -158,86 +167,26 @@ def _refuse_gradients(
     )
 
 
-_Kind = tuple[torch.Size, torch.dtype, torch.device] | None
-
-
-def _kind(x: Tensor | None) -> _Kind:
-    return None if x is None else (x.shape, x.dtype, x.device)
-
-
-@functools.lru_cache(maxsize=256)
-def _check(
-    kinds: tuple[_Kind, ...],
-    order: int | Sequence[int],
-    grid: str,
-    grid_extent: str,
-    grid_spacing: float | Sequence[float] | None,
-    boundary: str,
-    output_shape: Sequence[int] | None,
-    label_shape: Sequence[int] | None,
-) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[int, ...]]:
-    """Settings of the kernels, and windows; kept for calls with tensors of the same kind."""
-    image, *others = [None if kind is None else Facts(*kind) for kind in kinds]
-    assert image is not None
-    check_dtypes(image, *others)
-    check_shapes(image, *others)
-    orders = check_choices(image.shape[1], order, grid, grid_extent, boundary)
-    shape, inner = check_windows(image.shape[2:], output_shape, label_shape)
-    require_kernels(_OP, image)
-    spans_input = grid_extent == "input"
-    spanned = tuple(image.shape[2:]) if spans_input else shape
-    scales = check_grid(others[0], grid, grid_spacing, spanned)
-    settings = orders, GRIDS.index(grid), spans_input, scales, BOUNDARIES.index(boundary)
-    return settings, shape, inner
-
-
 def _parameter(x: Tensor | None) -> Tensor | None:
     """float32 and float64 are read as they are."""
     return x if x is None or x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @torch.library.register_fake("unet_fast::elastic_deform")
-def _(
-    image: Tensor,
-    displacement: Tensor | None,
-    affine: Tensor | None,
-    offset: Tensor | None,
-    labels: Tensor | None,
-    gray_curve: Tensor | None,
-    orders: list[int],
-    grid: int,
-    spans_input: bool,
-    scales: list[float],
-    boundary: int,
-    cval: float,
-    output_shape: list[int],
-    label_shape: list[int],
-    source: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    n = len(image) if source is None else len(source)
-    deformed = _new_image(image, n, output_shape)
-    if labels is None:
-        return deformed, image.new_empty(0, dtype=torch.uint8)
-    return deformed, labels.new_empty(n, *label_shape)
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    call = _Call(*inputs)
+    n = len(call.image) if call.source is None else len(call.source)
+    deformed = _new_image(call.image, n, call.output_shape)
+    if call.labels is None:
+        return deformed, call.image.new_empty(0, dtype=torch.uint8)
+    return deformed, call.labels.new_empty(n, *call.label_shape)
 
 
 @torch.library.register_fake("unet_fast::elastic_deform_backward")
 def _(
-    grad: Tensor,
-    image: Tensor,
-    displacement: Tensor | None,
-    affine: Tensor | None,
-    offset: Tensor | None,
-    gray_curve: Tensor | None,
-    orders: list[int],
-    grid: int,
-    spans_input: bool,
-    scales: list[float],
-    boundary: int,
-    cval: float,
-    of_image: bool,
-    of_displacement: bool,
+    grad: Tensor, image: Tensor, displacement: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
+    of_image, of_displacement = settings[-2:]
     image_gradient = (
         _new_image(image, len(image), image.shape[2:])
         if of_image
@@ -258,8 +207,9 @@ def _new_image(image: Tensor, n: int, shape: Sequence[int]) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    image, displacement, affine, offset, _labels, gray_curve, *ctx.settings = inputs
-    ctx.save_for_backward(image, displacement, affine, offset, gray_curve)
+    call = _Call(*inputs)
+    ctx.save_for_backward(*call.tensors)
+    ctx.settings = call.settings
     ctx.set_materialize_grads(False)
 
 
@@ -268,11 +218,11 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     by_image = by_displacement = None
     if grad is not None:
         by_image, by_displacement = _GRADIENT(
-            grad, *ctx.saved_tensors, *ctx.settings[:-3], of_image, of_displacement
+            grad, *ctx.saved_tensors, *ctx.settings, of_image, of_displacement
         )
     if of_displacement and by_displacement is not None:
         by_displacement = by_displacement.to(ctx.saved_tensors[1].dtype)
-    none = (None,) * 13
+    none = (None,) * (len(_Call._fields) - 2)
     return by_image if of_image else None, by_displacement if of_displacement else None, *none
 
 

@@ -7,14 +7,9 @@ from torch import Tensor
 
 from ..contracts.elastic_deform import (
     FARTHEST,
-    Facts,
-    check_choices,
-    check_dtypes,
-    check_grid,
-    check_shapes,
-    check_windows,
-    facts,
+    check,
     gray_range,
+    kinds_of,
     number,
     numbers,
     whole_numbers,
@@ -97,22 +92,17 @@ def elastic_deform(
     Source: the augmentation of O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section
     3.1; docs/elastic_deform.md compares the grids.
     """
-    kinds = [facts(x) for x in (displacement, labels, affine, gray_curve, offset, source)]
-    of_image = Facts(image.shape, image.dtype, image.device)
-    check_dtypes(of_image, *kinds)
-    check_shapes(of_image, *kinds)
-    orders = check_choices(
-        image.shape[1], whole_numbers("order", order), grid, grid_extent, boundary
-    )
-    shape, inner = check_windows(
-        image.shape[2:],
+    orders, _, _, scales, _, shape, inner = check(
+        kinds_of(image, displacement, labels, affine, gray_curve, offset, source),
+        whole_numbers("order", order),
+        grid,
+        grid_extent,
+        numbers("grid_spacing", grid_spacing),
+        boundary,
         whole_numbers("output_shape", output_shape),
         whole_numbers("label_shape", label_shape),
     )
-    grid_spacing, cval = numbers("grid_spacing", grid_spacing), number("cval", cval)
-    spanned = shape if grid_extent == "output" else tuple(image.shape[2:])
-    scales = check_grid(kinds[0], grid, grid_spacing, spanned)
-
+    cval = number("cval", cval)
     if source is not None:
         source = source.long()
         wrong = source[(source < 0) | (source >= len(image))]
