@@ -95,6 +95,16 @@ FORMATS = [
 ]
 
 
+def test_instances_is_the_default_and_goes(run, tmp_path, capsys):
+    Image.fromarray(pixels(40, 50)).save(tmp_path / "x.png")
+    assert call(run, tmp_path / "x.png", "--out", tmp_path / "one", "--instances") == 0
+    assert "warning: --instances is the default of predict" in capsys.readouterr().err
+    assert call(run, tmp_path / "x.png", "--out", tmp_path / "two") == 0
+    assert "warning" not in capsys.readouterr().err
+    one, two = (np.asarray(Image.open(tmp_path / d / "x.png")) for d in ("one", "two"))
+    assert np.array_equal(one, two)
+
+
 @pytest.mark.parametrize(("output", "format", "name"), FORMATS)
 def test_formats(run, tmp_path, output, format, name):
     """Each holds what `predict` gives, and the pixel size of the image."""
@@ -334,7 +344,7 @@ def test_memory_stays_small(run, tmp_path):
     image = zarr_in(tmp_path / "x.ome.zarr", pixels(2000, 2000).astype(float), chunks=(256, 256))
     code = WORKER.replace(
         "sys.exit(main(sys.argv[1:]))",
-        "import resource\n"
+        "import resource, unet_fast.prediction.files\n"  # which brings libraries of its own
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "code = main(sys.argv[1:])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
