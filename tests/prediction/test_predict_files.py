@@ -95,6 +95,7 @@ FORMATS = [
 ]
 
 
+@pytest.mark.filterwarnings("default")
 def test_instances_is_the_default_and_goes(run, tmp_path, capsys):
     Image.fromarray(pixels(40, 50)).save(tmp_path / "x.png")
     assert call(run, tmp_path / "x.png", "--out", tmp_path / "one", "--instances") == 0
