@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet_fast import Augmentation, BorderWeights, UNet, reference, weighted_ce
 from unet_fast._device import precision_of
 from unet_fast.demo import SAMPLE
-from unet_fast.training.runtime import recorded
+from unet_fast.training.runtime import as_cuda_graph
 from unet_fast.training.samples import load_samples, number_objects
 from unet_fast.training.tiles import Dataset
 
@@ -108,7 +108,7 @@ def plain_loss(scores, target, weights):
 
 
 def learned(learner, data, tiles, labels):
-    """A step from tiles to new weights; the loss, twice: `recorded` is about two results."""
+    """A step from tiles to new weights; the loss, twice: `as_cuda_graph` is about two results."""
     loss = learner.learn(tiles, *data.targets(labels))
     return loss, loss
 
@@ -120,7 +120,7 @@ class Ours:
         self.setting, self.data, self.step = setting, data_on(device), 0
         self.learner = Learner(setting.network(), our_loss, device)
         learn = functools.partial(learned, self.learner, self.data)
-        self.compute = recorded(learn, device) if device.type == "cuda" else learn
+        self.compute = as_cuda_graph(learn, device) if device.type == "cuda" else learn
 
     def tiles(self):
         """Of the next step."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from budget import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
@@ -36,7 +37,7 @@ def steps_from(labels, value):
     return steps
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(maps, st.integers(0, 3))
 def test_grown_equals_the_distances_to_all_objects(labels, grow):
     ids = [i for i in np.unique(labels) if i]
@@ -75,7 +76,7 @@ def test_growing_back_mends_real_nuclei():
     assert grown > 0.98
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(hnp.arrays(np.uint8, (6, 8), elements=st.sampled_from([0, 1, 1, 2])))
 def test_seeds_grow_into_foreground(states):
     """Each pixel of foreground goes to the seed that reaches it first through foreground."""
@@ -95,7 +96,7 @@ def test_seeds_grow_into_foreground(states):
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(hnp.arrays(np.uint8, (6, 8), elements=st.sampled_from([0, 1, 2, 3, 4, 4])))
 def test_objects_grow_from_the_clearer_to_the_fainter(states):
     """Three levels: each is flooded by itself, from what the levels above have given."""
@@ -122,7 +123,7 @@ def neighbours(at, shape):
             yield r, c
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(hnp.arrays(bool, (7, 9), elements=st.sampled_from([True, True, False])), st.integers(0, 5))
 def test_small_holes_are_filled(mask, holes):
     """Background parts of up to so many pixels that do not reach the rim, within one object."""

@@ -30,7 +30,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def current(device: torch.device) -> AbstractContextManager[object]:
+def device_scope(device: torch.device) -> AbstractContextManager[object]:
     """Makes a GPU the current one for a while."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 

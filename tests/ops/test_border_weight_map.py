@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import given, settings
+from budget import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -46,7 +47,7 @@ def squared_distances(labels, spacing):
     return first.reshape(labels.shape), second.reshape(labels.shape)
 
 
-@settings(max_examples=2000)
+@examples(2000)
 @given(label_maps)
 def test_two_nearest_equals_brute_force(labels):
     """Exactly: squared distances are integers at unit spacing."""
@@ -57,7 +58,7 @@ def test_two_nearest_equals_brute_force(labels):
             np.testing.assert_array_equal(result, np.sqrt(squares).astype(np.float32))
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(label_maps, st.tuples(*[st.sampled_from([0.5, 1.0, 2.3])] * 3))
 def test_two_nearest_with_spacing_equals_brute_force(labels, spacing):
     images = labels[None] if labels.ndim == 2 else labels
@@ -262,7 +263,7 @@ def falk_2019(labels, classes, classes_with_background):
     return target, weights
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     hnp.arrays(
         np.int64,
@@ -448,7 +449,7 @@ def transformations(x):
         yield y.flip(-1) if flip else y
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     hnp.arrays(
         np.int32,

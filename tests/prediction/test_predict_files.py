@@ -15,7 +15,8 @@ import pytest
 import tifffile
 import torch
 import zarr
-from hypothesis import given, settings
+from budget import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from ome_zarr_models.v05.image import Image as OmeImage
 from ome_zarr_models.v05.image_label import ImageLabel
@@ -230,7 +231,7 @@ def test_imagej_pixel_size(tmp_path):
     assert open_source(tmp_path / "x.tif", 1).pixel_size == {}  # of paper
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     block=st.tuples(st.integers(1, 12), st.integers(1, 12)),

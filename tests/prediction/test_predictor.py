@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from budget import examples
 from conftest import usable_device
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -75,7 +76,7 @@ networks = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150, deadline=None)
 @given(
     options=networks,
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
@@ -366,7 +367,7 @@ def test_compiled():
     torch.testing.assert_close(compiled, predict(net, image, output="scores"))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100, deadline=None)
 @given(
     kind=st.sampled_from(
         ["uint8", "uint16", "int8", "int16", "int32", "float32", "float64", "few"]

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from budget import examples
 from ctc_metrics.metrics.technical.seg import seg as ctc_seg
 from ctc_metrics.utils.representations import match as ctc_match
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
@@ -45,7 +46,7 @@ def brute_seg(truth, prediction):
     return np.mean(scores)
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(maps, maps)
 def test_equal_brute_force(truth, prediction):
     a, b = truth > 0, prediction > 0
@@ -97,7 +98,7 @@ def brute_shares(truth, prediction):
     return a, b
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@examples(200, deadline=None, derandomize=True)
 @given(maps, maps)
 def test_split_and_merge_scores(truth, prediction):
     """Against sums over all pairs of labels, and against scikit-image."""
@@ -158,7 +159,7 @@ def test_golden_split_and_merge_scores():
     assert info_split_merge([5, 5], [7, 8]).merge == 1
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@examples(200, deadline=None, derandomize=True)
 @given(maps, maps, st.sampled_from([0.5, 0.7, 0.9]))
 def test_detection(truth, prediction, threshold):
     pairs = []
@@ -210,7 +211,7 @@ def test_dice_and_rand_error():
     assert rand_error(truth, truth) == 0
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
+@examples(30, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(maps, maps), min_size=2, max_size=4), st.booleans())
 def test_seg_equals_the_cell_tracking_challenges(tmp_path_factory, pairs, tensors):
     """Of a published implementation, over all objects of all images."""
@@ -284,7 +285,7 @@ masks = hnp.arrays(np.bool_, (5, 6))
 probabilities = hnp.arrays(np.float64, (5, 6), elements=st.sampled_from([0.1, 0.3, 0.6, 0.9, 1.0]))
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(masks, probabilities)
 def test_warp_equals_sweeps_that_count_components(truth, probability):
     wanted = probability > 0.5
@@ -316,7 +317,7 @@ def test_what_is_left_after_warping(truth, wanted, left):
     assert warping(picture(*truth), picture(*wanted)) == left
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(masks, masks)
 def test_groups_equal_brute_force(warped, wanted):
     """Each group of its own, by the components that it touches."""
@@ -417,7 +418,7 @@ def test_isbi2012_of_the_truth_is_perfect():
     assert (result.pixel_error, result.rand_error, result.warping_error) == (0, 0, 0)
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(masks)
 def test_thinned_borders(mask):
     objects = ndimage.label(mask)[0]
@@ -455,7 +456,7 @@ def test_isbi2012_is_refused():
         isbi2012(ones * 0, np.ones((3, 3)))
 
 
-@settings(deadline=None, derandomize=True)
+@examples(100, deadline=None, derandomize=True)
 @given(maps, maps, st.sampled_from([np.int64, np.uint64, np.uint16]), st.booleans())
 def test_what_objects_are_called_does_not_matter(truth, prediction, dtype, many):
     """Ids so large that they are numbered first, few or as many as pixels."""

@@ -64,7 +64,7 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
         yield client
 
 
-def spread(
+def distribute(
     client: Any,
     function: Callable[[Item], None],
     items: Sequence[Item],

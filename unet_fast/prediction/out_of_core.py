@@ -27,7 +27,7 @@ from ..images.source import Source, open_source
 from ..images.zarr import create, need_zarr, open_level
 from ..model_file import find_model, load_model
 from ..objects import ObjectRule, label_in_blocks
-from .cluster import spread
+from .cluster import distribute
 from .options import Options
 from .predictor import Predictor
 from .tiling import Tiling
@@ -134,7 +134,7 @@ def predict_blocks(
             # Workers outlive this run: what they keep for the next block goes by the job, too.
             stamp = _digest(part / "job.json")
             task = functools.partial(_compute, str(part.resolve()), device, stamp)
-            spread(client, task, left, done)
+            distribute(client, task, left, done)
         found = 0
         if options.output == "instances":
             found = _number(part, source, tiling, predictor.objects)

@@ -155,7 +155,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def claim(out: Path, config: TrainConfig) -> None:
+def check_unused(out: Path, config: TrainConfig) -> None:
     """Makes sure that no run is overwritten.
 
     Raises:

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from .._device import current, find_device, local_device
+from .._device import device_scope, find_device, local_device
 from .._files import make_folder, replace_file
 from ..model_file import load_model
 from ..plots import draw_tiles
 from ..unet import UNet
-from .checkpoint import STATE, claim
+from .checkpoint import STATE, check_unused
 from .config import CONFIG, SPLIT, TrainConfig, as_toml, read_toml
 from .journal import Journal
 from .previews import Artist, tile_panels, tiles_file
 from .processes import Processes, joined_processes, lost
 from .run import Run
-from .runtime import interruption, settled
+from .runtime import interruption, reproducible
 from .tiles import Dataset, load_sets
 from .validation import said_of
 
@@ -64,7 +64,7 @@ def train(config: TrainConfig, *, clock: Callable[[], float] = time.perf_counter
         KeyboardInterrupt: After SIGINT (Ctrl-C) or SIGTERM, once a checkpoint is written.
     """
     device = local_device(find_device(config.device))
-    with current(device):
+    with device_scope(device):
         return _train(config, device, clock)
 
 
@@ -74,9 +74,13 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
     config, train_set, validation_set = load_sets(config, resumed, device)
     # Signals are held back until the processes have parted: torchrun ends the others of a process
     # that died by a signal, and they are to say first what happened.
-    with ExitStack() as signals, joined_processes(device) as processes, settled(config, device):
+    with (
+        ExitStack() as signals,
+        joined_processes(device) as processes,
+        reproducible(config, device),
+    ):
         if processes.first:
-            claim(make_folder(out), config)
+            check_unused(make_folder(out), config)
         build = partial(_build, train_set, validation_set, processes, device)
         if config.minutes is not None:
             config = _in_time(config, build, begin, clock)
@@ -89,7 +93,7 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
             parts = {"train": train_set.names, "validation": validation_set.names}
             replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
         _loop(run, clock, signals.enter_context(interruption()))
-        processes.meet(device)  # the model is written
+        processes.wait(device)  # the model is written
         return load_model(out, device=device)
 
 
@@ -168,7 +172,7 @@ def seconds_of(config: TrainConfig) -> float:
         ValueError: As :func:`train`.
     """
     device = local_device(find_device(config.device))
-    with current(device), joined_processes(device) as processes, settled(config, device):
+    with device_scope(device), joined_processes(device) as processes, reproducible(config, device):
         config, train_set, validation_set = load_sets(config, False, device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are said when the run begins
@@ -203,7 +207,7 @@ def _in_time(
     if config.compile:  # once more
         seconds -= first
     shared = torch.tensor([one, seconds], dtype=torch.float64, device=run.device)
-    run.processes.spread(shared)  # all make as many steps
+    run.processes.broadcast(shared)  # all make as many steps
     one, seconds = shared.tolist()
     steps, above = 0, 1 + max(0, math.floor(seconds / one))
     while above - steps > 1:  # steps fit, above do not
@@ -232,6 +236,6 @@ def _trial(run: Run, clock: Callable[[], float], seconds: float) -> tuple[float,
         ends.append(clock())
         enough = ends[-1] - ends[0] >= seconds or len(ends) > 50
         flag = torch.tensor([float(len(ends) < 4 or not enough)], device=run.device)
-        run.processes.spread(flag)  # all of them stop together
+        run.processes.broadcast(flag)  # all of them stop together
         goes_on = bool(flag.item())
     return ends[1] - ends[0], (ends[-1] - ends[1]) / (len(ends) - 2)

@@ -32,12 +32,12 @@ class Processes:
             dist.all_reduce(x)
         return x
 
-    def spread(self, x: Tensor) -> None:
+    def broadcast(self, x: Tensor) -> None:
         """Gives all processes the tensor of the first, in place."""
         if self.count > 1:
             dist.broadcast(x, 0)
 
-    def meet(self, device: torch.device) -> None:
+    def wait(self, device: torch.device) -> None:
         """Waits until all processes are here."""
         self.add(torch.zeros((), device=device))
 

@@ -81,9 +81,9 @@ class Run:
         return impatient or progress.step >= self.config.length
 
     @property
-    def product(self) -> UNet:
+    def saved_model(self) -> UNet:
         """The network that is evaluated and saved."""
-        return self.step.product
+        return self.step.saved_model
 
     def resume(self) -> None:
         """Goes back to the checkpoint in the output folder."""
@@ -93,7 +93,7 @@ class Run:
         if self.progress.scaler:
             self.step.scaler.load_state_dict(self.progress.scaler)
         if self.progress.objects is not None:
-            self.product.objects = ObjectRule(**self.progress.objects)
+            self.saved_model.objects = ObjectRule(**self.progress.objects)
         self.step.averaged = self.progress.step > 0
         if self.processes.first:
             self.progress.seconds = cut_log(self.config.out, self.progress.step, self.ended)
@@ -110,14 +110,14 @@ class Run:
         """
         progress, processes, planned = self.progress, self.processes, self.planned
         try:
-            looks = self._look(self.product, planned.files)
+            looks = self._look(self.saved_model, planned.files)
             # All rules are tried at the first evaluation and at the last.
-            scores, self.product.objects = self.judge(looks, self.product.objects)
+            scores, self.saved_model.objects = self.judge(looks, self.saved_model.objects)
             files, best, by = planned.files, None, self.config.best_by
             better = _score(progress, scores, by)
             if self.ended:
-                looks += self._look(self.product, planned.last, planned.files)
-                scores, self.product.objects = self.judge(looks)
+                looks += self._look(self.saved_model, planned.last, planned.files)
+                scores, self.saved_model.objects = self.judge(looks)
                 del looks[max(1, self.config.previews) :]  # the rest is not drawn
                 files, best = planned.last, dict[str, Any](scores, step=progress.step, by=by)
                 if not better and len(self.validation_set) and (self.config.out / BEST).exists():
@@ -125,7 +125,7 @@ class Run:
                     rival.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                     theirs, rival.objects = self.judge(self._look(rival, planned.last))
                     # The same weights: a run that was killed here is at it again.
-                    again = _equal(rival, self.product)
+                    again = _equal(rival, self.saved_model)
                     better = again or _value(scores, by) > _value(theirs, by)
                     if not better:
                         best = dict[str, Any](theirs, step=progress.best_step, by=by)
@@ -135,18 +135,18 @@ class Run:
             if processes.first and not self.ended:  # the last one is to be done again
                 self.save()
             raise
-        rule = self.product.objects
+        rule = self.saved_model.objects
         progress.objects = None if rule is None else asdict(rule)
         if better:
             progress.best_step = progress.step
             if processes.first and len(self.validation_set):
-                save_model(self.product, self.config.out / BEST)
+                save_model(self.saved_model, self.config.out / BEST)
         return looks, scores | {"files": files}, best
 
     def _look(self, model: UNet, stop: int, start: int = 0) -> list[Look]:
         """This process's share of the files; all share one network, its statistics included."""
         for x in model.buffers():
-            self.processes.spread(x)
+            self.processes.broadcast(x)
         count = self.processes.count
         mine = [i for i in range(start, stop) if i % count == self.processes.rank]
         with self.step.autocast():
@@ -156,14 +156,14 @@ class Run:
         """Curves, and the first images; of training where there are none for validation."""
         title = f"{self.kind} images after {self.progress.step} steps"
         shown = looks[: self.config.previews]
-        out, rule = self.config.out, self.product.objects
+        out, rule = self.config.out, self.saved_model.objects
         panels = run_panels(self.judged, shown, rule)
         artist.draw(draw_run, out, read_log(out), panels, rule is None, self.progress.step, title)
 
     def save(self) -> None:
         """Writes a checkpoint, the state last: what a kill leaves out is written again from it."""
         self.progress.scaler = dict(self.step.scaler.state_dict())
-        save_model(self.product, self.config.out / LAST)
+        save_model(self.saved_model, self.config.out / LAST)
         save_state(
             self.config.out, self.progress, self.settings, self.step.modules, self.step.optimizer
         )

@@ -15,7 +15,7 @@ from .config import TrainConfig
 
 
 @contextmanager
-def settled(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def reproducible(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Random numbers and algorithms of a run; the caller's are back afterwards."""
     if config.cuda_graph and (device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise ValueError(
@@ -37,7 +37,7 @@ def settled(config: TrainConfig, device: torch.device) -> Iterator[None]:
             torch.backends.cudnn.benchmark = search
 
 
-def recorded(
+def as_cuda_graph(
     compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], device: torch.device
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The same step as a CUDA graph: three as they are, the fourth recorded, then replayed."""

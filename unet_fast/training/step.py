@@ -16,7 +16,7 @@ from ..ops import weighted_ce
 from ..unet import UNet
 from .config import TrainConfig
 from .processes import Processes
-from .runtime import recorded
+from .runtime import as_cuda_graph
 from .tiles import Dataset, Tiles, seed_of
 
 SPAN = "unet_fast:"
@@ -68,7 +68,7 @@ class Step:
     def record(self) -> None:
         """Makes ready for the first step."""
         if self.config.cuda_graph:
-            self.compute = recorded(self.compute_eagerly, self.device)
+            self.compute = as_cuda_graph(self.compute_eagerly, self.device)
 
     def __call__(self, step: int) -> tuple[Tiles, Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Makes step number `step`, counted from 1.
@@ -142,7 +142,7 @@ class Step:
         return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
     @property
-    def product(self) -> UNet:
+    def saved_model(self) -> UNet:
         """The network that is evaluated and saved."""
         return self.model if self.average is None else self.average
 

@@ -1,0 +1,11 @@
+"""How much the tests try: all with `pytest --thorough`, else what a newcomer waits for."""
+
+from hypothesis import settings
+
+thorough = False
+"""Set before tests are collected."""
+
+
+def examples(count, **more):
+    """Settings of a test that tries many inputs: a tenth of them, if not all."""
+    return settings(max_examples=count if thorough else max(10, count // 10), **more)
