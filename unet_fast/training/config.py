@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tomli_w
 
 from ..augment import Augmentation
+from ..unet import Norm
 from ..weights import BorderWeights
 
 DEFAULT_TILE = {"valid": 388, "same": 384}
@@ -57,7 +58,7 @@ class TrainConfig:
     """Number of poolings."""
     padding: Literal["valid", "same"] = "valid"
     """valid: unpadded, the paper; same: zero padding."""
-    norm: Literal["none", "batch", "group", "instance"] = "none"
+    norm: Norm = "none"
     """Normalisation behind each 3x3 convolution; none in the paper."""
     dropout: float = 0.5
     """Probability of dropout at the bottom."""
