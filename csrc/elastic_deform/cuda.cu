@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/stream.h"
+#include "elastic_deform/backward.cuh"
 #include "elastic_deform/kernels.cuh"
 #include "elastic_deform/operands.h"
 

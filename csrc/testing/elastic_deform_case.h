@@ -4,6 +4,7 @@
 
 #include "testing/cuda_on_host.h"
 // The stand-ins above come first.
+#include "elastic_deform/backward.cuh"
 #include "elastic_deform/kernels.cuh"
 
 namespace unet_fast::elastic_deform {
