@@ -59,22 +59,10 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
   });
 }
 
-std::tuple<Tensor, Tensor> forward(
-    const Tensor& image, const std::optional<Tensor>& displacement,
-    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
-    const std::optional<Tensor>& labels, const std::optional<Tensor>& gray_curve,
-    const std::vector<int64_t>& orders, int64_t grid, bool spans_input,
-    const std::vector<double>& scales, int64_t boundary, double cval,
-    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape,
-    const std::optional<Tensor>& source) {
-  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
-  const Operands in(image, displacement, affine, offset, gray_curve, settings, source);
-  const Sides window = sides_of(label_shape);
-  Tensor out = new_image(image, in.images, sides_of(output_shape));
-  Tensor moved = new_labels(image, labels, in.images, sides_of(output_shape), window);
-  if (in.images * window.rows * window.columns == 0) return {out, moved};
-  for (int64_t n = 0; source && n < in.images; ++n) {
-    const int64_t s = source->const_data_ptr<int64_t>()[n];
+void deform_on_cpu(const Tensor& image, const std::optional<Tensor>& labels, const Operands& in,
+                   const Settings& settings, Sides window, Tensor& out, Tensor& moved) {
+  for (int64_t n = 0; in.source && n < in.images; ++n) {
+    const int64_t s = in.source->const_data_ptr<int64_t>()[n];
     STD_TORCH_CHECK(s >= 0 && s < in.sources, "source must be of images from 0 to ", in.sources - 1,
                     ", got ", s);
   }
@@ -84,34 +72,23 @@ std::tuple<Tensor, Tensor> forward(
       deform<T, Id>(image, labels, in, settings, window, out, moved);
     });
   });
-  return {out, moved};
 }
 
-std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& image, const std::optional<Tensor>& displacement,
-    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
-    const std::optional<Tensor>& gray_curve, const std::vector<int64_t>& orders, int64_t grid,
-    bool spans_input, const std::vector<double>& scales, int64_t boundary, double cval,
-    bool of_image, bool of_displacement) {
-  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
-  const Operands in(image, displacement, affine, offset, gray_curve, settings);
-  auto results = new_gradients(image, displacement, of_image, of_displacement);
-  if (in.images == 0) return results;
+void gradients_on_cpu(const Tensor& grad, const Tensor& image, const Operands& in,
+                      const Settings& settings, Tensor* by_image, Tensor* by_displacement) {
   dispatch_floating(image.scalar_type(), "elastic_deform_backward", [&]<typename T>() {
     const Deformation<T> deformation(in, settings, sides_of(grad));
-    const Upstream<T> upstream(deformation, image, grad, of_displacement || gray_curve);
-    auto& [by_image, by_displacement] = results;
-    if (of_image) image_gradient(upstream, by_image);
-    if (of_displacement) displacement_gradient(upstream, by_displacement);
+    const Upstream<T> upstream(deformation, image, grad, by_displacement || in.gray_curve);
+    if (by_image) image_gradient(upstream, *by_image);
+    if (by_displacement) displacement_gradient(upstream, *by_displacement);
   });
-  return results;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(unet_fast, CPU, m) {
-  m.impl("elastic_deform", TORCH_BOX(&forward));
-  m.impl("elastic_deform_backward", TORCH_BOX(&backward));
+  m.impl("elastic_deform", TORCH_BOX(&forward<&deform_on_cpu>));
+  m.impl("elastic_deform_backward", TORCH_BOX(&backward<&gradients_on_cpu>));
 }
 
 }  // namespace unet_fast::elastic_deform

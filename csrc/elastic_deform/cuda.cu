@@ -82,21 +82,9 @@ struct Channels {
   A* smooth = nullptr;
 };
 
-std::tuple<Tensor, Tensor> forward(
-    const Tensor& image, const std::optional<Tensor>& displacement,
-    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
-    const std::optional<Tensor>& labels, const std::optional<Tensor>& gray_curve,
-    const std::vector<int64_t>& orders, int64_t grid, bool spans_input,
-    const std::vector<double>& scales, int64_t boundary, double cval,
-    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape,
-    const std::optional<Tensor>& source) {
+void deform_on_cuda(const Tensor& image, const std::optional<Tensor>& labels, const Operands& in,
+                    const Settings& settings, Sides window, Tensor& out, Tensor& moved) {
   const DeviceGuard guard(image.get_device_index());
-  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
-  const Operands in(image, displacement, affine, offset, gray_curve, settings, source);
-  const Sides window = sides_of(label_shape);
-  Tensor out = new_image(image, in.images, sides_of(output_shape));
-  Tensor moved = new_labels(image, labels, in.images, sides_of(output_shape), window);
-  if (in.images == 0) return {out, moved};
   const Prepared prepared(image, in, settings, sides_of(out));
   LabelWindow taken{};
   if (labels) {
@@ -110,50 +98,39 @@ std::tuple<Tensor, Tensor> forward(
     launch_deform(prepared.movement, channels.image, strides_of(out), out.mutable_data_ptr<T>(),
                   taken, stream);
   });
-  return {out, moved};
 }
 
-std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& image, const std::optional<Tensor>& displacement,
-    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
-    const std::optional<Tensor>& gray_curve, const std::vector<int64_t>& orders, int64_t grid,
-    bool spans_input, const std::vector<double>& scales, int64_t boundary, double cval,
-    bool of_image, bool of_displacement) {
+void gradients_on_cuda(const Tensor& grad, const Tensor& image, const Operands& in,
+                       const Settings& settings, Tensor* by_image, Tensor* by_displacement) {
   const DeviceGuard guard(image.get_device_index());
-  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
-  const Operands in(image, displacement, affine, offset, gray_curve, settings);
-  auto results = new_gradients(image, displacement, of_image, of_displacement);
-  if (in.images == 0) return results;
   const Prepared prepared(image, in, settings, sides_of(grad));
   const Movement& m = prepared.movement;
   const cudaStream_t stream = current_stream(image);
   dispatch_floating(image.scalar_type(), "elastic_deform_backward", [&]<typename T>() {
-    auto& [by_image, by_displacement] = results;
-    const Channels<T> channels(image, in, settings, of_displacement || gray_curve);
+    const Channels<T> channels(image, in, settings, by_displacement || in.gray_curve);
     const Source<T> upstream{grad.const_data_ptr<T>(), strides_of(grad)};
     launch_prepare(m, channels.image, channels.smooth, stream);
-    if (of_image && by_image.numel() > 0) {
+    if (by_image && by_image->numel() > 0) {
       const Tensor sums =
-          new_tensor(image, {by_image.numel() + in.images}, aoti_torch_dtype_int64());
+          new_tensor(image, {by_image->numel() + in.images}, aoti_torch_dtype_int64());
       launch_image_gradient(m, channels.image, upstream,
-                            static_cast<unsigned long long*>(sums.data_ptr()), strides_of(by_image),
-                            by_image.mutable_data_ptr<T>(), stream);
+                            static_cast<unsigned long long*>(sums.data_ptr()),
+                            strides_of(*by_image), by_image->mutable_data_ptr<T>(), stream);
     }
-    if (of_displacement) {
+    if (by_displacement) {
       const Tensor scratch =
           new_tensor(image, {displacement_scratch(m)}, aoti_torch_dtype_float64());
       launch_displacement_gradient(m, channels.image, upstream, scratch.mutable_data_ptr<double>(),
-                                   by_displacement.mutable_data_ptr<double>(), stream);
+                                   by_displacement->mutable_data_ptr<double>(), stream);
     }
   });
-  return results;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(unet_fast, CUDA, m) {
-  m.impl("elastic_deform", TORCH_BOX(&forward));
-  m.impl("elastic_deform_backward", TORCH_BOX(&backward));
+  m.impl("elastic_deform", TORCH_BOX(&forward<&deform_on_cuda>));
+  m.impl("elastic_deform_backward", TORCH_BOX(&backward<&gradients_on_cuda>));
 }
 
 }  // namespace unet_fast::elastic_deform

@@ -204,4 +204,45 @@ inline Strides strides_to_read(const Tensor& x, const char* name) {
   return s;
 }
 
+/// The operator elastic_deform, on a device whose `run` fills images and labels of the result. This
+/// is the one list of its arguments beside the schema.
+template <auto run>
+std::tuple<Tensor, Tensor> forward(
+    const Tensor& image, const std::optional<Tensor>& displacement,
+    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
+    const std::optional<Tensor>& labels, const std::optional<Tensor>& gray_curve,
+    const std::vector<int64_t>& orders, int64_t grid, bool spans_input,
+    const std::vector<double>& scales, int64_t boundary, double cval,
+    const std::vector<int64_t>& output_shape, const std::vector<int64_t>& label_shape,
+    const std::optional<Tensor>& source) {
+  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
+  const Operands in(image, displacement, affine, offset, gray_curve, settings, source);
+  const Sides output = sides_of(output_shape), window = sides_of(label_shape);
+  Tensor out = new_image(image, in.images, output);
+  Tensor moved = new_labels(image, labels, in.images, output, window);
+  if (in.images * window.rows * window.columns > 0) {
+    run(image, labels, in, settings, window, out, moved);
+  }
+  return {out, moved};
+}
+
+/// The operator elastic_deform_backward, likewise; `run` fills the derivatives that are asked for.
+template <auto run>
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad, const Tensor& image, const std::optional<Tensor>& displacement,
+    const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
+    const std::optional<Tensor>& gray_curve, const std::vector<int64_t>& orders, int64_t grid,
+    bool spans_input, const std::vector<double>& scales, int64_t boundary, double cval,
+    bool of_image, bool of_displacement) {
+  const Settings settings(orders, grid, spans_input, scales, boundary, cval);
+  const Operands in(image, displacement, affine, offset, gray_curve, settings);
+  auto results = new_gradients(image, displacement, of_image, of_displacement);
+  auto& [by_image, by_displacement] = results;
+  if (in.images > 0) {
+    run(grad, image, in, settings, of_image ? &by_image : nullptr,
+        of_displacement ? &by_displacement : nullptr);
+  }
+  return results;
+}
+
 }  // namespace unet_fast::elastic_deform
