@@ -8,17 +8,31 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# Registered derivatives are called through layers of Python, also where nothing is differentiated:
-# 10 of the 15 microseconds of a small call. Eager calls go past them.
-below_autograd: Callable[[], Any] = getattr(
+_below_autograd: Callable[[], Any] = getattr(
     torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext
 )
 
 
+def call(op: Any, *inputs: Any, differentiated: bool = True) -> Any:
+    """Calls an operator, past its registered derivative where nothing is differentiated.
+
+    A registered derivative is called through layers of Python, which double the time of a small
+    call; docs/benchmarks.md has figures. The guard that goes past it is torch's own but not
+    public: where it is missing, calls are slower and right.
+
+    Args:
+        op: The operator.
+        *inputs: Its arguments.
+        differentiated: Whether an argument requires a gradient.
+    """
+    if differentiated and torch.is_grad_enabled():
+        return op(*inputs)
+    with _below_autograd():
+        return op(*inputs)
+
+
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
     """Raises NotImplementedError in forward mode, whose derivative would come out as 0."""
-    if getattr(forward_ad, "_current_level", 0) < 0:  # not inside dual_level()
-        return
     for x in tensors:
         if x is not None and forward_ad.unpack_dual(x).tangent is not None:
             raise NotImplementedError(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._library import bad_value, require_kernels
 from ..contracts.elastic_deform import check, kinds_of, number, numbers, whole_numbers
-from ._call import below_autograd, refuse_forward_mode
+from ._call import call as call_native
+from ._call import refuse_forward_mode
 
 _OP = "elastic_deform"
 _DEFORM = torch.ops.unet_fast.elastic_deform.default
@@ -139,10 +140,7 @@ def _run(call: _Call) -> Any:
     needs_grad = any(x is not None and x.requires_grad for x in call[:2])
     refuse_forward_mode(_OP, *call.tensors)
     try:
-        if needs_grad and torch.is_grad_enabled():
-            return _DEFORM(*call)
-        with below_autograd():
-            return _DEFORM(*call)
+        return call_native(_DEFORM, *call, differentiated=needs_grad)
     except RuntimeError as error:
         wrong = [bad_value(_OP, error, name) for name in ("image", "labels", "source")]
         raise next(filter(None, wrong), error) from None

@@ -13,7 +13,7 @@ from ..contracts.weighted_ce import (
     check_inputs,
     check_reduction,
 )
-from ._call import below_autograd, refuse_forward_mode
+from ._call import call, refuse_forward_mode
 
 _LOSS = torch.ops.unet_fast.weighted_ce.default
 _GRADIENT = torch.ops.unet_fast.weighted_ce_backward.default
@@ -71,7 +71,7 @@ def weighted_ce(
         if logits.requires_grad or (weight is not None and weight.requires_grad):
             return _Loss.apply(*inputs)[0]  # type: ignore[no-any-return]
         refuse_forward_mode("weighted_ce", logits, weight)
-        return _call(_LOSS, *inputs)[0]  # type: ignore[no-any-return]
+        return call(_LOSS, *inputs, differentiated=False)[0]  # type: ignore[no-any-return]
     except RuntimeError as error:
         raise bad_value("weighted_ce", error, "target") or error from None
 
@@ -136,14 +136,14 @@ def _backward(
     logits, target, weight, loss, normaliser = ctx.saved_tensors
     grad_logits = grad_weight = None
     if ctx.needs_input_grad[0] and grad is not None:
-        grad_logits = _call(
+        grad_logits = call(
             _GRADIENT, grad, logits, target, weight, normaliser, ctx.reduction, ctx.ignore_index
         )
     if ctx.needs_input_grad[2]:
         grad_weight = torch.zeros_like(weight)
         slope = torch.zeros_like(normaliser)  # d loss / d T
         if grad is not None:
-            ce, _ = _call(_LOSS, logits, target, None, NONE, ctx.ignore_index)
+            ce, _ = call(_LOSS, logits, target, None, NONE, ctx.ignore_index)
             upstream = _upstream(grad, normaliser, ctx.reduction)
             ce = ce.to(upstream.dtype)
             grad_weight = torch.where(upstream == 0, 0, upstream * ce)  # ce may be infinite
@@ -216,20 +216,12 @@ torch.library.register_autograd(
 )
 
 
-def _call(op: Any, *inputs: Any) -> Any:
-    """Calls an operator whose derivative matters only where grad mode is on."""
-    if torch.is_grad_enabled():
-        return op(*inputs)
-    with below_autograd():
-        return op(*inputs)
-
-
 class _Loss(torch.autograd.Function):
-    """The operator with its derivative, as registered."""
+    """The operator with its derivative, as registered, without the layers: see :func:`call`."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output: tuple[Tensor, Tensor] = _call(_LOSS, *inputs)
+        output: tuple[Tensor, Tensor] = call(_LOSS, *inputs)
         _setup(ctx, inputs, output)
         return output
 
