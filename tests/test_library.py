@@ -52,6 +52,7 @@ def links_with(flags, folder):
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_cuda_kernels_under_sanitizers(tmp_path, sanitizer):
     flags = ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]

@@ -752,6 +752,7 @@ def test_cuda_kernels_on_host(host_kernels, rng, dtype):
         assert (ids != expected_ids.numpy()).mean() <= 2e-3
 
 
+@pytest.mark.thorough
 def test_cuda_derivatives_on_host(host_kernels, rng):
     for _ in range(40):
         image, options = random_case(rng, torch.float64)

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 import torch
 import zarr
-from budget import examples
+from budget import examples, first
 from hypothesis import given
 from hypothesis import strategies as st
 from ome_zarr_models.v05.image import Image as OmeImage
@@ -298,7 +298,7 @@ def wait_for(condition, process=None):
     raise AssertionError("nothing happened in a minute")
 
 
-@pytest.mark.parametrize("output", ["instances", "labels"])
+@pytest.mark.parametrize("output", first("labels", "instances"))
 def test_goes_on_after_a_kill(run, tmp_path, output):
     """2,000 x 2,000 pixels, killed with some blocks done: these are not computed again."""
     image = zarr_in(tmp_path / "x.ome.zarr", pixels(2000, 2000), chunks=(512, 512))
@@ -359,7 +359,7 @@ def test_memory_stays_small(run, tmp_path):
     assert int(result.stdout.split()[-1]) < 500_000  # kB; torch's own first steps take most
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", first(True, False))
 def test_a_cluster_gives_the_same(run, tmp_path, kill):
     """Two processes; one of them dies while it works."""
     image = zarr_in(tmp_path / "x.ome.zarr", pixels(1100, 900), chunks=(128, 128))
@@ -486,6 +486,7 @@ def test_refuses_foreign_models(tmp_path, capsys, monkeypatch):
     assert "must hold a model of format 1, got 2: it is of a newer unet_fast" in text
 
 
+@pytest.mark.thorough
 def test_nothing_looks_finished_on_a_full_disk(run, tmp_path):
     """No file may grow beyond 4 kB: as on a disk that is full, but for the words."""
     Image.fromarray(pixels(300, 300)).save(tmp_path / "x.png")
@@ -558,6 +559,7 @@ def test_overlays_do_not_replace_images(run, tmp_path, capsys):
     assert (tmp_path / "overlays" / "x.png").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_workers_that_outlive_a_run_take_the_new_model(run, tmp_path):
     other = model_in(tmp_path / "other", base_channels=2, depth=1)
     source = open_source(zarr_in(tmp_path / "x.ome.zarr", pixels(200, 200)), 1)

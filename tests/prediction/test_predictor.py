@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from budget import examples
+from budget import examples, first
 from conftest import usable_device
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,7 +135,7 @@ def test_tiles_that_are_not_aligned_differ():
 @pytest.mark.parametrize(
     ("norm", "upsampling"), [(None, "transpose"), ("batch", "transpose"), (None, "bilinear")]
 )
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", first(torch.float32, torch.bfloat16), ids=str)
 def test_real_weights(padding, norm, upsampling, precision):
     """Other tiles, other order of sums: the difference is rounding, of some 20 layers."""
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from budget import first
 from runs import discs_in, options
 
 from unet_fast import load_model
@@ -40,7 +41,7 @@ def torchrun(call):
     )
 
 
-@pytest.mark.parametrize("reduction", ["weighted_mean", "mean", "sum"])
+@pytest.mark.parametrize("reduction", first("weighted_mean", "mean", "sum"))
 def test_two_processes_are_one_with_twice_the_batch(discs, tmp_path, reduction):
     """Dropout off: the same loss curve to rounding, the same validation, the same weights."""
     changes = {"dropout": 0, "loss_reduction": reduction, "momentum": 0.9, "batch_size": 2}
@@ -64,6 +65,7 @@ def test_two_processes_are_one_with_twice_the_batch(discs, tmp_path, reduction):
     assert (tmp_path / "two" / "previews" / "tiles.png").exists()
 
 
+@pytest.mark.thorough
 def test_batch_norm_and_a_change_of_processes(discs, tmp_path):
     """All evaluate the statistics of the first; one goes on where two began, with their batch."""
     changes = {"norm": "batch", "batch_size": 2, "ema": 0.9}
@@ -105,7 +107,7 @@ def worker(launcher, rank):
     return found
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", first(0, 1))
 def test_a_process_that_dies_ends_the_run(discs, tmp_path, rank):
     """With a message, soon, and the last checkpoint goes on."""
     out = tmp_path / "run"

@@ -54,6 +54,7 @@ def same(one, two):
     )
 
 
+@pytest.mark.thorough
 def test_killed_at_random_steps(discs, tmp_path):
     """kill -9, again and again: the files end up equal to those of an unbroken run."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

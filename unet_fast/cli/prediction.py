@@ -73,11 +73,16 @@ def predict(
     from .._device import find_device, precision_of
     from ..prediction.cluster import cluster
     from ..prediction.files import OVERLAYS, predict_files
+    from ..prediction.views import NAMES
 
     if instances:
         if options.output != "instances":
             raise ValueError(f"output must be instances with --instances, got {options.output}")
         warnings.warn("--instances is the default of predict, and will be removed", stacklevel=1)
+    if isinstance(options.tta, str) and options.tta not in NAMES:
+        raise ValueError(
+            f"tta must be flips, rotations, square or angles like 0,30,60, got {options.tta}"
+        )
     precision = precision_of(options.precision, find_device(device))
     settings = Options(**{**vars(options), "precision": precision})
     with cluster(workers, scheduler) as client:

@@ -1,5 +1,6 @@
 """The settings of a prediction: in Python and on the command line."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +49,9 @@ class Options:
             self._set("precision", str(self.precision).removeprefix("torch."))
         if isinstance(self.memory_budget, str):
             self._set("memory_budget", _bytes_in(self.memory_budget))
-        if isinstance(self.tta, str) and self.tta not in ("flips", "rotations", "square"):
-            self._set("tta", _angles_in(self.tta))
+        if isinstance(self.tta, str):
+            with contextlib.suppress(ValueError):  # the name of a group of views
+                self._set("tta", tuple(float(word) for word in self.tta.split(",")))
 
     @property
     def budget(self) -> int | None:
@@ -71,16 +73,7 @@ def _bytes_in(text: str) -> int:
     """The number that 500MB or 2GiB stands for."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?", text.strip())
     if found is None:
-        raise ValueError(f"memory_budget must be like 500MB or 2GiB, got {text}")
+        raise ValueError(f"memory-budget must be like 500MB or 2GiB, got {text}")
     number, prefix, binary = found.groups()
     power: int = (1024 if binary else 1000) ** " kMGT".index(prefix or " ")
     return int(float(number) * power)
-
-
-def _angles_in(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"tta must be flips, rotations, square or angles like 0,30,60, got {text}"
-        ) from None

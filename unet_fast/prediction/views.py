@@ -123,6 +123,10 @@ class Rotation:
         return self.model.input_shape([n + 2 * tiling.halo for n in size])
 
 
+NAMES = ("flips", "rotations", "square")
+"""Groups of views."""
+
+
 def views_of(model: UNet, tta: str | Sequence[float] | None) -> list[View]:
     """The views that are averaged.
 
