@@ -16,9 +16,11 @@ _below_autograd: Callable[[], Any] = getattr(
 def call(op: Any, *inputs: Any, differentiated: bool = True) -> Any:
     """Calls an operator, past its registered derivative where nothing is differentiated.
 
-    A registered derivative is called through layers of Python, which double the time of a small
-    call; docs/benchmarks.md has figures. The guard that goes past it is torch's own but not
-    public: where it is missing, calls are slower and right.
+    A registered derivative is called through layers of Python. On 16 x 16 pixels calls without this
+    and without `_Loss` take 1.4 times (weighted_ce, forward and backward, 0.2 ms) to 1.5 times as
+    long (both operators, forward only, 0.04 to 0.08 ms); a training step does not notice. The guard
+    that goes past them is torch's own but not public: where it is missing, calls are slower and
+    right.
 
     Args:
         op: The operator.
