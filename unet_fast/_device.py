@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, precision, determinism, CUDA graph."""
+"""Where networks compute, and in which precision."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext

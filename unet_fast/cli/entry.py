@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
+from .._files import reason_of
 from .._library import HAS_CUDA, build_info
 
 app = cyclopts.App(
@@ -64,7 +65,6 @@ def _with_settings(
 
 def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Dict]:
     """Where `train` finds what is not typed: the file, the run that goes on, the suggestion."""
-    from ..training.check import suggested_settings
     from ..training.config import CONFIG, read_toml
 
     said = {word.split("=")[0].removeprefix("--") for word in words}
@@ -97,6 +97,8 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
     # A file of a whole run says all: what it lacks is as this class has it.
     whole = {"base_channels", "optimizer"} <= said
     if known.get("preset") != "paper-2015" and not whole:
+        from ..training.check import suggested_settings  # not for --help
+
         add(suggested_settings(config), "suggested")
     return sources
 
@@ -121,7 +123,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except cyclopts.CycloptsError as error:
         message = " ".join(str(error).split())
     except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
-        message = (str(error) or type(error).__name__).splitlines()[0]  # torch's run on
+        message = reason_of(error)  # torch's run on
         if "can't allocate memory" in message:
             message = f"not enough memory{message[message.rindex(':') :]}"
     except KeyboardInterrupt as error:

@@ -73,13 +73,13 @@ def predict(
     from .._device import find_device, precision_of
     from ..prediction.cluster import cluster
     from ..prediction.files import OVERLAYS, predict_files
-    from ..prediction.views import NAMES
+    from ..prediction.views import GROUPS
 
     if instances:
         if options.output != "instances":
             raise ValueError(f"output must be instances with --instances, got {options.output}")
         warnings.warn("--instances is the default of predict, and will be removed", stacklevel=1)
-    if isinstance(options.tta, str) and options.tta not in NAMES:
+    if isinstance(options.tta, str) and options.tta not in GROUPS:
         raise ValueError(
             f"tta must be flips, rotations, square or angles like 0,30,60, got {options.tta}"
         )

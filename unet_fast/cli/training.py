@@ -115,12 +115,13 @@ def check(
 
 def _tell_time(suggestion: TrainConfig) -> None:
     """Prints how long a run takes, by its first steps."""
+    from .._files import reason_of
     from ..training.loop import seconds_of
 
     try:
         minutes = f"take about {seconds_of(suggestion) / 60:.2g} minutes on this machine"
     except (RuntimeError, MemoryError) as error:  # too large for it
-        minutes = f"cannot be timed: {(str(error) or type(error).__name__).splitlines()[0]}"
+        minutes = f"cannot be timed: {reason_of(error)}"
     print(f"time: {suggestion.length} steps, as suggested, {minutes}; --minutes M takes what fits")
 
 

@@ -4,14 +4,8 @@ import torch
 from torch import Tensor
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "weighted_mean": 3}
-
-
 NONE, WEIGHTED_MEAN = REDUCTIONS["none"], REDUCTIONS["weighted_mean"]
-
-
 _LOGITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
 _TARGETS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 

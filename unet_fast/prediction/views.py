@@ -123,8 +123,12 @@ class Rotation:
         return self.model.input_shape([n + 2 * tiling.halo for n in size])
 
 
-NAMES = ("flips", "rotations", "square")
-"""Groups of views."""
+GROUPS: dict[str, list[View]] = {
+    "flips": [Symmetry(flip, turns) for flip in (False, True) for turns in (0, 2)],
+    "rotations": [Symmetry(False, turns) for turns in range(4)],
+    "square": [Symmetry(flip, turns) for flip in (False, True) for turns in range(4)],
+}
+"""Groups of views, by name."""
 
 
 def views_of(model: UNet, tta: str | Sequence[float] | None) -> list[View]:
@@ -141,16 +145,11 @@ def views_of(model: UNet, tta: str | Sequence[float] | None) -> list[View]:
     if tta is None:
         return [Symmetry()]
     if isinstance(tta, str):
-        named: dict[str, list[View]] = {
-            "flips": [Symmetry(flip, turns) for flip in (False, True) for turns in (0, 2)],
-            "rotations": [Symmetry(False, turns) for turns in range(4)],
-            "square": [Symmetry(flip, turns) for flip in (False, True) for turns in range(4)],
-        }
-        if tta not in named:
+        if tta not in GROUPS:
             raise ValueError(
                 f"predict: tta must be flips, rotations, square or a list of angles, got {tta!r}"
             )
-        return named[tta]
+        return GROUPS[tta]
     if not tta or not all(math.isfinite(angle) for angle in tta):
         raise ValueError(f"predict: tta must hold at least one angle, all finite, got {list(tta)}")
     return [

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._files import reason_of
+
 TIMEOUT = timedelta(minutes=10)
 """After which a process that no longer answers ends the run."""
 
@@ -65,7 +67,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
 
 def lost(error: RuntimeError, processes: Processes, step: int) -> RuntimeError | None:
     """What to say where another process is gone; None of other errors."""
-    reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+    reason = reason_of(error).split(". ")[0]
     talk = isinstance(error, torch.distributed.DistError) or "gloo" in reason
     if processes.count == 1 or not talk:
         return None
