@@ -45,17 +45,17 @@ UNET_FAST_CUDA=ON step 120 build "$python" -m pip install --no-build-isolation -
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 step 60 info "$python" -P -m unet_fast.cli info
 
-# Kernels run on the host need no GPU.
-tests=(tests/ops/test_{weighted_ce,border_weight_map,elastic_deform}.py tests/test_library.py
+# The tests of the kernels on the GPU; all others need none, and have been run where there is none.
+tests=("$python" -P -m pytest -q -n 8 -W default --thorough tests/ops tests/test_library.py
   tests/training/test_loop.py tests/prediction/test_predictor.py
-  -k 'not on_host and not under_sanitizers and (on_cuda or not (test_loop or test_predictor))')
+  -k 'cuda and not on_host and not under_sanitizers')
 if [ "$dry" = 1 ]; then
-  step 240 tests "$python" -P -m pytest -q "${tests[@]}"
+  step 60 tests "${tests[@]}"
   step 60 sanitizer_cases "$python" -P benchmarks/sanitizer_cases.py --device cpu
   step 120 benchmark "$python" -m benchmarks.run --only limits weighted_ce elastic_deform --budget 0.1 --out "$out"
   step 60 profile "$python" -m benchmarks.profile_step --base-channels 2 --steps 3
 else
-  UNET_FAST_REQUIRE_CUDA=1 step 120 tests "$python" -P -m pytest -q "${tests[@]}"
+  UNET_FAST_REQUIRE_CUDA=1 step 150 tests "${tests[@]}"
   # The launches that the sanitizers watch are few and small: each costs seconds.
   # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
   for tool in memcheck racecheck initcheck; do
@@ -67,11 +67,11 @@ else
     shift
     step "$seconds" "benchmark_$1" "$python" -m benchmarks.run --device cuda --peers --budget 0.5 --only "$@" --out "$out"
   }
-  bench 150 limits step
-  bench 40 inference
-  bench 40 breakdown
-  bench 40 border_weight_map elastic_deform
+  bench 40 limits border_weight_map elastic_deform
   bench 60 weighted_ce
   bench 60 growth
+  bench 40 inference
+  bench 60 breakdown
+  bench 150 step
 fi
 exit "$failed"

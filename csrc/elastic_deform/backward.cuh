@@ -43,6 +43,8 @@ template <typename T, typename A>
 __global__ void find_largest(Movement m, Image<T, A> image, Source<T> grad,
                              unsigned long long* largest) {
   __shared__ Tile<A> tile;
+  __shared__ unsigned long long in_block;
+  if (threadIdx.x == 0 && threadIdx.y == 0) in_block = 0;
   set_up(m, tile);
   unsigned long long most = 0;
   march(m, tile, [&](int64_t n, Pixel<A> p) {
@@ -54,7 +56,14 @@ __global__ void find_largest(Movement m, Image<T, A> image, Source<T> grad,
       most = bits > most ? bits : most;
     }
   });
-  if (most > 0) atomicMax(largest + tile.image, most);
+  // One atomic operation a warp, then one a block: all blocks of an image meet at one address.
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const unsigned long long other = __shfl_down_sync(~0u, most, offset);
+    most = other > most ? other : most;
+  }
+  if (threadIdx.x == 0) atomicMax(&in_block, most);
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0) atomicMax(largest + tile.image, in_block);
 }
 
 template <typename T, typename A>
@@ -177,15 +186,16 @@ __global__ void along_rows(Movement m, const double* positions, double* out) {
   }
 }
 
-// Those in the coefficients, (N, 2, rows.size(), columns.size()); a thread for each.
+// A block for each coefficient: the derivatives in them, (N, 2, rows.size(), columns.size()), in a
+// fixed order.
 __global__ void along_columns(Movement m, const double* along, double* out) {
-  const int64_t i = thread_index();
-  if (i >= m.images * 2 * m.component()) return;
+  __shared__ double shared[kThreads / kWarp];
+  const int64_t i = blockIdx.x;
   const int64_t component = i / m.component(), p = i % m.component() / m.columns.size();
   const int64_t q = i % m.columns.size();
   const double shift = m.motions[component / 2].shift[0];
   double sum = 0;
-  for (int64_t y = 0; y < m.output.rows; ++y) {
+  for (int64_t y = threadIdx.x; y < m.output.rows; y += blockDim.x) {
     const Place<double> at = place<double>(m.rows, static_cast<double>(y) + shift);
     const int64_t k = p - at.cell;
     if (k >= 0 && k < 4) {
@@ -193,7 +203,8 @@ __global__ void along_columns(Movement m, const double* along, double* out) {
              cubic_weight(m.grid, static_cast<int>(k), at.t);
     }
   }
-  out[i] = sum;
+  sum = block_sum(sum, shared);
+  if (threadIdx.x == 0) out[i] = sum;
 }
 
 // One block for each image: the transpose of `prepare`.
@@ -269,8 +280,8 @@ void launch_displacement_gradient(const Movement& m, const Image<T, A>& image,
   launch(&position_gradient<T, A>, tiles(m), kTileThreads, stream, m, image, grad, positions);
   launch(&along_rows, dim3(static_cast<unsigned>(2 * m.images * m.output.rows)), dim3(kThreads),
          stream, m, static_cast<const double*>(positions), along);
-  launch(&along_columns, blocks_of(2 * m.images * m.component()), dim3(kThreads), stream, m,
-         static_cast<const double*>(along), coefficients);
+  launch(&along_columns, dim3(static_cast<unsigned>(2 * m.images * m.component())), dim3(kThreads),
+         stream, m, static_cast<const double*>(along), coefficients);
   launch(&collect, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m,
          static_cast<const double*>(coefficients), out);
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "common/cuda.cuh"
 #include "common/layout.h"
 #include "weighted_ce/numerics.h"
@@ -137,7 +139,7 @@ struct Pixels {
   int64_t flat;  // of the first pixel, in target, weight and per-pixel losses
   Pack<A, n> weight;
   int32_t target[n];  // -1 where ignored
-  Softmax<A> softmax[n];
+  std::conditional_t<few, Softmax<A>, LongSoftmax<A>> softmax[n];
   A target_logit[n];
   Pack<T, n> logits[few ? kFewClasses : 1];
 
@@ -160,7 +162,7 @@ struct Pixels {
     for (int i = 0; i < n; ++i) {
       const A x = static_cast<A>(values.at[i]);
       if (c == 0) {
-        softmax[i] = Softmax<A>::of(x);
+        softmax[i] = softmax[i].of(x);
         target_logit[i] = x;
       } else {
         softmax[i].add(x);

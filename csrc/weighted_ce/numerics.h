@@ -41,6 +41,22 @@ struct Softmax {
   UNET_FAST_HOST_DEVICE T defined_rest() const { return rest + (largest - largest); }
 };
 
+/// As Softmax, of many logits: what rounding takes from the sum is added again (Kahan).
+template <typename T>
+struct LongSoftmax : Softmax<T> {
+  T excess = T(0);  // by which the sum is too large
+
+  UNET_FAST_HOST_DEVICE static LongSoftmax of(T x) { return {Softmax<T>::of(x)}; }
+  UNET_FAST_HOST_DEVICE void add(T x) {
+    const T e = exp_nonpositive(-std::abs(x - this->largest));
+    const T scale = x > this->largest ? e : T(1);
+    const T before = this->rest * scale, term = e - excess * scale;
+    this->rest = before + term;
+    excess = (this->rest - before) - term;
+    this->largest = x > this->largest ? x : this->largest;
+  }
+};
+
 /// The terms exp(x - m) of logits whose largest is known, added up.
 template <typename T>
 struct Terms {

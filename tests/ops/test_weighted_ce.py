@@ -153,7 +153,9 @@ def test_any_strides(device):
         loss = weighted_ce(x, target, weight)
         assert torch.equal(loss, expected)
         grad = torch.autograd.grad(loss, x)[0]
-        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=0)
+        # Kernels of other layouts may fuse other multiplications and additions on CUDA.
+        rtol = 3e-7 if device.type == "cuda" else 0
+        torch.testing.assert_close(grad, expected_grad, rtol=rtol, atol=0)
         assert grad.stride() == torch.empty_like(x).stride()
 
 
@@ -304,7 +306,7 @@ def tiny_weights_case(weights, gap):
 
 @pytest.mark.parametrize(
     ("op", "gap", "rtol"),
-    [(weighted_ce, 0.0, 1e-6), (weighted_ce, 60.0, 1e-5), (reference.weighted_ce, 0.0, 2e-3)],
+    [(weighted_ce, 0.0, 1e-6), (weighted_ce, 60.0, 1e-5), (reference.weighted_ce, 0.0, 5e-3)],
 )
 @pytest.mark.parametrize("weights", TINY_WEIGHTS, ids=len)
 def test_weighted_mean_of_tiny_weights(device, op, weights, gap, rtol):
