@@ -1,8 +1,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
 
 #include "common/elementary.h"
-#include "common/simd.h"
 
 namespace py = pybind11;
 
@@ -18,8 +21,15 @@ PYBIND11_MODULE(_C, m) {
     info["built_with_torch"] = UNET_FAST_BUILD_TORCH;
     info["min_torch"] = UNET_FAST_MIN_TORCH;
     info["cuda_architectures"] = UNET_FAST_CUDA_ARCHITECTURES;  // empty: no CUDA
-    info["simd"] = unet_fast::simd_level();
     return info;
+  });
+  m.def("simd_levels", [] {  // that were built and that this processor has, the best one last
+    std::vector<std::string> levels{"baseline"};
+#if defined(UNET_FAST_X86_LEVELS)
+    if (__builtin_cpu_supports("x86-64-v3")) levels.push_back("AVX2");
+    if (__builtin_cpu_supports("x86-64-v4")) levels.push_back("AVX-512");
+#endif
+    return levels;
   });
 
   auto numerics =

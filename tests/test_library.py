@@ -1,6 +1,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,40 @@ def test_uses_only_the_stable_abi(library):
 def test_build_info():
     info = unet_fast.build_info()
     assert info["min_torch"] == "2.10"
-    assert info["simd"] in {"AVX-512", "AVX2", "baseline"}
+    assert info["simd"] in _C.simd_levels()
+
+
+@pytest.mark.parametrize("level", _C.simd_levels())
+def test_kernels_of_each_level(level):
+    """A process loads one of them."""
+    program = """if True:
+        import torch
+        import unet_fast
+        from unet_fast import reference
+        logits, target = torch.randn(2, 5, 40, 41), torch.randint(0, 5, (2, 40, 41))
+        labels = torch.randint(0, 9, (2, 40, 41)) * (torch.rand(2, 40, 41) < 0.1)
+        displacement = 4 * torch.randn(2, 2, 3, 3)
+        for op, *inputs in [
+            ("weighted_ce", logits, target),
+            ("border_weight_map", labels),
+            ("elastic_deform", logits, displacement),
+        ]:
+            ours, theirs = (getattr(where, op)(*inputs) for where in (unet_fast, reference))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        print(unet_fast.build_info()["simd"])
+    """
+    environment = os.environ | {"UNET_FAST_SIMD": level}
+    command = [sys.executable, "-c", program]
+    assert subprocess.check_output(command, env=environment, text=True) == f"{level}\n"
+
+
+def test_levels_that_are_not_there():
+    environment = os.environ | {"UNET_FAST_SIMD": "MMX"}
+    command = [sys.executable, "-c", "import unet_fast"]
+    result = subprocess.run(command, env=environment, text=True, capture_output=True)
+    levels = ", ".join(_C.simd_levels())
+    last = f"ImportError: unet_fast: UNET_FAST_SIMD must be one of {levels} here, got MMX"
+    assert result.stderr.splitlines()[-1] == last
 
 
 def test_exp_is_accurate():

@@ -2,6 +2,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 def build_info() -> dict[str, str]: ...
+def simd_levels() -> list[str]: ...
 
 class numerics:
     @staticmethod

@@ -1,5 +1,6 @@
 """Loads the native libraries. The only module that knows their file names."""
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,21 @@ except ImportError as error:
 _DIRECTORY = Path(_C.__file__).parent
 _CUDA_LIBRARY = _DIRECTORY / "libunet_fast_cuda.so"
 
+
+def _simd_level() -> str:
+    """The best level of the CPU kernels, or the one that the environment asks for."""
+    levels = _C.simd_levels()
+    asked = os.environ.get("UNET_FAST_SIMD", levels[-1])
+    if asked not in levels:
+        raise ImportError(
+            f"unet_fast: UNET_FAST_SIMD must be one of {', '.join(levels)} here, got {asked}"
+        )
+    return asked
+
+
+_LEVEL = _simd_level()
 torch.ops.load_library(_DIRECTORY / "libunet_fast.so")
+torch.ops.load_library(_DIRECTORY / f"libunet_fast_{_LEVEL.lower().replace('-', '')}.so")
 
 HAS_CUDA: bool = torch.version.cuda is not None and _CUDA_LIBRARY.exists()
 """Whether the operators accept CUDA tensors."""
@@ -50,9 +65,10 @@ def build_info() -> dict[str, str]:
     Returns:
         `version`, `compiler`, `built_with_torch`, `min_torch` (the oldest PyTorch the libraries
         run on), `cuda_architectures` (comma-separated; empty: no CUDA kernels) and `simd` (the
-        instruction set that the CPU kernels use on this machine).
+        instructions of the CPU kernels, "baseline", "AVX2" or "AVX-512": the best that the processor
+        has, or those that the environment variable UNET_FAST_SIMD asks for).
     """
-    return _C.build_info()
+    return _C.build_info() | {"simd": _LEVEL}
 
 
 def bad_value(op: str, error: RuntimeError, argument: str) -> ValueError | None:

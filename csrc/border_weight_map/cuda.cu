@@ -19,8 +19,8 @@ using torch::stable::accelerator::DeviceGuard;
 
 Labels labels_of(const Shape& shape, const Tensor& labels, const std::optional<Tensor>& classes,
                  std::optional<int64_t> ignore_label) {
-  LabelType type = LabelType::kInt64;
-  dispatch_labels(labels.scalar_type(), "labels", [&]<typename Id>() { type = kLabelType<Id>; });
+  IntegerType type = IntegerType::kInt64;
+  dispatch_labels(labels.scalar_type(), "labels", [&]<typename Id>() { type = kIntegerType<Id>; });
   return {shape.images,
           shape.depth,
           shape.height,

@@ -2,25 +2,18 @@
 
 #include "border_weight_map/numerics.h"
 #include "common/cuda.cuh"
+#include "common/types.h"
 
 namespace unet_fast::border_weight_map {
 
 // Rows that a thread sweeps, where objects count up to a limited distance only.
 constexpr int64_t kSegment = 64;
 
-enum class LabelType { kInt8, kUint8, kInt16, kUint16, kInt32, kInt64 };
-template <typename Id>
-constexpr LabelType kLabelType =
-    sizeof(Id) == 8   ? LabelType::kInt64
-    : sizeof(Id) == 4 ? LabelType::kInt32
-    : sizeof(Id) == 2 ? (Id(-1) < 0 ? LabelType::kInt16 : LabelType::kUint16)
-                      : (Id(-1) < 0 ? LabelType::kInt8 : LabelType::kUint8);
-
 // A batch of volumes, (N, D, H, W), and its labels.
 struct Labels {
   int64_t images, depth, height, width;
   const void* data;
-  LabelType type;          // a uniform branch, not a template: a sixth of the kernels to compile
+  IntegerType type;
   const uint8_t* classes;  // the class of each pixel, or null
   bool ignores;
   int64_t ignore_label;
@@ -30,15 +23,15 @@ struct Labels {
 
   __device__ int64_t id(int64_t i) const {
     switch (type) {
-      case LabelType::kInt8:
+      case IntegerType::kInt8:
         return static_cast<const int8_t*>(data)[i];
-      case LabelType::kUint8:
+      case IntegerType::kUint8:
         return static_cast<const uint8_t*>(data)[i];
-      case LabelType::kInt16:
+      case IntegerType::kInt16:
         return static_cast<const int16_t*>(data)[i];
-      case LabelType::kUint16:
+      case IntegerType::kUint16:
         return static_cast<const uint16_t*>(data)[i];
-      case LabelType::kInt32:
+      case IntegerType::kInt32:
         return static_cast<const int32_t*>(data)[i];
       default:
         return static_cast<const int64_t*>(data)[i];

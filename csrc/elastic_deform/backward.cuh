@@ -13,8 +13,8 @@ __device__ A upstream(const Image<T, A>& image, const Source<T>& grad, int64_t n
   const Strides& s = grad.strides;
   A result =
       static_cast<A>(grad.data[n * s.image + c * s.channel + p.row * s.row + p.column * s.column]);
-  if (image.curves != nullptr) {
-    result *= image.curve(n, c).slope(value_of(image, n, c, sides, p));
+  if (image.curves) {
+    result *= image.curves.at(n, c).slope(value_of(image, n, c, sides, p));
   }
   return result;
 }

@@ -56,7 +56,7 @@ struct Upstream {
     const T* const g =
         grad + n * s.image + c * s.channel + block.row * s.row + block.begin * s.column;
     if (in.gray_curve) {
-      const Curve<A> curve = deformation.curve(n, c);
+      const Curve<A> curve = in.curves<T>().at(n, c);
       deformation.values(plane(n, c), strides, smooth, n * in.channels + c,
                          deformation.settings.orders[c], block, out);
       for (int64_t k = 0; k < block.size; ++k) out[k] = curve.slope(out[k]);

@@ -60,9 +60,7 @@ struct Channels {
               {nullptr, smooth_strides(in.input, in.channels)},
               in.channels,
               {},
-              in.gray_curve ? in.gray_curve->const_data_ptr<A>() : nullptr,
-              in.gray_curve ? in.gray_curve->size(1) : 0,
-              in.gray_curve ? in.gray_curve->size(2) : 0,
+              in.curves<T>(),
               static_cast<A>(settings.cval)},
         memory(tensor) {
     STD_TORCH_CHECK(in.channels <= kMostChannels, "image must be of at most ", kMostChannels,

@@ -18,9 +18,9 @@ struct Coefficients {
   Sides sides;
 
   Plane<A> plane(int64_t index) const {
-    const int64_t pitch = sides.columns + 2;
-    const A* const data = memory.template const_data_ptr<A>() + index * (sides.rows + 2) * pitch;
-    return Plane<A>::of(data + pitch + 1, pitch, 1, sides);
+    const Strides s = smooth_strides(sides, 1);
+    const A* const data = memory.template const_data_ptr<A>() + index * s.channel;
+    return Plane<A>::of(data + s.row + s.column, s.row, s.column, sides);
   }
 };
 
@@ -142,13 +142,6 @@ struct Deformation {
       if (block.state[k] == kLost) out[k] = static_cast<A>(kNoNumber);
     }
   }
-
-  Curve<A> curve(int64_t image, int64_t channel) const {
-    const Tensor& table = *in.gray_curve;
-    const int64_t of = image * table.size(1) + (table.size(1) > 1 ? channel : 0);
-    return {table.const_data_ptr<A>() + of * table.size(2), static_cast<int32_t>(table.size(2) - 1),
-            static_cast<A>(kUnit<T>)};
-  }
 };
 
 // The spline coefficients of all channels of order 3; of the others, nothing is written. Empty if
@@ -160,7 +153,8 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
   const auto& orders = settings.orders;
   const bool none = !wanted || std::find(orders.begin(), orders.end(), 3) == orders.end();
   const Sides sides = in.input;
-  const int64_t pitch = sides.columns + 2, size = none ? 0 : (sides.rows + 2) * pitch;
+  const Strides to_strides = smooth_strides(sides, 1);
+  const int64_t pitch = to_strides.row, size = none ? 0 : to_strides.channel;
   Coefficients<A> result{new_tensor(image, {in.sources * in.channels * size},
                                     std::is_same_v<A, double> ? aoti_torch_dtype_float64()
                                                               : aoti_torch_dtype_float32()),
@@ -225,7 +219,7 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
 template <typename Id, typename A>
 void take_labels(const Plane<Id>& plane, const Block<A>& block, Sides output, Sides window,
                  Id* to) {
-  const int64_t top = (output.rows - window.rows) / 2, left = (output.columns - window.columns) / 2;
+  const auto [top, left] = margin_of(window, output);
   const int64_t row = block.row - top;
   const int64_t begin = std::max<int64_t>(left - block.begin, 0);
   const int64_t end = std::min(left + window.columns - block.begin, block.size);

@@ -121,7 +121,7 @@ class Field {
     std::fill_n(result, 2 * rows * columns, 0.0);
     for (int64_t y = 0; y < in_.rows.size(); ++y) {
       for (int64_t x = 0; x < in_.columns.size(); ++x) {
-        const int64_t to = source_point(grid_, y, rows) * columns + source_point(grid_, x, columns);
+        const int64_t to = knot_of(grid_, y, x, in_.points);
         const int64_t from = y * in_.columns.size() + x;
         for (int axis = 0; axis < 2; ++axis) {
           result[axis * rows * columns + to] += motion.moved_transposed(
@@ -151,8 +151,7 @@ class Field {
     for (int axis = 0; axis < 2; ++axis) {
       for (int64_t y = 0; y < in_.rows.size(); ++y) {
         for (int64_t x = 0; x < in_.columns.size(); ++x) {
-          const int64_t from =
-              source_point(grid_, y, rows) * columns + source_point(grid_, x, columns);
+          const int64_t from = knot_of(grid_, y, x, in_.points);
           result[(axis * in_.rows.size() + y) * in_.columns.size() + x] =
               motions_[image].moved(grid_, axis, knots[from], knots[rows * columns + from]);
         }

@@ -54,15 +54,9 @@ struct Image {
   Source<A> smooth;  // of channels of order 3
   int64_t channels;
   Orders orders;
-  const A* curves;  // (N, channels or 1, points), or null
-  int64_t curve_channels, curve_points;
+  Curves<A> curves;
   A cval;
 
-  __device__ Curve<A> curve(int64_t image, int64_t channel) const {
-    const int64_t of = image * curve_channels + (curve_channels > 1 ? channel : 0);
-    return {curves + of * curve_points, static_cast<int32_t>(curve_points - 1),
-            static_cast<A>(kUnit<T>)};
-  }
   bool any_smooth() const {
     for (int64_t c = 0; c < channels; ++c) {
       if (orders.at(c) == 3) return true;
@@ -113,9 +107,7 @@ __global__ void prepare(Movement m) {
   }
   for (int64_t i = threadIdx.x; i < 2 * m.component(); i += blockDim.x) {
     const int64_t at = i % m.component();
-    const int64_t from =
-        source_point(m.grid, at / m.columns.size(), m.points.rows) * m.points.columns +
-        source_point(m.grid, at % m.columns.size(), m.points.columns);
+    const int64_t from = knot_of(m.grid, at / m.columns.size(), at % m.columns.size(), m.points);
     coefficients[i] = motion.moved(m.grid, static_cast<int>(i / m.component()), knots[from],
                                    knots[points + from]);
   }
@@ -364,8 +356,8 @@ __device__ void take_label(const LabelWindow& labels, int64_t source, int64_t at
 template <typename A>
 __device__ void take_label(const LabelWindow& labels, int64_t source, int64_t n, const Pixel<A>& p,
                            Sides input, Sides output) {
-  const int64_t row = p.row - (output.rows - labels.window.rows) / 2;
-  const int64_t column = p.column - (output.columns - labels.window.columns) / 2;
+  const Sides margin = margin_of(labels.window, output);
+  const int64_t row = p.row - margin.rows, column = p.column - margin.columns;
   if (row < 0 || row >= labels.window.rows || column < 0 || column >= labels.window.columns) return;
   const int64_t at = (n * labels.window.rows + row) * labels.window.columns + column;
   switch (labels.bytes) {
@@ -390,7 +382,7 @@ __global__ void deform(Movement m, Image<T, A> image, Strides to, T* out, LabelW
     p.fold_into(m.input, m.boundary);
     for (int64_t c = 0; c < image.channels; ++c) {
       A value = value_of(image, tile.source, c, m.input, p);
-      if (image.curves != nullptr) value = image.curve(n, c)(value);
+      if (image.curves) value = image.curves.at(n, c)(value);
       out[n * to.image + c * to.channel + p.row * to.row + p.column * to.column] = stored<T>(value);
     }
     if (labels.data != nullptr) take_label(labels, tile.source, n, p, m.input, m.output);
@@ -405,13 +397,6 @@ inline dim3 tiles(const Movement& m) {
   return dim3(static_cast<unsigned>(m.images * across * down));
 }
 inline const dim3 kTileThreads(kTile, kTile / kMarch);
-
-/// Of an image's `smooth`: (N, C, rows + 2, columns + 2), counted from the first pixel inside the
-/// border.
-inline Strides smooth_strides(Sides sides, int64_t channels) {
-  const int64_t pitch = sides.columns + 2, plane = (sides.rows + 2) * pitch;
-  return {channels * plane, plane, pitch, 1};
-}
 
 /// Makes motions and coefficients and, unless `smooth` is null, into it what image.smooth points
 /// to.

@@ -6,9 +6,9 @@
 #include <type_traits>
 
 #include "common/host_device.h"
+#include "common/types.h"
 
-// The arithmetic of the elastic deformation; no torch. Everything is per axis, so that a third axis
-// needs nothing new here.
+// The arithmetic of the elastic deformation, along one axis where it can be; no torch.
 namespace unet_fast::elastic_deform {
 
 // What lies outside the input; as in ops/elastic_deform.py.
@@ -22,10 +22,6 @@ constexpr int32_t kFarthest = 1 << 30;
 constexpr int32_t kNowhere = INT32_MIN + 1;
 constexpr double kNoNumber = std::numeric_limits<double>::quiet_NaN();
 
-/// Interpolation works in float32, of float64 images in float64.
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 /// Height and width.
 struct Sides {
   int64_t rows, columns;
@@ -37,6 +33,18 @@ struct Sides {
 struct Strides {
   int64_t image, channel, row, column;
 };
+
+/// Of spline coefficients of images, (N, channels, rows + 2, columns + 2), counted from the first
+/// pixel inside their border.
+inline Strides smooth_strides(Sides sides, int64_t channels) {
+  const int64_t pitch = sides.columns + 2, plane = (sides.rows + 2) * pitch;
+  return {channels * plane, plane, pitch, 1};
+}
+
+/// Pixels before a window in the middle of the output.
+UNET_FAST_HOST_DEVICE inline Sides margin_of(Sides window, Sides output) {
+  return {(output.rows - window.rows) / 2, (output.columns - window.columns) / 2};
+}
 
 // --- The field ---------------------------------------------------------------------------------
 
@@ -114,6 +122,13 @@ UNET_FAST_HOST_DEVICE inline int64_t source_point(int32_t grid, int64_t i, int64
   if (grid == kKeys) return k < 0 ? 0 : k < points ? k : points - 1;
   k = k < 0 ? -k : k;
   return k < points ? k : 2 * (points - 1) - k;
+}
+
+/// The same along both axes, of displacements (points) that lie side by side.
+UNET_FAST_HOST_DEVICE inline int64_t knot_of(int32_t grid, int64_t row, int64_t column,
+                                             Sides points) {
+  return source_point(grid, row, points.rows) * points.columns +
+         source_point(grid, column, points.columns);
 }
 
 // How far into a line a filter with this pole sees: |pole|^40 < 1e-22.
@@ -397,6 +412,20 @@ struct Curve {
   UNET_FAST_HOST_DEVICE A slope(A value) const {
     const int32_t i = interval(value * (intervals / unit));
     return (values[i + 1] - values[i]) * intervals;
+  }
+};
+
+/// The grey curves of a batch, (N, C or 1, points); none if `values` is null.
+template <typename A>
+struct Curves {
+  const A* values;
+  int64_t channels, points;
+  A unit;
+
+  UNET_FAST_HOST_DEVICE explicit operator bool() const { return values != nullptr; }
+  UNET_FAST_HOST_DEVICE Curve<A> at(int64_t image, int64_t channel) const {
+    const int64_t of = image * channels + (channels > 1 ? channel : 0);
+    return {values + of * points, static_cast<int32_t>(points - 1), unit};
   }
 };
 

@@ -123,6 +123,13 @@ struct Operands {
   Values values(const std::optional<Tensor>& x) const {
     return {x ? x->data_ptr() : nullptr, x && x->scalar_type() == ScalarType::Float};
   }
+  template <typename T>
+  Curves<Accumulator<T>> curves() const {
+    using A = Accumulator<T>;
+    const auto unit = static_cast<A>(kUnit<T>);
+    if (!gray_curve) return {nullptr, 0, 0, unit};
+    return {gray_curve->const_data_ptr<A>(), gray_curve->size(1), gray_curve->size(2), unit};
+  }
   /// Coefficients of one component of the field of one image.
   int64_t coefficients() const { return rows.size() * columns.size(); }
 

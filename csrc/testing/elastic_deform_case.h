@@ -44,12 +44,10 @@ struct HostImage {
   using A = Accumulator<T>;
 
   HostImage(const T* data, const Strides& strides, const Movement& m, int64_t channels,
-            const std::vector<int64_t>& orders, const A* curves, int64_t curve_channels,
-            int64_t curve_points, double cval)
+            const std::vector<int64_t>& orders, const Curves<A>& curves, double cval)
       : image{{data, strides}, {nullptr, smooth_strides(m.input, channels)},
               channels,        {},
-              curves,          curve_channels,
-              curve_points,    static_cast<A>(cval)} {
+              curves,          static_cast<A>(cval)} {
     for (int64_t c = 0; c < channels; ++c) image.orders.set(c, orders[c]);
     const Strides& s = image.smooth.strides;
     memory.resize(image.any_smooth() ? m.sources * s.image : 0);

@@ -36,7 +36,7 @@ weighted_ce::Problem<T, T> problem(const Array<T>& logits, const Contiguous<Id>&
   return {layout,
           logits.data(),
           target.data(),
-          weighted_ce::kIdType<Id>,
+          unet_fast::kIntegerType<Id>,
           weight ? weight->data() : nullptr,
           ignore_index,
           reduction};
@@ -93,7 +93,7 @@ border_weight_map::Labels labels_of(const Contiguous<Id>& labels,
           labels.shape(2),
           labels.shape(3),
           labels.data(),
-          border_weight_map::kLabelType<Id>,
+          unet_fast::kIntegerType<Id>,
           classes ? classes->data() : nullptr,
           ignore_label.has_value(),
           ignore_label.value_or(0)};
@@ -195,7 +195,7 @@ elastic_deform::Values values(const Parameter& x) {
   return {x->data(), x->strides(x->ndim() - 1) == sizeof(float)};
 }
 template <typename T>
-using Curves = std::optional<Contiguous<elastic_deform::Accumulator<T>>>;
+using Curves = std::optional<Contiguous<unet_fast::Accumulator<T>>>;
 
 using SourceImages = std::optional<Contiguous<int64_t>>;
 
@@ -223,8 +223,14 @@ struct Deformation {
             settings.boundary, values(displacement), values(affine), values(offset),
             source ? source->data() : nullptr, image.shape(0)),
         image(image.data(), strides_of(image), movement.movement, image.shape(1), settings.orders,
-              curves ? curves->data() : nullptr, curves ? curves->shape(1) : 0,
-              curves ? curves->shape(2) : 0, settings.cval) {}
+              curves_of(curves), settings.cval) {}
+
+  static auto curves_of(const Curves<T>& curves) {
+    using A = unet_fast::Accumulator<T>;
+    const auto unit = static_cast<A>(elastic_deform::kUnit<T>);
+    if (!curves) return elastic_deform::Curves<A>{nullptr, 0, 0, unit};
+    return elastic_deform::Curves<A>{curves->data(), curves->shape(1), curves->shape(2), unit};
+  }
 
   elastic_deform::HostMovement movement;
   elastic_deform::HostImage<T> image;

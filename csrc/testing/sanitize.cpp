@@ -39,7 +39,7 @@ bool check_weighted_ce(int64_t pixels, int64_t classes, bool channels_last) {
   const weighted_ce::Problem<float, float> in{layout,
                                               logits.data(),
                                               target.data(),
-                                              weighted_ce::IdType::kUint8,
+                                              unet_fast::IntegerType::kUint8,
                                               weight.data(),
                                               255,
                                               weighted_ce::kWeightedMean};
@@ -81,7 +81,7 @@ bool check_border_weights(int64_t depth, int64_t height, int64_t width, bool bal
   std::vector<int16_t> ids(2 * volume);
   for (int16_t& id : ids) id = random() % 8 == 0 ? static_cast<int16_t>(1 + random() % 3) : 0;
   const border_weight_map::Labels labels{
-      2, depth, height, width, ids.data(), border_weight_map::LabelType::kInt16, nullptr, false, 0};
+      2, depth, height, width, ids.data(), unet_fast::IntegerType::kInt16, nullptr, false, 0};
   constexpr double kW0 = 10, kSigma = 2, kHalo = 0.9, kHaloSigma = 3;
   std::vector<unsigned long long> counts(4);
   const border_weight_map::MapSettings settings{
@@ -166,8 +166,7 @@ bool check_elastic_deform(elastic_deform::Sides input, elastic_deform::Sides out
       kImages);
   const elastic_deform::Movement& m = movement.movement;
   const elastic_deform::Strides strides{input.pixels(), input.pixels(), input.columns, 1};
-  const elastic_deform::HostImage<float> image(ramp.data(), strides, m, 1, {order}, nullptr, 0, 0,
-                                               0);
+  const elastic_deform::HostImage<float> image(ramp.data(), strides, m, 1, {order}, {}, 0);
   std::vector<float> out(kImages * output.pixels(), NAN), back(ramp.size(), NAN);
   std::vector<int16_t> moved(out.size());
   const elastic_deform::Strides to{output.pixels(), output.pixels(), output.columns, 1};

@@ -186,8 +186,7 @@ UNET_FAST_SIMD Sums sums(const Block<A>& block) {
 template <typename A>
 void add_losses(Block<A>& block, Sums& total) {
   std::fill(block.weight + block.size, std::end(block.weight), A(0));  // up to whole lanes
-  const Sums fast = sums<A>(block);
-  total.add(accurate(fast) ? fast : sums<double>(block));
+  total.add(accurate_sums<A>([&]<typename S>() { return sums<S>(block); }));
 }
 
 // Writes the loss of each pixel.

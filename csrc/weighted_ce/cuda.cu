@@ -18,8 +18,9 @@ using torch::stable::accelerator::DeviceGuard;
 
 template <typename T>
 Problem<T, Accumulator<T>> problem(const Operands& in, int64_t reduction, int64_t ignore_index) {
-  IdType type = IdType::kInt64;
-  dispatch_ids(in.target.scalar_type(), "weighted_ce", [&]<typename Id>() { type = kIdType<Id>; });
+  IntegerType type = IntegerType::kInt64;
+  dispatch_ids(in.target.scalar_type(), "weighted_ce",
+               [&]<typename Id>() { type = kIntegerType<Id>; });
   return {in.layout, in.logits.const_data_ptr<T>(),    in.target.data_ptr(),
           type,      in.weight_data<Accumulator<T>>(), ignore_index,
           reduction};

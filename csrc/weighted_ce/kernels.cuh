@@ -4,6 +4,7 @@
 
 #include "common/cuda.cuh"
 #include "common/layout.h"
+#include "common/types.h"
 #include "weighted_ce/numerics.h"
 
 namespace unet_fast::weighted_ce {
@@ -15,21 +16,14 @@ constexpr int kFewClasses = 4;
 // Pixels of a thread that are read at once where the layout allows it.
 constexpr int kPack = 4;
 
-enum class IdType { kUint8, kInt16, kInt32, kInt64 };
-template <typename Id>
-constexpr IdType kIdType = sizeof(Id) == 1   ? IdType::kUint8
-                           : sizeof(Id) == 2 ? IdType::kInt16
-                           : sizeof(Id) == 4 ? IdType::kInt32
-                                             : IdType::kInt64;
-
 // The operands as pointers. T: logits, A: accumulator.
 template <typename T, typename A>
 struct Problem {
   Layout layout;
   const T* logits;
   const void* target;
-  IdType target_type;  // a uniform branch, not a template: a quarter of the kernels to compile
-  const A* weight;     // or null: weight 1
+  IntegerType target_type;
+  const A* weight;  // or null: weight 1
   int64_t ignore_index;
   int64_t reduction;
 
@@ -64,13 +58,13 @@ __device__ Pack<int64_t, n> load_ids_as(const void* data, int64_t first) {
 }
 
 template <int n>
-__device__ Pack<int64_t, n> load_ids(const void* data, IdType type, int64_t first) {
+__device__ Pack<int64_t, n> load_ids(const void* data, IntegerType type, int64_t first) {
   switch (type) {
-    case IdType::kUint8:
+    case IntegerType::kUint8:
       return load_ids_as<n, uint8_t>(data, first);
-    case IdType::kInt16:
+    case IntegerType::kInt16:
       return load_ids_as<n, int16_t>(data, first);
-    case IdType::kInt32:
+    case IntegerType::kInt32:
       return load_ids_as<n, int32_t>(data, first);
     default:
       return load_ids_as<n, int64_t>(data, first);
@@ -187,8 +181,7 @@ __global__ void forward_kernel(Problem<T, A> in, A* loss, double* divisor, Sums*
       }
       store(loss + pixels.flat, values);
     } else {
-      const Sums fast = pixels.template sums<A>();
-      sums.add(accurate(fast) ? fast : pixels.template sums<double>());
+      sums.add(accurate_sums<A>([&]<typename S>() { return pixels.template sums<S>(); }));
     }
   }
   if (in.reduction == kNone) {  // the same for all threads, so no barrier is left behind
@@ -265,7 +258,7 @@ bool packed(const Layout& layout, const T* data) {
 
 template <int n, typename T, typename A>
 bool packed(const Problem<T, A>& in) {
-  const int64_t id_bytes = int64_t{1} << static_cast<int>(in.target_type);
+  const int64_t id_bytes = bytes_of(in.target_type);
   return packed<n>(in.layout, in.logits) && (in.weight == nullptr || aligned<n>(in.weight)) &&
          reinterpret_cast<uintptr_t>(in.target) % (id_bytes * n) == 0;
 }

@@ -139,6 +139,13 @@ UNET_FAST_HOST_DEVICE inline bool accurate(const Sums& sums) {
   return std::isfinite(sums.loss + sums.weight) && !vanishing;
 }
 
+/// `sums.operator()<A>()`, sums kept in A, or, where those are not accurate, in double.
+template <typename A, typename Fn>
+UNET_FAST_HOST_DEVICE inline Sums accurate_sums(Fn&& sums) {
+  const Sums fast = sums.template operator()<A>();
+  return accurate(fast) ? fast : sums.template operator()<double>();
+}
+
 /// What the sum of w ce is divided by.
 UNET_FAST_HOST_DEVICE inline double normaliser(const Sums& sums, int64_t reduction) {
   return reduction == kWeightedMean ? sums.weight : reduction == kMean ? sums.pixels : 1.0;

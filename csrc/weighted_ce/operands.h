@@ -9,6 +9,7 @@
 
 #include "common/layout.h"
 #include "common/tensors.h"
+#include "common/types.h"
 #include "weighted_ce/numerics.h"
 
 // The tensors of both operators, as pointers and strides; shared by the CPU and the CUDA half.
@@ -32,10 +33,7 @@ inline std::optional<Layout> layout_of(const Tensor& x) {
   return layout;
 }
 
-/// The type of losses and weights in the kernels, and its dtype: float64 for float64 logits, else
-/// float32.
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+/// The dtype of losses and weights in the kernels: float64 for float64 logits, else float32.
 inline ScalarType accumulator(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace unet_fast {
+
+/// Arithmetic is in float, for double in double.
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+/// The type of labels and classes, where kernels branch by it: a template of each would be as many
+/// kernels to compile.
+enum class IntegerType { kInt8, kUint8, kInt16, kUint16, kInt32, kInt64 };
+
+template <typename T>
+constexpr IntegerType kIntegerType =
+    sizeof(T) == 8   ? IntegerType::kInt64
+    : sizeof(T) == 4 ? IntegerType::kInt32
+    : sizeof(T) == 2 ? (T(-1) < 0 ? IntegerType::kInt16 : IntegerType::kUint16)
+                     : (T(-1) < 0 ? IntegerType::kInt8 : IntegerType::kUint8);
+
+constexpr int64_t bytes_of(IntegerType type) {
+  return type == IntegerType::kInt64 ? 8 : int64_t{1} << static_cast<int>(type) / 2;
+}
+
+}  // namespace unet_fast
