@@ -65,7 +65,7 @@ def build_info() -> dict[str, str]:
     Returns:
         `version`, `compiler`, `built_with_torch`, `min_torch` (the oldest PyTorch the libraries
         run on), `cuda_architectures` (comma-separated; empty: no CUDA kernels) and `simd` (the
-        instructions of the CPU kernels, "baseline", "AVX2" or "AVX-512": the best that the processor
+        instructions of the CPU kernels, "baseline", "AVX2" or "AVX-512": the best the processor
         has, or those that the environment variable UNET_FAST_SIMD asks for).
     """
     return _C.build_info() | {"simd": _LEVEL}

@@ -1,19 +1,17 @@
 """The demo: the whole recipe on real nuclei, in a few minutes on a laptop."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from . import metrics
 from ._files import make_folder
 from .images.intensity import normalise
 from .model_file import BEST, LAST
 from .plots import draw_summary
 from .prediction.predictor import predict
+from .scores.evaluate import object_scores
+from .scores.report import Row
 from .training.checkpoint import LOG, STATE, read_log
 from .training.config import CONFIG, TrainConfig
 from .training.loop import train
@@ -27,30 +25,7 @@ BASE_CHANNELS = 16
 TILE = 196
 
 
-@dataclass(frozen=True)
-class Score:
-    """How well the network did on one unseen image, or on all of them together."""
-
-    name: str
-    iou: float
-    seg: float
-    pq: float
-    """Panoptic quality at an IoU of 0.5."""
-    predicted: int
-    true: int
-    """Numbers of objects."""
-
-
-def score(name: str, truth: list[NDArray[np.int32]], found: list[NDArray[np.int32]]) -> Score:
-    """Scores of some images."""
-    pairs = list(zip(truth, found, strict=True))
-    pooled = metrics.pooled([metrics.detection(*pair) for pair in pairs])
-    iou = sum(metrics.iou(*pair) for pair in pairs) / len(pairs)
-    counts = pooled.found + pooled.excess, pooled.found + pooled.missed
-    return Score(name, iou, metrics.seg(truth, found), pooled.panoptic_quality, *counts)
-
-
-def run(out: Path) -> tuple[list[Score], Path]:
+def run(out: Path) -> tuple[dict[str, Row], Path]:
     """Trains a narrow network on the bundled nuclei and predicts images it has not seen.
 
     Args:
@@ -58,8 +33,8 @@ def run(out: Path) -> tuple[list[Score], Path]:
             What an earlier demo left there is replaced.
 
     Returns:
-        The scores of the unseen images, the last those of all together (the mean IoU of the
-        images), and the path of the picture.
+        The scores of the unseen images by name, as :mod:`unet_fast.scores.evaluate` has them, the
+        last those of all together, "all"; and the path of the picture.
 
     Raises:
         ValueError: If the folder cannot be written, or holds a model that is not a demo's.
@@ -84,12 +59,10 @@ def run(out: Path) -> tuple[list[Score], Path]:
     unseen = load_samples(SAMPLE / "test" / "images", SAMPLE / "test" / "labels")
     predictions = [predict(model, sample.image, output="instances").numpy() for sample in unseen]
     truth = [sample.labels for sample in unseen]
-    one_by_one = zip(unseen, truth, predictions, strict=True)
-    scores = [score(sample.name, [t], [p]) for sample, t, p in one_by_one]
-    together = score("all", truth, predictions)
+    scores, together = object_scores(truth, predictions, [0] * len(truth))
 
     # The picture shows the unseen image of median IoU, neither the best nor the worst.
-    chosen = sorted(range(len(scores)), key=lambda i: scores[i].iou)[len(scores) // 2]
+    chosen = sorted(range(len(scores)), key=lambda i: scores[i]["iou"] or 0)[len(scores) // 2]
     shown = unseen[chosen]
     seen = load_samples(config.images, config.labels)
     sample = _densest(seen)
@@ -113,11 +86,13 @@ def run(out: Path) -> tuple[list[Score], Path]:
         unseen_labels=shown.labels,
         probability=predict(model, shown.image)[1].numpy(),
         prediction=predictions[chosen],
-        title=f"unet_fast demo: {STEPS} steps; {len(scores)} unseen images: PQ {together.pq:.3f}, "
-        f"{together.predicted} objects of {together.true}, pixel IoU {together.iou:.3f} "
-        f"(shown: PQ {scores[chosen].pq:.3f}, pixel IoU {scores[chosen].iou:.3f})",
+        title=f"unet_fast demo: {STEPS} steps; {len(scores)} unseen images: "
+        f"PQ {together['pq_50']:.3f}, {together['predicted_objects']} objects of "
+        f"{together['reference_objects']}, pixel IoU {together['iou']:.3f} "
+        f"(shown: PQ {scores[chosen]['pq_50']:.3f}, pixel IoU {scores[chosen]['iou']:.3f})",
     )
-    return [*scores, together], picture
+    by_name = dict(zip((sample.name for sample in unseen), scores, strict=True))
+    return by_name | {"all": together}, picture
 
 
 def _densest(samples: list[Sample]) -> Sample:

@@ -187,8 +187,12 @@ UNET_FAST_SIMD void apply(Curve<A> curve, int64_t n, A* value) {
 }
 
 template <typename T, typename A>
-UNET_FAST_SIMD void store(const A* value, int64_t n, T* out) {
-  for (int64_t k = 0; k < n; ++k) out[k] = stored<T>(value[k]);
+UNET_FAST_SIMD void store(const A* value, int64_t n, T* out, int64_t stride) {
+  if (stride == 1) {
+    for (int64_t k = 0; k < n; ++k) out[k] = stored<T>(value[k]);
+  } else {
+    for (int64_t k = 0; k < n; ++k) out[k * stride] = stored<T>(value[k]);
+  }
 }
 
 template <typename A>

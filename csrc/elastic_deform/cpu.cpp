@@ -21,7 +21,6 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
   using A = Accumulator<T>;
   const Deformation<T> deformation(in, settings, sides_of(out));
   const Coefficients<A> smooth = coefficients<T>(image, in, settings);
-  const Curves<A> curves = in.curves<T>();
   const Strides from = strides_to_read(image, "image"), to = strides_of(out);
   const T* const data = image.const_data_ptr<T>();
   T* const result = out.mutable_data_ptr<T>();
@@ -43,15 +42,11 @@ void deform(const Tensor& image, const std::optional<Tensor>& labels, const Oper
       }
       deformation.values(data + s * from.image + c * from.channel, from, smooth,
                          s * in.channels + c, settings.orders[c], block, value);
-      if (curves) apply(curves.at(n, c), block.size, value);
+      if (in.gray_curve) apply(in.curves<T>().at(n, c), block.size, value);
       if constexpr (std::is_same_v<T, A>) {
-        if (to.column == 1) continue;
+        if (value == destination) continue;
       }
-      if (to.column == 1) {
-        store(value, block.size, destination);
-      } else {
-        for (int64_t k = 0; k < block.size; ++k) destination[k * to.column] = stored<T>(value[k]);
-      }
+      store(value, block.size, destination, to.column);
     }
     if (labels) {
       Id* const moved = static_cast<Id*>(labels_out.data_ptr()) + n * window.rows * window.columns;

@@ -1,5 +1,6 @@
 """The commands that lead to a network."""
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,10 +40,11 @@ def demo(*, out: Path = Path("unet_fast_demo")) -> None:
 
     scores, picture = run_demo(out)
     print(f"{'unseen image':<20}  pixel IoU    SEG     PQ  objects: predicted, true")
-    for score in scores:
+    for name, row in scores.items():
+        seg = math.nan if row["seg"] is None else row["seg"]
         print(
-            f"{score.name:<20}  {score.iou:9.3f}  {score.seg:5.3f}  {score.pq:5.3f}"
-            f"  {score.predicted:18}  {score.true:4}"
+            f"{name:<20}  {row['iou']:9.3f}  {seg:5.3f}  {row['pq_50']:5.3f}"
+            f"  {row['predicted_objects']:18}  {row['reference_objects']:4}"
         )
     print(f"picture: {picture}")
 

@@ -198,13 +198,13 @@ class Tally:
     """What the scores of an image, and of several together, are made of."""
 
     pixels: int
-    """Which pixels count."""
+    """Pixels that count."""
     truth: int
     """Foreground pixels of the reference."""
     found: int
     """Foreground pixels of the prediction."""
     both: int
-    """The objects of labels and prediction."""
+    """Pixels that are foreground in both."""
     seg: float
     """The sum over the reference objects."""
     detections: list[Detection]

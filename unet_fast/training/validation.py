@@ -241,15 +241,22 @@ class Judge:
         """Fits the rule, and scores by it; see :meth:`fit` and :meth:`scores`."""
         if not self.has_objects:
             return self.scores(looks, None), None
-        fitted = self.fit(looks, rule) if self.fits else self.plain
-        return self.scores(looks, fitted), fitted
+        known: dict[ObjectRule, Scores] = {}
+        fitted = self.fit(looks, rule, known) if self.fits else self.plain
+        return self.scores(looks, fitted, known), fitted
 
-    def scores(self, looks: Sequence[Look], rule: ObjectRule | None) -> Scores:
+    def scores(
+        self,
+        looks: Sequence[Look],
+        rule: ObjectRule | None,
+        known: dict[ObjectRule, Scores] | None = None,
+    ) -> Scores:
         """Scores of images, of which each process has seen its share.
 
         Args:
             looks: What the network said.
             rule: How it becomes objects; None: there are none to score.
+            known: What `fit` has found out: the scores of the objects, by rule.
 
         Returns:
             loss: The weighted cross-entropy, over all pixels of all images; None if not finite.
@@ -271,15 +278,25 @@ class Judge:
             "iou": _mean_ratio(both[1:], either[1:]),
             "mean_iou": _mean_ratio(both, either),
         }
-        return scores if rule is None else scores | self._of_objects(looks, rule)
+        if rule is None:
+            return scores
+        of_objects = (known or {}).get(rule)
+        return scores | (self._of_objects(looks, rule) if of_objects is None else of_objects)
 
-    def fit(self, looks: Sequence[Look], rule: ObjectRule | None = None) -> ObjectRule:
+    def fit(
+        self,
+        looks: Sequence[Look],
+        rule: ObjectRule | None = None,
+        known: dict[ObjectRule, Scores] | None = None,
+    ) -> ObjectRule:
         """The best rule of a small grid, one setting after the other; of equals the gentlest.
 
         Args:
             looks: What the network said of images.
             rule: One that was fitted before: only its seeds are adjusted; None: all is tried.
+            known: Gets the scores of the objects, by rule.
         """
+        known = {} if known is None else known
         areas = [math.floor(share * self.smallest) for share in AREAS]
         first = replace(
             self.plain,
@@ -302,7 +319,6 @@ class Judge:
         else:
             at = SEEDS.index(rule.seed_threshold)
             stages = [("seed_threshold", SEEDS[max(0, at - 1) : at + 2])]
-        known: dict[ObjectRule, Scores] = {}
 
         def value(rule: ObjectRule) -> float:
             if rule not in known:
