@@ -1,8 +1,10 @@
 """The suite: timing in turn, rows, and tables and plots that say what the rows say."""
 
 import csv
+import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,26 @@ def python(*arguments, folder=ROOT):
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
     )
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """Runs a program in this process: its exit code, and what it prints and says."""
+
+    def run(path, *arguments, folder=ROOT, name=None):
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            if name is None:
+                runpy.run_path(str(folder / path), run_name="__main__")
+            else:
+                importlib.import_module(name).main()
+        except SystemExit as error:
+            code = error.code or 0
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def waits(duration):
@@ -144,18 +166,20 @@ def test_rows_say_what_measured_where(tmp_path):
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
     ],
 )
-def test_bad_input_of_the_suite(arguments, message):
-    run = python("-m", "benchmarks.run", *arguments)
-    assert run.returncode == 2
-    assert message in run.stderr.splitlines()[-1]
-    assert "Traceback" not in run.stderr
+def test_bad_input_of_the_suite(program, arguments, message):
+    code, _, error = program("benchmarks/run.py", *arguments, name="benchmarks.run")
+    assert code == 2
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
 
 
-def test_the_suite_leaves_rows_of_others_alone(tmp_path):
+def test_the_suite_leaves_rows_of_others_alone(program, tmp_path):
     (tmp_path / "metrics_cpu.csv").write_text("a,b\n1,2\n")
-    run = python("-m", "benchmarks.run", "--only", "metrics", "--out", str(tmp_path))
-    assert run.returncode == 2
-    assert "must hold rows of the suite" in run.stderr.splitlines()[-1]
+    code, _, error = program(
+        "benchmarks/run.py", "--only", "metrics", "--out", str(tmp_path), name="benchmarks.run"
+    )
+    assert code == 2
+    assert "must hold rows of the suite" in error.splitlines()[-1]
     assert (tmp_path / "metrics_cpu.csv").read_text() == "a,b\n1,2\n"
 
 
@@ -196,14 +220,24 @@ def change(checkout, suite, wanted, **values):
         writer.writerows(rows)
 
 
-def differing(checkout):
-    run = python("benchmarks/report.py", "--check", folder=checkout)
-    assert run.stderr == ""
-    assert run.returncode == (1 if run.stdout else 0)
-    return [line.removesuffix(": differs from the rows") for line in run.stdout.splitlines()]
+@pytest.fixture
+def write(program, checkout):
+    """Runs the report of the checkout."""
+    return lambda *words: program("benchmarks/report.py", *words, folder=checkout)
 
 
-def test_the_check_sees_changed_rows(checkout):
+@pytest.fixture
+def differing(write):
+    def names():
+        code, output, error = write("--check")
+        assert error == ""
+        assert code == (1 if output else 0)
+        return [line.removesuffix(": differs from the rows") for line in output.splitlines()]
+
+    return names
+
+
+def test_the_check_sees_changed_rows(checkout, write, differing):
     plot = "docs/benchmarks/speed_cpu.png"
     change(
         checkout,
@@ -211,58 +245,57 @@ def test_the_check_sees_changed_rows(checkout):
         lambda row: row["case"] == "512 x 512, 200 cells" and row["rival ms"],
         **{"ratio p50": "0.5"},
     )
-    assert differing(checkout) == ["README.md", "docs/benchmarks.md", plot]
+    assert differing() == ["README.md", "docs/benchmarks.md", plot]
     readme = (checkout / "README.md").read_text()
-    assert python("benchmarks/report.py", folder=checkout).returncode == 0
-    assert differing(checkout) == []
+    assert write()[0] == 0
+    assert differing() == []
     assert (checkout / "README.md").read_text() != readme
     change(checkout, "growth", lambda row: row["axis"] == "cells", **{"ours ms": "12.5"})
-    assert differing(checkout) == ["docs/benchmarks.md", "docs/benchmarks/growth_cpu.png"]
+    assert differing() == ["docs/benchmarks.md", "docs/benchmarks/growth_cpu.png"]
 
 
-def test_the_check_sees_a_typed_figure(checkout):
+def test_the_check_sees_a_typed_figure(checkout, differing):
     readme = checkout / "README.md"
     text = readme.read_text()
     readme.write_text(re.sub(r"\*\*([\d.]+) ms\*\*", r"**0.001 ms**", text, count=1))
     assert readme.read_text() != text
-    assert differing(checkout) == ["README.md"]
+    assert differing() == ["README.md"]
 
 
-def test_a_plot_without_rows_or_data_differs(checkout):
+def test_a_plot_without_rows_or_data_differs(checkout, write, differing):
     plot = checkout / "docs" / "benchmarks" / "speed_cpu.png"
     good = plot.read_bytes()
     plot.write_bytes(b"")
-    old = plot.with_name("growth_cuda.png")
+    old = plot.with_name("old.png")
     old.write_bytes(good)
-    names = ["docs/benchmarks/speed_cpu.png", "docs/benchmarks/growth_cuda.png"]
-    assert differing(checkout) == names
-    assert python("benchmarks/report.py", folder=checkout).returncode == 0
-    assert differing(checkout) == []
+    names = ["docs/benchmarks/speed_cpu.png", "docs/benchmarks/old.png"]
+    assert differing() == names
+    assert write()[0] == 0
+    assert differing() == []
     assert not old.exists()
 
 
-def test_bad_rows_and_pages(checkout):
+def test_bad_rows_and_pages(checkout, write):
     readme = checkout / "README.md"
     text = readme.read_text()
     readme.write_text(text.replace("<!-- benchmarks: summary -->", "<!-- benchmarks: other -->"))
-    run = python("benchmarks/report.py", folder=checkout)
-    assert run.returncode == 2
-    assert "README.md: must hold once, with an end, each of summary, got other" in run.stderr
+    code, _, error = write()
+    assert code == 2
+    assert "README.md: must hold once, with an end, each of summary, got other" in error
     for broken in (
         text.replace("<!-- end -->", ""),
         text.replace("<!-- benchmarks: summary -->", ""),
     ):
         readme.write_text(broken)
-        run = python("benchmarks/report.py", folder=checkout)
-        assert run.returncode == 2
+        assert write()[0] == 2
         assert readme.read_text() == broken
     readme.write_text(text)
     change(checkout, "step", lambda row: row["rival"], **{"rival ms": "fast"})
-    run = python("benchmarks/report.py", folder=checkout)
-    assert run.returncode == 2
-    last = run.stderr.splitlines()[-1]
+    code, _, error = write()
+    assert code == 2
+    last = error.splitlines()[-1]
     assert last.endswith("step_cpu.csv, line 2: rival ms must be a number > 0, got fast")
-    assert "Traceback" not in run.stderr
+    assert "Traceback" not in error
 
 
 ROW = dict.fromkeys(interleave.COLUMNS, "") | {

@@ -28,6 +28,13 @@ def test_sample():
 
 def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     """The whole demo with a network too small to learn; CI runs it at full length."""
+    few = tmp_path / "sample"
+    for kind in ("images", "labels"):
+        (few / "train" / kind).mkdir(parents=True)
+        for file in sorted((demo.SAMPLE / "train" / kind).iterdir())[:3]:
+            (few / "train" / kind / file.name).symlink_to(file)
+    (few / "test").symlink_to(demo.SAMPLE / "test")
+    monkeypatch.setattr(demo, "SAMPLE", few)
     monkeypatch.setattr(demo, "STEPS", 2)
     monkeypatch.setattr(demo, "BASE_CHANNELS", 2)
     monkeypatch.setattr(demo, "TILE", 20)

@@ -300,8 +300,8 @@ def wait_for(condition, process=None):
 
 @pytest.mark.parametrize("output", first("labels", "instances"))
 def test_goes_on_after_a_kill(run, tmp_path, output):
-    """2,000 x 2,000 pixels, killed with some blocks done: these are not computed again."""
-    image = zarr_in(tmp_path / "x.ome.zarr", pixels(2000, 2000), chunks=(512, 512))
+    """1,500 x 1,500 pixels, killed with some blocks done: these are not computed again."""
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(1500, 1500), chunks=(512, 512))
     out = tmp_path / "out"
     words = run, image, "--out", out, "--tile", 256, "--precision", "float32", "--output", output
     process = start(*words)
@@ -312,7 +312,7 @@ def test_goes_on_after_a_kill(run, tmp_path, output):
     process.stdout.close()
     process.stderr.close()
     done = {p.name for p in (part / "blocks").iterdir()}
-    assert 3 <= len(done) < 16
+    assert 3 <= len(done) < 9
     assert not (out / "x.ome.zarr").exists()
     folder = part / ("classes" if output == "instances" else "image") / "0" / "c"
     side = 512
@@ -336,11 +336,12 @@ def test_goes_on_after_a_kill(run, tmp_path, output):
         assert again.returncode == 0, error
     assert not part.exists()
     found = zarr.open_array(out / "x.ome.zarr" / "0", mode="r")[...]
-    assert np.array_equal(found, predicted(run, pixels(2000, 2000), output, tile=256))
+    assert np.array_equal(found, predicted(run, pixels(1500, 1500), output, tile=256))
     # Once more: there is nothing left to do.
     assert main(["predict", *map(str, (*words, "--resume"))]) == 0
 
 
+@pytest.mark.thorough
 def test_memory_stays_small(run, tmp_path):
     """2,000 x 2,000 pixels in float64: 32 MB; the budget bounds what the process adds."""
     image = zarr_in(tmp_path / "x.ome.zarr", pixels(2000, 2000).astype(float), chunks=(256, 256))
@@ -362,7 +363,7 @@ def test_memory_stays_small(run, tmp_path):
 @pytest.mark.parametrize("kill", first(True, False))
 def test_a_cluster_gives_the_same(run, tmp_path, kill):
     """Two processes; one of them dies while it works."""
-    image = zarr_in(tmp_path / "x.ome.zarr", pixels(1100, 900), chunks=(128, 128))
+    image = zarr_in(tmp_path / "x.ome.zarr", pixels(600, 500), chunks=(128, 128))
     source, out = open_source(image, 1), tmp_path / "out.ome.zarr"
     options = Options("instances", tile=64)
     with cluster(2, None) as client:
@@ -390,7 +391,7 @@ def test_a_cluster_gives_the_same(run, tmp_path, kill):
     predict_blocks(run, source, tmp_path / "alone.ome.zarr", options)
     alone = zarr.open_array(tmp_path / "alone.ome.zarr" / "0", mode="r")[...]
     assert np.array_equal(found, alone)
-    assert np.array_equal(found, predicted(run, pixels(1100, 900)))
+    assert np.array_equal(found, predicted(run, pixels(600, 500)))
 
 
 def test_command_line_with_workers(run, tmp_path):

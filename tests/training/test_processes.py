@@ -107,7 +107,8 @@ def worker(launcher, rank):
     return found
 
 
-@pytest.mark.parametrize("rank", first(0, 1))
+@pytest.mark.thorough
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_run(discs, tmp_path, rank):
     """With a message, soon, and the last checkpoint goes on."""
     out = tmp_path / "run"

@@ -56,7 +56,7 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
             n_workers=workers,
             threads_per_worker=1,  # a block at a time; torch has threads of its own
             env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: another run may have the usual one
             silence_logs=logging.CRITICAL,
         ) as local,
         distributed.Client(local) as client,
