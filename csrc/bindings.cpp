@@ -9,8 +9,8 @@
 
 namespace py = pybind11;
 
-// Everything that is not a tensor operator. This file includes no torch header,
-// so it depends on the Python version alone.
+// Python bindings for everything that is not a tensor operator. This file includes no torch header,
+// so the module depends on the Python version only.
 PYBIND11_MODULE(_C, m) {
   m.doc() = "How the native libraries were built, and the scalar numerics they share.";
 
@@ -20,10 +20,10 @@ PYBIND11_MODULE(_C, m) {
     info["compiler"] = UNET_FAST_COMPILER;
     info["built_with_torch"] = UNET_FAST_BUILD_TORCH;
     info["min_torch"] = UNET_FAST_MIN_TORCH;
-    info["cuda_architectures"] = UNET_FAST_CUDA_ARCHITECTURES;  // empty: no CUDA
+    info["cuda_architectures"] = UNET_FAST_CUDA_ARCHITECTURES;  // empty: built without CUDA
     return info;
   });
-  m.def("simd_levels", [] {  // that were built and that this processor has, the best one last
+  m.def("simd_levels", [] {  // levels built and supported by this processor, best last
     std::vector<std::string> levels{"baseline"};
 #if defined(UNET_FAST_X86_LEVELS)
     if (__builtin_cpu_supports("x86-64-v3")) levels.push_back("AVX2");

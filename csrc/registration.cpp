@@ -1,6 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
-// Every operator of the library. Implementations register beside their kernels,
+// Schemas of all operators of the library. Implementations are registered beside their kernels,
 // fake kernels and derivatives in unet_fast/ops/.
 STABLE_TORCH_LIBRARY(unet_fast, m) {
   // reduction: 0 none, 1 sum, 2 mean, 3 weighted mean. Returns (loss, normaliser).
@@ -10,8 +10,8 @@ STABLE_TORCH_LIBRARY(unet_fast, m) {
   m.def(
       "weighted_ce_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor normaliser, int reduction, int ignore_index) -> Tensor");
-  // Of all below: labels (N, D, H, W), integers, 0 background; ridge: 0 none, 1 one-sided, 2
-  // two-sided; spacing: size of a pixel along depth, height and width.
+  // In the next three operators, labels are integers, (N, D, H, W), 0 background; ridge: 0 none, 1
+  // one-sided, 2 two-sided; spacing: size of a pixel along depth, height and width.
   m.def("two_nearest(Tensor labels, float[] spacing) -> (Tensor, Tensor)");
   m.def("separate_touching(Tensor labels, int ridge) -> Tensor");
   // classes: uint8, the class of each pixel, or None for background and objects; foreground: bool,
@@ -23,14 +23,16 @@ STABLE_TORCH_LIBRARY(unet_fast, m) {
       "float halo, float halo_sigma, float[] spacing) -> (Tensor, Tensor)");
   // displacement (N, 2, P, Q), affine (N, 2, 3), offset (N, 2): float32 or float64; gray_curve:
   // float64 for float64 images, else float32; orders: one for each channel; grid and boundary:
-  // numbers of numerics.h; scales: grid cells per pixel along each axis; source (N,): int64, the
-  // image that each sample reads, or None for its own. Returns (image, labels).
+  // values of the enums in elastic_deform/numerics.h; scales: grid cells per pixel along each axis;
+  // source (N,): int64, the image that each sample reads, or None for its own. Returns (image,
+  // labels).
   m.def(
       "elastic_deform(Tensor image, Tensor? displacement, Tensor? affine, Tensor? offset, "
       "Tensor? labels, Tensor? gray_curve, int[] orders, int grid, bool spans_input, "
       "float[] scales, int boundary, float cval, int[] output_shape, int[] label_shape, "
       "Tensor? source) -> (Tensor, Tensor)");
-  // Returns the derivatives in image and, float64, displacement; what is not asked for is empty.
+  // Returns the derivatives with respect to image and displacement (float64); empty if not
+  // requested.
   m.def(
       "elastic_deform_backward(Tensor grad, Tensor image, Tensor? displacement, Tensor? affine, "
       "Tensor? offset, Tensor? gray_curve, int[] orders, int grid, bool spans_input, "

@@ -4,7 +4,7 @@ from importlib import import_module
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
-# In a clone that is not the installed copy, the compiled parts are found in the installed one.
+# Lets a source clone use the compiled libraries of the installed package.
 __path__ = extend_path(__path__, __name__)
 
 from ._library import HAS_CUDA, build_info
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .training.config import TrainConfig
     from .training.loop import train
 
-# Loaded when first asked for: they bring SciPy, Matplotlib and readers of files.
+# Imported on first use, because they load SciPy, Matplotlib and file readers.
 _LATER = {
     "TrainConfig": "training.config",
     "label_components": "objects",

@@ -1,4 +1,4 @@
-"""Where networks compute, and in which precision."""
+"""Devices of the networks, and their precision."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +9,7 @@ from ._library import HAS_CUDA
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name: auto (CUDA if device and kernels are there), cpu, cuda or cuda:N.
+    """Returns the device of a name: auto (CUDA if GPU and kernels are there), cpu, cuda or cuda:N.
 
     Raises:
         ValueError: If there is no such device, or no kernels for it.
@@ -31,19 +31,19 @@ def find_device(name: str) -> torch.device:
 
 
 def device_scope(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the current one for a while."""
+    """Makes a GPU the current one within a `with` block; does nothing for a CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def local_device(device: torch.device) -> torch.device:
-    """With torchrun and CUDA, the GPU of this process; else the device as it is."""
+    """Returns the GPU of this process under torchrun with CUDA, else the device unchanged."""
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """Precision of the convolutions; auto: bfloat16 where the device need not emulate it."""
+    """Returns the precision of the convolutions; auto: bfloat16 unless the device emulates it."""
     if name != "auto":
         precision: torch.dtype = getattr(torch, name)
         return precision

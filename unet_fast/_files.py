@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors in one line."""
+"""Files that are written whole or not at all, and one-line error messages."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def make_folder(folder: Path) -> Path:
-    """Makes a folder if it is missing, and makes sure that files can be written there.
+    """Makes a folder if it is missing, and checks that files can be written there.
 
     Raises:
         ValueError: If it cannot be made or written.
@@ -23,10 +23,10 @@ def make_folder(folder: Path) -> Path:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: beside it, flushed to the disk, then renamed.
+    """Writes a file whole or not at all: under another name, flushed to disk, then renamed.
 
     Raises:
-        ValueError: If it cannot be written (the disk is full, say); what was there is still there.
+        ValueError: If it cannot be written, say on a full disk; an earlier file is still there.
     """
     temporary = path.with_name(path.name + ".part")
     try:
@@ -47,5 +47,5 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """One line about an error."""
+    """Returns the first line of an error's message or, without one, the name of its type."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Loads the native libraries. The only module that knows their file names."""
+"""Loads the native libraries; the only module that knows their file names."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ _CUDA_LIBRARY = _DIRECTORY / "libunet_fast_cuda.so"
 
 
 def _simd_level() -> str:
-    """The best level of the CPU kernels, or the one that the environment asks for."""
+    """Returns the best SIMD level of this processor, or the one in UNET_FAST_SIMD."""
     levels = _C.simd_levels()
     asked = os.environ.get("UNET_FAST_SIMD", levels[-1])
     if asked not in levels:
@@ -60,7 +60,7 @@ def require_kernels(op: str, x: _OnDevice) -> None:
 
 
 def build_info() -> dict[str, str]:
-    """Facts of the build.
+    """Returns how the native libraries were built.
 
     Returns:
         `version`, `compiler`, `built_with_torch`, `min_torch` (the oldest PyTorch the libraries
@@ -72,6 +72,9 @@ def build_info() -> dict[str, str]:
 
 
 def bad_value(op: str, error: RuntimeError, argument: str) -> ValueError | None:
-    """What a kernel found wrong with the values of `argument`; it can raise RuntimeError only."""
+    """Returns the ValueError for a kernel's RuntimeError about values of `argument`, or None.
+
+    Kernels can raise RuntimeError only.
+    """
     start = str(error).find(f"{argument} must be")
     return None if start < 0 else ValueError(f"{op}: {str(error)[start:].splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, else a line now and then."""
+"""Progress of a command: a bar on a terminal, else a line from time to time."""
 
 import sys
 import time
@@ -9,27 +9,27 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 EVERY = 10.0
-"""Seconds from one line to the next; what takes longer is told once it is done."""
+"""Seconds between two lines, at least; a line comes only when a unit is done."""
 
 
 class Bar(AbstractContextManager[Any], Protocol):
-    """What :func:`bar` gives: tqdm's interface, as much of it as is used."""
+    """The part of tqdm's interface that :func:`bar` provides."""
 
     total: Any
     n: Any
     initial: Any
 
     def update(self, n: int = 1) -> Any:
-        """Moves on."""
+        """Advances by `n` units."""
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        """Says more."""
+        """Sets the text behind the counts."""
 
     def reset(self, total: float | None = None) -> None:
-        """Starts again."""
+        """Starts again, with another total."""
 
     def refresh(self) -> Any:
-        """Shows it now."""
+        """Shows the current state at once."""
 
 
 def bar(
@@ -42,16 +42,16 @@ def bar(
     hidden: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Bar:
-    """Tells on standard error how far something is, and how long it will take.
+    """Shows on standard error how far a task is, and how long it will take.
 
     Args:
-        total: How many there are; None: not known yet.
-        name: What is done.
-        unit: Of what, in the singular.
-        initial: How many were done before.
-        leave: Whether a bar stays when it is done.
-        hidden: Tell nothing.
-        clock: Tells the time in seconds.
+        total: Number of units; None: not known yet.
+        name: Name of the task.
+        unit: What is counted, in the singular.
+        initial: Units done before.
+        leave: Whether a finished bar stays.
+        hidden: Whether to show nothing.
+        clock: Returns the time in seconds.
     """
     if hidden or sys.stderr.isatty():
         return tqdm(total=total, desc=name, unit=unit, initial=initial, leave=leave, disable=hidden)
@@ -59,7 +59,7 @@ def bar(
 
 
 class _Lines(AbstractContextManager["_Lines"]):
-    """A line every :data:`EVERY` seconds, for logs."""
+    """Prints a line every :data:`EVERY` seconds, for logs."""
 
     def __init__(
         self, total: int | None, name: str, unit: str, initial: int, clock: Callable[[], float]
@@ -70,7 +70,7 @@ class _Lines(AbstractContextManager["_Lines"]):
         self.reset(total)
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left to be done."""
+        """Does nothing: all lines are written already."""
 
     def reset(self, total: float | None = None) -> None:
         self.total, self.n = total, self.initial

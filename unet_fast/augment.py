@@ -1,4 +1,4 @@
-"""Random augmentation. All its random numbers are drawn here, from a generator on the CPU."""
+"""Random augmentation. All of its random numbers are drawn here, from a generator on the CPU."""
 
 import math
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from torch import Generator, Tensor
 from .ops import elastic_deform
 
 _CURVE_POINTS = 65
-"""Of a grey curve: its smoothed corners are then followed to a ten-thousandth."""
+"""Points of a grey curve: enough to follow its smoothed corners within 1e-4."""
 
 
 @dataclass(frozen=True)
 class AugmentationParameters:
-    """What :meth:`Augmentation.draw` drew for n samples; arguments of :func:`elastic_deform`."""
+    """Parameters drawn by :meth:`Augmentation.draw` for n samples, for :func:`elastic_deform`."""
 
     displacement: Tensor
-    """(n, 2, P, Q), in pixels."""
+    """Displacements of the grid, (n, 2, P, Q), in pixels."""
     affine: Tensor
-    """(n, 2, 3), from output to input coordinates."""
+    """Affine maps, (n, 2, 3), from output to input coordinates."""
     gray_curve: Tensor | None
-    """(n, C, K) or (n, 1, K); None where grey values stay."""
+    """Grey curves, (n, C, K) or (n, 1, K); None: grey values stay."""
 
     def __len__(self) -> int:
         return len(self.affine)
 
     def __getitem__(self, samples: slice | list[int]) -> "AugmentationParameters":
-        """The parameters of some of the samples."""
+        """Selects the parameters of some of the samples."""
         curve = self.gray_curve
         return AugmentationParameters(
             self.displacement[samples],
@@ -48,11 +48,12 @@ class Augmentation:
     sigma: float = 10.0
     """Standard deviation of the displacements of the grid, >= 0, in pixels."""
     points: tuple[int, int] = (3, 3)
-    """Displacements of the grid along rows and columns, each >= 1; see `spacing`."""
+    """Number of displacements along rows and columns, each >= 1; not used with spacing."""
     grid: Literal["interpolating", "approximating", "keys"] = "interpolating"
-    """The field goes through the displacements (keys: by cubic convolution), or is made of them."""
+    """interpolating: a B-spline through the displacements; approximating: a B-spline with them as
+    coefficients; keys: cubic convolution."""
     spacing: float | None = None
-    """Distance of the knots of an approximating grid in pixels, instead of `points`; or None."""
+    """Knot distance of an approximating grid in pixels, instead of points; None: use points."""
     rotation: float = 180.0
     """Angles are uniform in +-rotation about the centre, in degrees."""
     scale: tuple[float, float] = (1.0, 1.0)
@@ -62,16 +63,16 @@ class Augmentation:
     flip: bool = False
     """Mirror half of the samples."""
     gray_black: tuple[float, float] = (-0.05, 0.05)
-    """New grey value of black, 0: uniform between the two."""
+    """Range of the new grey value of black (0), drawn uniformly."""
     gray_white: tuple[float, float] = (0.95, 1.05)
-    """New grey value of white, 1: uniform between the two, as far as the slopes allow."""
+    """Range of the new grey value of white (1), drawn uniformly as far as the slopes allow."""
     gray_slope: tuple[float, float] = (0.8, 1.2)
-    """Least and greatest slope of the random monotone grey curve, >= 0."""
+    """Least and greatest slope of the random, monotone grey curve, >= 0."""
     gray_points: Literal[2, 3, 5, 9] = 5
-    """Control points of the curve, which is smoothed between them."""
+    """Control points of the grey curve, which is smoothed between them."""
 
     def __post_init__(self) -> None:
-        """Checks the values; one wrong raises ValueError."""
+        """Checks the values. Raises ValueError if one is out of range."""
         low, high = self.gray_slope
         reach = self.gray_white[0] - self.gray_black[0], self.gray_white[1] - self.gray_black[1]
         approximating = self.grid == "approximating"
@@ -120,19 +121,19 @@ class Augmentation:
 
     @classmethod
     def paper_2015(cls) -> "Augmentation":
-        """The paper's: displacements of 10 px on a 3 x 3 grid, any rotation, grey values.
+        """Returns the paper's recipe: 10 px displacements, 3 x 3 points, any rotation, grey values.
 
-        The paper gives no range for rotation and grey values; they are those of the authors' later
-        code. Shifts come from the random position of a training tile.
+        The paper gives no ranges of rotation and grey values; these are from the authors' later
+        code. Shifts come from the random positions of training tiles.
         """
         return cls()
 
     @classmethod
     def falk_2019(cls) -> "Augmentation":
-        """Falk et al. 2019, as the 2D networks of their code: spline coefficients 150 px apart.
+        """Returns the recipe of Falk et al. 2019 in 2D: spline coefficients 150 px apart.
 
-        Their standard deviation of 10 px is that of the coefficients; displacements then have 4.8.
-        Rotation is about the centre of the tile, theirs about a point half a pixel off.
+        Their standard deviation of 10 px is that of the coefficients; that of displacements is 4.8
+        px. Rotation is about the centre of the tile, in their code about a point half a pixel off.
         """
         return cls(grid="approximating", spacing=150.0)
 
@@ -179,11 +180,12 @@ class Augmentation:
         return AugmentationParameters(displacement, affine, gray_curve)
 
     def _draw_curves(self, n: int, curves: int, generator: Generator | None) -> Tensor | None:
-        """Random monotone grey curves, (n, curves, _CURVE_POINTS); None if they change nothing.
+        """Draws monotone grey curves, (n, curves, _CURVE_POINTS); None if they change nothing.
 
-        As the authors' code: between two points a third is put at random such that all slopes stay
-        within their limits, until there are enough. Straight lines between them, going on beyond,
-        are smoothed by a Gaussian of a quarter of their distance.
+        As in the authors' code, points are inserted at random between neighbours, such that all
+        slopes stay within their limits, until there are enough. The lines between points, extended
+        beyond the ends, are smoothed by a Gaussian whose sigma is a quarter of the distance of
+        points.
         """
         if (self.gray_black, self.gray_white, self.gray_slope) == ((0, 0), (1, 1), (1, 1)):
             return None
@@ -244,14 +246,14 @@ class Augmentation:
                 `source`, any number of images.
             labels: (N, H, W), integer, or None; as many as images.
             parameters: From :meth:`draw`, for N samples of `output_shape`.
-            output_shape: See :func:`elastic_deform`; so are `label_shape` and `offset`.
+            output_shape: Spatial shape of the output; see :func:`elastic_deform`.
             label_shape: Spatial shape of the label output.
             offset: (N, 2), position of a tile in its image.
-            order: See :func:`elastic_deform`; so is `boundary`.
-            boundary: What lies outside the image.
-            riders: So many channels at the end, weight maps for instance, keep their values: they
-                have no grey curve, and `parameters` none for them.
-            source: (N,), integer, which image each sample is made of; None: each its own.
+            order: Interpolation of the image; see :func:`elastic_deform`.
+            boundary: What lies outside the image; see :func:`elastic_deform`.
+            riders: Number of channels at the end, of weight maps for instance, that keep their
+                values; `parameters` has no grey curves for them.
+            source: (N,), integer: the image that each sample is made of; None: each its own.
 
         Returns:
             (image, labels); labels None if none were given.
@@ -282,7 +284,7 @@ class Augmentation:
     def with_grid(
         self, image: Tensor, labels: Tensor, parameters: AugmentationParameters
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Like :meth:`apply`, with lines that were straight in the image, to look at.
+        """Deforms like :meth:`apply`, together with a grid of straight lines to look at.
 
         Args:
             image: (N, C, H, W), floating point.
@@ -290,8 +292,8 @@ class Augmentation:
             parameters: From :meth:`draw`, for N samples of (H, W).
 
         Returns:
-            image, labels, and (N, H, W): the share of a line in each pixel. The lines are an
-            eighth of the shorter side apart.
+            Image, labels, and the share of a line in each pixel, (N, H, W). The lines are an eighth
+            of the shorter side apart.
         """
         n, _, height, width = image.shape
         step = max(2, min(height, width) // 8)
@@ -310,6 +312,6 @@ class Augmentation:
     def __call__(
         self, image: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Draws and applies: `image, labels = aug(image, labels)`; shapes stay."""
+        """Draws parameters and applies them: `image, labels = aug(image, labels)`; shapes stay."""
         parameters = self.draw(len(image), image.shape[1:], generator=generator)
         return self.apply(image, labels, parameters)

@@ -19,7 +19,7 @@ from .training.samples import NumberedLabels, Sample, load_samples
 from .training.tiles import Dataset
 
 SAMPLE = Path(__file__).parent / "sample"
-"""36 images of the Data Science Bowl 2018; README.md beside them tells which, and the split."""
+"""36 images of the Data Science Bowl 2018; README.md in the folder lists them and the split."""
 STEPS = 1000
 BASE_CHANNELS = 16
 TILE = 196
@@ -33,8 +33,8 @@ def run(out: Path) -> tuple[dict[str, Row], Path]:
             What an earlier demo left there is replaced.
 
     Returns:
-        The scores of the unseen images by name, as :mod:`unet_fast.scores.evaluate` has them, the
-        last those of all together, "all"; and the path of the picture.
+        The scores of the unseen images by name, with the keys of :mod:`unet_fast.scores.evaluate`,
+        and those of all together as "all"; and the path of the picture.
 
     Raises:
         ValueError: If the folder cannot be written, or holds a model that is not a demo's.
@@ -96,6 +96,6 @@ def run(out: Path) -> tuple[dict[str, Row], Path]:
 
 
 def _densest(samples: list[Sample]) -> Sample:
-    """The small image with the largest share of foreground: it shows the borders best."""
+    """Returns the small image with the largest share of foreground, which shows borders best."""
     small = [s for s in samples if max(s.labels.shape) <= 360]
     return max(small, key=lambda s: float((s.labels > 0).mean()))

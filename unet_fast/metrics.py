@@ -1,4 +1,4 @@
-"""Segmentation metrics, on label maps as given: of pixels, of objects, of partitions."""
+"""Segmentation metrics of label maps, taken as they are: of pixels, objects and partitions."""
 
 from .scores.challenges import ISBI2012, THRESHOLDS, best_of, isbi2012, isbi2012_scores, thinned
 from .scores.instances import (

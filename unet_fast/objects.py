@@ -1,4 +1,4 @@
-"""Objects: the connected parts of a mask, of a whole one or of one seen block by block."""
+"""Objects, the connected components of a mask, whole or block by block."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .contracts.border_weight_map import spatial_axes
 
 
 def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
-    """Numbers the connected parts of a mask, from 1; touching objects become one.
+    """Labels the connected components of a mask from 1; touching objects become one.
 
     Args:
         mask: (H, W), (N, H, W) or (N, D, H, W), bool or integer; everything not 0 is foreground.
@@ -50,33 +50,34 @@ Writer = Callable[[slice, slice, NDArray[np.integer]], None]
 
 
 REACH = 16
-"""Steps that an object grows at most into the foreground of each level."""
+"""Largest number of steps that an object grows into the foreground of each level."""
 
 
 @dataclass(frozen=True)
 class ObjectRule:
-    """The rule by which the predicted probability of foreground becomes objects.
+    """The rule that turns predicted probabilities of foreground into objects.
 
-    Seeds, the pixels of clear foreground, make objects: their parts that are connected along the
-    axes. Small ones are left out, the others grow into the rest of the foreground, from the clearer
-    to the fainter, and back over the ridge that training carved between objects that touch.
+    Each connected component (along the axes) of the seeds, the pixels of clear foreground, makes an
+    object. Small ones are left out; the others grow into the rest of the foreground, from high to
+    low probability, and back over the ridge that training carved between touching objects.
 
     Raises TypeError or ValueError if a value breaks its rule.
     """
 
     min_area: int = 0
-    """Pixels that a connected part of the seeds has at least, or is left out."""
+    """Minimum pixels of a connected component of seeds; smaller ones are left out."""
     grow: int = 0
-    """Pixels that objects grow back into the ridge that parts them, at most; see :meth:`grown`."""
+    """Pixels that objects grow back into the ridge between them, at most; see :meth:`grown`."""
     seed_threshold: float = 0.0
-    """In [0, 1): seeds are more probable than that; 0: all foreground is."""
+    """In [0, 1): pixels of higher probability are seeds; 0: all foreground."""
     foreground_threshold: float | None = None
-    """In [0, 1): foreground is more probable than that; None: what is no background most
-    probably."""
+    """In [0, 1): pixels of higher probability are foreground; None: those where background is not
+    the most probable class."""
     levels: int = 1
-    """In how many levels of probability, in [1, 8], objects grow from seeds into the foreground."""
+    """Number of probability levels, in [1, 8], by which objects grow from seeds into the
+    foreground."""
     holes: int = 0
-    """Pixels of the largest hole in an object that is filled, in [0, 1024]."""
+    """Holes in an object of up to this many pixels, in [0, 1024], are filled."""
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -99,23 +100,23 @@ class ObjectRule:
 
     @property
     def margin(self) -> int:
-        """How many pixels away from a pixel there is something that matters to it."""
+        """Distance in pixels beyond which nothing affects a pixel."""
         return REACH * self.levels + self.holes + 2 * self.grow
 
     @property
     def seed(self) -> int:
-        """The state of a pixel that makes objects; see :meth:`states`."""
+        """The state of seed pixels; see :meth:`states`."""
         return self.levels + 1
 
     def states(self, share: Tensor, mask: Tensor) -> Tensor:
-        """The states of pixels, uint8.
+        """Returns the state of each pixel, uint8.
 
         They are 0 for background, 1, 2, ... for the levels of the foreground, from the faintest on,
         and :attr:`seed`.
 
         Args:
             share: Probability of foreground, any shape.
-            mask: Where background is not the most probable class, of that shape.
+            mask: Where background is not the most probable class, of the same shape.
         """
         low = 0.5 if self.foreground_threshold is None else self.foreground_threshold
         foreground = mask if self.foreground_threshold is None else share > low
@@ -128,28 +129,28 @@ class ObjectRule:
         return states.masked_fill_(foreground & (share > self.seed_threshold), self.seed)
 
     def of(self, states: NDArray[np.integer]) -> NDArray[np.int32]:
-        """The objects of pixels, (H, W), in the states of :meth:`states`, numbered from 1."""
+        """Returns the objects, (H, W), numbered from 1, of pixels in given :meth:`states`."""
         parts, _ = ndimage.label(states == self.seed)
         sizes = np.bincount(parts.ravel(), minlength=1)
         return self.grown(_numbers(sizes >= self.min_area)[parts], states)
 
     def of_mask(self, mask: NDArray[np.generic]) -> NDArray[np.int32]:
-        """The objects of a mask, (H, W): all that is not 0 is a seed."""
+        """Returns the objects of a mask, (H, W), all of whose nonzero pixels are seeds."""
         return self.of(np.where(mask != 0, self.seed, 0))
 
     def grown(self, labels: NDArray[np.integer], states: NDArray[np.integer]) -> NDArray[np.int32]:
         """Grows objects, (H, W), into the foreground around them and over the ridge between them.
 
-        First into the rest of the foreground, seeds that were left out included: into the pixels of
-        the highest level, step by step along the axes, :data:`REACH` steps at most, then into those
-        of the next level, too, and so on. That follows the watershed of the probability, but looks
-        no farther than :attr:`margin`. Holes are filled next.
+        First they grow into the rest of the foreground, which includes seeds that were left out:
+        into pixels of the highest level, step by step along the axes, at most :data:`REACH` steps,
+        then also into those of the next level, and so on. This follows the watershed of the
+        probability, but depends on nothing beyond :attr:`margin`. Next, holes are filled.
 
-        Then the pixels of narrow gaps between objects go to the nearest: a background pixel to one
-        at a distance d1 <= `grow`, if another one is not farther than 2 `grow` + 1 - d1, so where
-        two objects face each other at most 2 `grow` pixels apart. Towards open background nothing
-        grows, but beyond 1 the mouths of gaps are rounded off. Distances are steps along the axes;
-        where two objects arrive at once, the one of the smaller number is first.
+        Then the pixels of narrow gaps go to the nearest object: a background pixel at a distance d1
+        <= `grow` does if another object is within 2 `grow` + 1 - d1, that is, where two objects
+        face each other at most 2 `grow` pixels apart. Nothing grows towards open background, except
+        that for `grow` > 1 the mouths of gaps are rounded off. Distances are steps along the axes;
+        if two objects arrive at once, the smaller number wins.
         """
         reach = max(1, 2 * self.grow)
         padded = np.pad(labels.astype(np.int32), reach)
@@ -175,12 +176,12 @@ class ObjectRule:
 
 
 def _fill(labels: NDArray[np.int32], largest: int) -> None:
-    """Fills the background parts of up to so many pixels that lie within one object, in place."""
+    """Fills holes, of up to `largest` background pixels and within one object, in place."""
     holes, count = ndimage.label(labels == 0)
     sizes = np.bincount(holes.ravel(), minlength=1)
     small = sizes <= largest
     for rim in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
-        small[rim] = False  # it may go on outside
+        small[rim] = False  # it may continue outside
     small[0] = False
     least, most = np.full(count + 1, _NO_ID, np.int32), np.zeros(count + 1, np.int32)
     for ids, parts in ((labels, holes), (labels.T, holes.T)):
@@ -196,7 +197,7 @@ _NO_ID = np.iinfo(np.int32).max
 
 
 def _inner(mask: NDArray[np.bool_], margin: int) -> NDArray[np.int64]:
-    """Where a mask is, in the flat array that is that much wider on each side."""
+    """Returns a mask's flat indices in an array that is `margin` pixels wider on each side."""
     rows, columns = np.nonzero(mask)
     width = mask.shape[1] + 2 * margin
     places: NDArray[np.int64] = (rows + margin) * width + columns + margin
@@ -206,10 +207,10 @@ def _inner(mask: NDArray[np.bool_], margin: int) -> NDArray[np.int64]:
 def _spread(
     ids: NDArray[np.int32], free: NDArray[np.int64], width: int, steps: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Spreads ids over free places, a step along the axes at a time.
+    """Spreads ids over free places, in place, one step along the axes at a time.
 
     Returns:
-        The places that were reached, and after how many steps.
+        The places that were reached, and the number of steps to each.
     """
     places, distances = [], []
     open_ = np.zeros(ids.shape, bool)
@@ -227,7 +228,7 @@ def _spread(
         distances.append(np.full(len(front), step))
         ids[front] = near[reached]
         open_[front] = False
-        # Only what lies beside the front can be reached next.
+        # Only neighbours of the front can be reached next.
         beside = np.concatenate([front - width, front - 1, front + 1, front + width])
         free = np.unique(beside[open_[beside]])
     if not places:
@@ -236,7 +237,7 @@ def _spread(
 
 
 def _numbers(kept: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """New numbers, without gaps, of the parts that are kept; part 0 is background."""
+    """Numbers the components that are kept from 1, without gaps; component 0 is background."""
     kept = kept.copy()
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)
@@ -251,28 +252,28 @@ def label_in_blocks(
     write_parts: Writer,
     write: Writer,
 ) -> int:
-    """Makes objects a block at a time, the same as :meth:`ObjectRule.of`.
+    """Makes objects one block at a time, with the same result as :meth:`ObjectRule.of`.
 
-    The parts of each block are numbered by themselves; parts that meet where blocks meet are one.
+    Components are numbered block by block, and joined where they meet at the border of blocks.
     Objects are numbered in the order of their first pixels, row by row.
 
     Args:
-        size: Of the image, (H, W).
+        size: Size of the image, (H, W).
         block: Sides of a block.
         objects: What counts as an object.
         states: Reads rows and columns of the states of the pixels; see :meth:`ObjectRule.states`.
-        parts: Reads what was written of the parts.
-        write_parts: Writes rows and columns of the parts, int32; each block once.
+        parts: Reads rows and columns of the components that were written.
+        write_parts: Writes rows and columns of the components, int32; each block once.
         write: Writes rows and columns of the result, int32; each block once.
 
     Returns:
-        How many objects there are.
+        The number of objects.
     """
     rows, columns = (
         [slice(start, min(start + side, n)) for start in range(0, n, side)]
         for n, side in zip(size, block, strict=True)
     )
-    first = [np.zeros(1, np.int64)]  # of each part, its first pixel; of the background any
+    first = [np.zeros(1, np.int64)]  # first pixel of each component
     areas = [np.zeros(1, np.int64)]
     pairs: list[NDArray[np.int64]] = []
     count = 0

@@ -30,9 +30,9 @@ _SCORES = {
     "pq": ("PQ", "C4"),
     "v_rand": ("V_rand", "C5"),
 }
-"""How the scores of an evaluation are called and coloured."""
+"""Names and colours of the scores of an evaluation."""
 CONFUSED = (0.9, 0.75, 0.1)
-"""Foreground of another class."""
+"""Colour of foreground that is predicted as another class."""
 _ERRORS = (
     ((0.0, 0.0, 0.0), "background"),
     (HIT, "found"),
@@ -46,7 +46,7 @@ _ERRORS = (
 
 
 def instance_colours(labels: Labels) -> NDArray[np.floating]:
-    """A colour per object, (H, W, 3) in [0, 1]; background black. Close ids differ clearly."""
+    """Colours objects, (H, W, 3) in [0, 1], on black; colours of close ids differ clearly."""
     ids, index = np.unique(labels, return_inverse=True)
     hue = (ids * 0.618034) % 1  # golden ratio: successive hues lie far apart
     value = np.where(ids > 0, 1.0, 0.0)
@@ -56,7 +56,7 @@ def instance_colours(labels: Labels) -> NDArray[np.floating]:
 
 
 def error_colours(truth: Labels, prediction: Labels) -> NDArray[np.floating]:
-    """Foreground found in grey, found in excess in red, missed in blue, (H, W, 3) in [0, 1]."""
+    """Colours foreground that is found grey, in excess red, missed blue; (H, W, 3) in [0, 1]."""
     picture = np.zeros((*truth.shape, 3))
     picture[(truth > 0) & (prediction > 0)] = HIT
     picture[(truth == 0) & (prediction > 0)] = FALSE_POSITIVE
@@ -65,7 +65,7 @@ def error_colours(truth: Labels, prediction: Labels) -> NDArray[np.floating]:
 
 
 def outlines(labels: Labels) -> NDArray[np.bool_]:
-    """Pixels of objects that have a neighbour, along an axis, of another value."""
+    """Marks pixels of objects that have a neighbour of another value along an axis."""
     edge = np.zeros(labels.shape, dtype=bool)
     rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edge[1:] |= rows
@@ -80,12 +80,12 @@ def draw_overlay(path: Path, *, image: NDArray[np.generic], labels: Labels) -> N
 
     Args:
         path: The PNG to write.
-        image: (C, H, W), any values; three channels are taken as colours, of others the mean.
+        image: (C, H, W), any values; three channels are shown as colours, otherwise their mean.
         labels: (H, W), 0 background.
     """
     edges = outlines(labels)
     picture = np.empty((*labels.shape, 3), np.uint8)
-    strips = [slice(row, row + 256) for row in range(0, len(labels), 256)]  # memory is that of one
+    strips = [slice(row, row + 256) for row in range(0, len(labels), 256)]  # to save memory
     values = range_of(lambda: (image[:, rows] for rows in strips))
     for rows in strips:
         ground = values.apply(as_float32(image[:, rows])).clip(0, 1)
@@ -118,15 +118,15 @@ def draw_summary(
     Args:
         path: The PNG to write.
         image: Training image, (H, W), in about [0, 1].
-        labels: Its instances, (H, W).
-        weights: Its weight map, (H, W).
+        labels: Instances of the training image, (H, W).
+        weights: Weight map of the training image, (H, W).
         deformed_image: A deformed training tile, (h, w).
-        deformed_labels: Its instances, (h, w).
+        deformed_labels: Instances of the deformed tile, (h, w).
         losses: Loss of every step.
         unseen_image: An image that was not trained on, (H', W').
-        unseen_labels: Its instances.
-        probability: Its predicted foreground probability.
-        prediction: Its predicted instances.
+        unseen_labels: True instances of the unseen image, (H', W').
+        probability: Predicted foreground probability of the unseen image, (H', W').
+        prediction: Predicted instances of the unseen image, (H', W').
         title: Title of the page.
     """
     figure = Figure(figsize=(16, 8.6), layout="constrained")
@@ -152,7 +152,7 @@ def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, t
     Args:
         path: The PNG to write.
         labels: The instances, (H, W).
-        target: Their classes, (H, W): 0 background, 255 ignored.
+        target: Target classes, (H, W): 0 background, 255 ignored.
         weights: The weights, (H, W).
         title: Title of the page.
     """
@@ -177,12 +177,12 @@ def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, t
 def draw_augmentation(
     path: Path, *, samples: Sequence[tuple[Gray, Labels, Gray]], title: str
 ) -> None:
-    """Draws a contact sheet: an image and deformed versions of it, a grid drawn over them.
+    """Draws a contact sheet of an image and deformed versions of it, with a grid over each.
 
     Args:
         path: The PNG to write.
-        samples: Of the image as it is and of each version: the image, (H, W), in about [0, 1], its
-            instances, (H, W), and the share of a grid line in each pixel, (H, W), in [0, 1].
+        samples: For the image as it is and for each version: image, (H, W), in about [0, 1],
+            instances, (H, W), and share of a grid line in each pixel, (H, W), in [0, 1].
         title: Title of the page.
     """
     height, width = samples[0][0].shape
@@ -210,8 +210,8 @@ def draw_tiles(path: Path, panels: Sequence[tuple[Gray, Labels, Gray]]) -> None:
 
     Args:
         path: The PNG to write.
-        panels: Of each tile: the image, (H, W), in about [0, 1], the labels of its centre, (h, w),
-            and their weights, (h, w).
+        panels: For each tile: image, (H, W), in about [0, 1], labels of its centre, (h, w), and
+            their weights, (h, w).
     """
     figure = Figure(figsize=(7.4, 3.4 * len(panels) + 0.5), layout="constrained")
     figure.suptitle("tiles of the first step: outlines of the labels, their weights")
@@ -229,7 +229,7 @@ def draw_samples(path: Path, panels: Sequence[tuple[str, Gray, Labels, Labels, G
 
     Args:
         path: The PNG to write.
-        panels: Of each image: its name, pixels, (H, W), in about [0, 1], instances, (H, W), target
+        panels: For each image: name, pixels, (H, W), in about [0, 1], instances, (H, W), target
             classes, (H, W), and weights, (H, W).
     """
     figure = Figure(figsize=(11, 3.5 * len(panels) + 0.5), layout="constrained")
@@ -250,14 +250,14 @@ def draw_previews(
     title: str,
     confused: str = "wrong class",
 ) -> None:
-    """Draws what a network says of images: truth, probability, errors.
+    """Draws predictions of images: truth, probability, errors.
 
     Args:
         path: The PNG to write.
-        panels: Of each image: its name, pixels, (H, W), in about [0, 1], instances, (H, W),
-            predicted probability of not being background, true and predicted classes.
+        panels: For each image: name, pixels, (H, W), in about [0, 1], instances, (H, W), predicted
+            probability of not being background, true and predicted classes.
         title: Title of the page.
-        confused: What foreground of another class than the true one is called.
+        confused: Name of foreground that is predicted as another class.
     """
     figure = Figure(figsize=(10.4, 3.4 * len(panels) + 0.6), layout="constrained")
     figure.suptitle(title)
@@ -276,17 +276,17 @@ def draw_previews(
 
 @dataclass(frozen=True)
 class Example:
-    """An image with labels and what a prediction of it has wrong."""
+    """An image, its labels, and the errors of a prediction."""
 
     title: str
     image: Gray | None
-    """(H, W), in about [0, 1], or None: the labels are drawn."""
+    """(H, W), in about [0, 1]; None: the labels are drawn instead."""
     labels: Labels
     """The reference objects, (H, W)."""
     result: str
-    """Scores and counts."""
+    """Scores and counts, as text."""
     errors: NDArray[np.uint8]
-    """(H, W), of :func:`object_errors`."""
+    """Error codes of :func:`object_errors`, (H, W)."""
 
 
 def draw_evaluation(path: Path, examples: Sequence[Example]) -> None:
@@ -358,7 +358,7 @@ def _save(figure: Figure, path: Path, dpi: int = 75) -> None:
 
 
 def _draw_scale_bar(axes: Axes, width: int, height: int) -> None:
-    """A bar of a round number of pixels, about a fifth of the width, at the lower left."""
+    """Draws a scale bar, a round number of pixels and about a fifth of the width, at lower left."""
     power = 10 ** int(np.log10(max(1.0, width / 5)))
     length = max(step * power for step in (1, 2, 5) if step * power <= max(1.0, width / 5))
     y = height - 0.06 * height
@@ -370,7 +370,7 @@ def _draw_scale_bar(axes: Axes, width: int, height: int) -> None:
 
 
 def _object_colours(labels: Labels, target: Labels) -> NDArray[np.floating]:
-    """Objects with bright outlines, the ridge between them white, ignored pixels grey."""
+    """Colours objects with bright outlines, the ridge between them white, ignored pixels grey."""
     objects = 0.6 * instance_colours(labels)
     objects[outlines(labels)] = instance_colours(labels)[outlines(labels)]
     objects[(labels > 0) & (target == 0)] = 1.0
@@ -401,13 +401,13 @@ def _show(axes: Axes, picture: Gray, title: str, **options: object) -> None:
 
 
 def _brightened(image: Gray) -> Gray:
-    """Square root of the intensity, so that dim objects show too."""
+    """Takes the square root of the intensity, so that dim objects show, too."""
     result: Gray = np.sqrt(np.clip(image, 0, 1))
     return result
 
 
 def _with_outlines(image: Gray, labels: Labels) -> NDArray[np.floating]:
-    """The image in grey with the labels' outlines in yellow; the labels' centre on the image's."""
+    """Draws yellow outlines of labels, which lie in the centre of the image, on the grey image."""
     picture = np.repeat(_brightened(image)[..., None], 3, -1)
     top, left = ((a - b) // 2 for a, b in zip(image.shape, labels.shape, strict=True))
     inner = picture[top : top + labels.shape[0], left : left + labels.shape[1]]

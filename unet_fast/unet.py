@@ -1,4 +1,4 @@
-"""The network."""
+"""The U-Net."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .objects import ObjectRule
 
 Norm = Literal["none", "batch", "group", "instance"]
-"""Normalisations, by the names of settings."""
+"""Kinds of normalisation, by the names of settings."""
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
@@ -20,7 +20,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class UNet(nn.Module):
-    r"""The U-Net of 2015: two 3x3 convolutions a level, `depth` levels down and up again.
+    r"""The U-Net of 2015: two 3x3 convolutions per level, `depth` levels down and up again.
 
     ====================  ============================================================
     down, level i         3x3, 3x3 -> base 2^i channels; 2x2 max pooling
@@ -97,12 +97,13 @@ class UNet(nn.Module):
         self.normalisation: str | None = None
         """How images are normalised before they enter: None or "percentile"."""
         self.class_values: list[int] | None = None
-        """What the class maps that it was trained on call its classes; None: 0, 1, ..."""
+        """Values of the classes in the class maps of training; None: 0, 1, ..."""
         self.ridge_width = 0
-        """Pixels that training carved from objects that touch; predicted ones grow back by them."""
+        """Pixels that training carved from touching objects; predicted ones grow back by as
+        many."""
         self.objects: ObjectRule | None = None
-        """How probabilities become objects, as fitted after training; None: all foreground does."""
-        # What save_model writes: UNet(**config) is this network again.
+        """Object rule fitted in training; None: all foreground makes objects."""
+        # Stored by save_model: UNet(**config) is a network like this one.
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "num_classes": num_classes,
@@ -137,7 +138,7 @@ class UNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores before softmax.
+        """Computes the scores before softmax.
 
         Args:
             x: Images, (N, in_channels, H, W).
@@ -169,13 +170,13 @@ class UNet(nn.Module):
         return scores
 
     def output_shape(self, input: Sequence[int]) -> tuple[int, ...]:
-        """Spatial shape of the output.
+        """Returns the spatial shape of the output.
 
         Args:
             input: Spatial shape of the input, in pixels.
 
         Raises:
-            ValueError: If the network cannot take that size; names the nearest sizes it can.
+            ValueError: If the network cannot take that size; the message names the nearest ones.
         """
         for side in input:
             below, above = self._nearest_inputs(side)
@@ -188,7 +189,7 @@ class UNet(nn.Module):
         return tuple(side - self.shrink for side in input)
 
     def input_shape(self, output: Sequence[int]) -> tuple[int, ...]:
-        """Spatial shape of the smallest input whose output covers `output` (>= 1 pixel a side)."""
+        """Returns the shape of the smallest input whose output covers `output` (sides >= 1)."""
         if any(side < 1 for side in output):
             raise ValueError(f"UNet: output sides must be >= 1, got {tuple(output)}")
         return tuple(self._nearest_inputs(side + self.shrink)[1] for side in output)
@@ -199,7 +200,7 @@ class UNet(nn.Module):
         return 12 * 2**self.depth - 8 if self.padding == "valid" else 0
 
     def _nearest_inputs(self, side: int) -> tuple[int | None, int]:
-        """The largest valid side <= `side` (None if there is none), and the smallest >= `side`."""
+        """Returns the largest valid side <= `side`, or None, and the smallest one >= `side`."""
         step = 2**self.depth
         rest = 4 * (step - 1) if self.padding == "valid" else 0
         smallest = rest + step * ((self.shrink - rest) // step + 1)
@@ -244,12 +245,12 @@ def _upsampling(inputs: int, outputs: int, kind: str) -> nn.Module:
 
 
 def _crop(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The central part of `x`; sizes differ by even numbers."""
+    """Crops the central part of `x`; sizes differ by even numbers."""
     rims = [(side - size) // 2 for side, size in zip(x.shape[2:], shape, strict=True)]
     if not any(rims):
         return x
-    # Not by slices: their gradient comes channels-first, whatever the memory layout, and everything
-    # before it in the network then mixes both layouts, which takes a tenth of a training step.
+    # Not by slices, whose gradient is channels-first whatever the memory layout: everything before
+    # it in the network would then mix both layouts, which takes a tenth of a training step.
     return nn.functional.pad(x, [-rim for rim in reversed(rims) for _ in range(2)])
 
 

@@ -1,4 +1,4 @@
-"""Targets and weights of the recipe."""
+"""Target classes and pixel weights of the recipe."""
 
 import math
 from collections.abc import Iterable
@@ -33,14 +33,14 @@ class BorderWeights:
     ridge: Literal["two_sided", "one_sided", "none"] = "two_sided"
     """Background between touching objects: two_sided, one_sided (Falk et al. 2019) or none."""
     halo: tuple[float, float] | None = None
-    """(v, s): on background, (1 - v) exp(-d1^2 / (2 s^2)) more, as Falk et al. 2019; or None."""
+    """(v, s): adds (1 - v) exp(-d1^2 / (2 s^2)) on background, as Falk et al. 2019; or None."""
     ignore_label: int | None = None
     """Label value of pixels that do not count, or None."""
     spacing: tuple[float, ...] | None = None
-    """Size of a pixel along each spatial axis, whose unit sigma and s then have; None for 1."""
+    """Pixel size along each spatial axis, in the unit of sigma and of the halo; None for 1."""
 
     def __post_init__(self) -> None:
-        """Checks the values; one wrong raises ValueError."""
+        """Checks the values. Raises ValueError if one is out of range."""
         rules = [
             ("w0", 0 <= self.w0 < math.inf, "be >= 0"),
             ("sigma", 0 < self.sigma < math.inf, "be > 0"),
@@ -69,17 +69,17 @@ class BorderWeights:
 
     @classmethod
     def paper_2015(cls) -> "BorderWeights":
-        """The paper: w0 = 10, sigma = 5; touching objects parted, class weights balanced.
+        """The paper's settings: w0 = 10, sigma = 5; touching objects separated, balanced classes.
 
         The paper balances the class frequencies of the training data set, which :meth:`balanced`
-        counts, but has no formula for it, and names no morphological operation; the ridge here is
-        the two-sided one, which turns with the image.
+        counts, but gives no formula, and names no morphological operation; the ridge here is the
+        two-sided one, which turns with the image.
         """
         return cls()
 
     @classmethod
     def falk_2019(cls) -> "BorderWeights":
-        """Falk et al. 2019 as in their code: w0 = 50, sigma = 6, halo of 10 px, ratio 0.1."""
+        """The settings of Falk et al. 2019's code: w0 = 50, sigma = 6, halo of 10 px, ratio 0.1."""
         return cls(w0=50.0, sigma=6.0, class_weight=(0.1, 1.0), ridge="one_sided", halo=(0.1, 10.0))
 
     def balanced(
@@ -113,7 +113,7 @@ class BorderWeights:
     def __call__(
         self, labels: Tensor, classes: Tensor | None = None, *, num_classes: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Targets and weights.
+        """Computes targets and weights.
 
         Args:
             labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
@@ -121,14 +121,14 @@ class BorderWeights:
             classes: The class of every pixel, integer, of the shape of `labels`: 0 background,
                 1... classes, 255 ignored; None for one class. Distances and ridge are those of the
                 objects of each class by itself; their terms are added up.
-            num_classes: How many classes there are with the background, 2 to 254; None: as many as
+            num_classes: Number of classes, background included, 2 to 254; None: as many as
                 `class_weight` has weights, else, with `classes`, one more than the greatest (on
                 CUDA the host waits for it), else 2.
 
         Returns:
             target: uint8, 0 background, 1... classes, 255 ignored; the ridge between touching
                 objects is background.
-            weights: float32, 0 where ignored. Distances are those to the whole objects.
+            weights: float32, 0 where ignored. Distances are to the whole objects, ridge included.
 
         Raises:
             TypeError: If `labels` or `classes` is not an integer tensor.

@@ -4,11 +4,11 @@
 
 #include "border_weight_map/labels.h"
 
-// Nearest objects of pixels, and the sweeps along columns that find them; part of cpu.cpp.
+// The two nearest objects of each pixel, and the column sweeps that find them; part of cpu.cpp.
 namespace unet_fast::border_weight_map {
 namespace {
 
-// Nearest objects of a run of pixels, structure of arrays.
+// A view of the two nearest objects of each pixel in a run; structure of arrays.
 template <typename D>
 struct View {
   D *first, *second;
@@ -40,7 +40,7 @@ UNET_FAST_SIMD void copy(View<D> from, int64_t n, View<D> to) {
   for (int64_t i = 0; i < n; ++i) to.set(i, from.at(i));
 }
 
-// What sweeps along columns have met, structure of arrays.
+// What the sweep of each column has met so far (see Met); structure of arrays.
 struct ColumnView {
   int32_t *label, *other, *at, *other_at;
 
@@ -53,7 +53,7 @@ struct ColumnView {
     other_at[i] = met.other_at;
     return met;
   }
-  // The columns of `source` from `from` on become the n columns from `to` on.
+  // Copies n columns of `source`, from column `from` on, to the columns of this view from `to` on.
   void copy(const ColumnView& source, int64_t from, int64_t n, int64_t to) const {
     std::copy_n(source.label + from, n, label + to);
     std::copy_n(source.other + from, n, other + to);
@@ -74,7 +74,7 @@ UNET_FAST_SIMD void meet(const int32_t* objects, int64_t n, int32_t y, ColumnVie
   for (int64_t i = 0; i < n; ++i) columns.meet(i, objects[i], y);
 }
 
-// One row of a sweep down: the distances to what was met.
+// One row of the downward sweep: writes the squared distances to the objects met so far.
 template <typename D>
 UNET_FAST_SIMD void step_down(const int32_t* objects, int64_t n, int32_t y, D scale,
                               ColumnView columns, View<D> row) {
@@ -87,7 +87,7 @@ UNET_FAST_SIMD void step_down(const int32_t* objects, int64_t n, int32_t y, D sc
   }
 }
 
-// One row of a sweep up, after the one down. `y` counts from below.
+// One row of the upward sweep, after the downward one; `y` counts rows from the bottom.
 template <typename D>
 UNET_FAST_SIMD void step_up(int64_t n, int32_t y, D scale, ColumnView columns, View<D> row) {
   UNET_FAST_INDEPENDENT

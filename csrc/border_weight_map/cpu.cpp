@@ -21,11 +21,11 @@ namespace unet_fast::border_weight_map {
 namespace {
 
 constexpr int64_t kColumns = 64;         // columns swept together
-constexpr int64_t kBandBytes = 1 << 19;  // of the nearest objects that a thread works on
+constexpr int64_t kBandBytes = 1 << 19;  // target size of a band's nearest objects
 
-// ---- What is made of the distances of a row
+// ---- Sinks, which turn the nearest objects of a row into results
 
-// Distances of squared ones. `exact`: all squares are exact in float.
+// Square roots of squared distances. `exact`: every square is exactly representable in float.
 template <typename D>
 UNET_FAST_SIMD void roots(const D* squares, int64_t n, bool exact, float* out) {
   if (exact) {
@@ -38,17 +38,17 @@ UNET_FAST_SIMD void roots(const D* squares, int64_t n, bool exact, float* out) {
   }
 }
 
-// The distances themselves.
+// Sink of two_nearest: writes the distances.
 struct Distances {
   static constexpr bool kOfAllPixels = true;
   float *first, *second;
-  bool exact_in_float;  // the squares are
+  bool exact_in_float;  // whether all squared distances are exact in float
 
   template <typename D>
   Reaches<D> reaches() const {
     return Reaches<D>::unlimited();
   }
-  // What the search along the last axis starts from.
+  // Initial values of the search along the last axis.
   template <typename D>
   void start(View<D> pixels, int64_t, int64_t n, View<D> found) const {
     copy(pixels, n, found);
@@ -60,7 +60,7 @@ struct Distances {
   }
 };
 
-// Pixels that get no term have both objects at once, so that no search goes out for them.
+// Copies the distances of pixels that get a term; sets others to 0, so that none is searched from.
 template <typename D>
 UNET_FAST_SIMD void copy_where_needed(View<D> pixels, const uint8_t* target, int64_t n,
                                       bool everywhere, View<D> found) {
@@ -97,14 +97,14 @@ UNET_FAST_SIMD void add_terms(const float* first, const float* second, const uin
   }
 }
 
-// The weights: those of the classes, and the terms of the distances.
+// Sink of border_weights: class weights plus the border and halo terms.
 struct Weights {
   static constexpr bool kOfAllPixels = false;
   const Settings& settings;
   Terms terms;
-  const float* of_classes;  // of each image
-  int64_t volume;           // pixels of an image
-  bool adds;                // the terms of one more class
+  const float* of_classes;  // class weights, (images, classes)
+  int64_t volume;           // pixels per image
+  bool adds;                // whether `out` holds the weights of earlier classes
   const uint8_t* target;
   float* out;
 
@@ -137,9 +137,8 @@ D squared_size(double size) {
   return static_cast<D>(size * size);
 }
 
-// How slices are cut into bands of rows, so that the nearest objects of a band stay in the cache.
-// What sweeps along whole columns have met is known where they enter each band, so every band is
-// computed by itself.
+// Slices cut into bands of rows, small enough that the nearest objects of a band stay in the cache.
+// The state of the column sweeps is stored where they enter each band, so bands are independent.
 struct Bands {
   explicit Bands(const Shape& shape)
       : rows(std::clamp<int64_t>(kBandBytes / (16 * shape.width), 8, 64)),
@@ -152,13 +151,13 @@ struct Bands {
   Bands(const Bands&) = delete;
 
   int64_t rows, in_slice, count;
-  // As the sweeps enter, the columns of one band after another.
+  // State of the sweeps as they enter each band from above and from below, (count, width).
   Columns above, below;
   ColumnView from_above, from_below;
 };
 
-// Sweeps down and up along n columns of slice number `slice`, from column x on, for what enters
-// the bands.
+// Sweeps kColumns columns (or fewer) of slice number `slice`, from column x on, down and up, and
+// stores the state in which the sweeps enter each band.
 void sweep(const Labels& labels, int32_t c, const Shape& shape, int64_t slice, int64_t x,
            const Bands& bands) {
   const int64_t n = std::min(kColumns, shape.width - x), height = shape.height;
@@ -180,15 +179,15 @@ void sweep(const Labels& labels, int32_t c, const Shape& shape, int64_t slice, i
   }
 }
 
-// Pixels from one row to the next: whole vectors and a margin, so that no search tests bounds; not
-// a power of two, so that the pixels of a column fall into different sets of the cache.
+// Row stride in pixels: whole vectors and a margin, so that searches need no bounds checks; no
+// multiple of 4 kMostLanes, so that a column's pixels fall into different sets of the cache.
 int64_t row_pitch(int64_t width) {
   const int64_t pitch = groups(width, kMostLanes) * kMostLanes + kMargin;
   return pitch % (4 * kMostLanes) == 0 ? pitch + kMostLanes : pitch;
 }
 
-// The nearest objects of whole volumes, between the searches along rows and along the depth. Pixels
-// behind the width are zero, so that no search goes out for them.
+// The nearest objects of all pixels of volumes, between the search along rows and that along the
+// depth. Distances in the padding of rows are 0, so that nothing is searched from there.
 template <typename D>
 struct Volumes {
   Volumes(const Tensor& like, const Shape& shape)
@@ -207,8 +206,8 @@ struct Volumes {
   View<D> view;
 };
 
-// The squared distance that the second nearest object stays under, one row further: it changes by
-// no more than the size of a pixel. Strictly under it, also after rounding.
+// Caps the squared distance to the second nearest object by the result of the previous row: from
+// row to row the distance changes by at most the pixel size. A strict bound, also after rounding.
 template <typename D>
 UNET_FAST_SIMD void limit_second(const D* before, int64_t n, double size, D* second) {
   for (int64_t i = 0; i < n; ++i) {
@@ -219,8 +218,8 @@ UNET_FAST_SIMD void limit_second(const D* before, int64_t n, double size, D* sec
   }
 }
 
-// The two nearest objects within the columns of a band, from what enters it; n rows of slice number
-// `slice` from row y on.
+// Finds the two nearest objects within columns for n rows of slice number `slice`, from row y on,
+// starting from the state in which the sweeps enter the band.
 template <typename D>
 void sweep_band(const Labels& labels, int32_t c, const Shape& shape, const Bands& bands,
                 int64_t band, int64_t slice, int64_t y, int64_t n, D scale, int32_t* objects,
@@ -251,8 +250,8 @@ void search_row(View<D> row, int64_t width, Summary<D>* summary, D scale, Reach<
   }
 }
 
-// Along columns and rows, band by band: the nearest objects in the slice of every pixel. Those of
-// images go to `sink`, row by row, those of volumes to `volumes`.
+// Finds the two nearest objects of every pixel within its slice, along columns and rows, band by
+// band. Those of images go to `sink` row by row, those of volumes to `volumes`.
 template <typename D, typename Sink>
 void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spacing& spacing,
                   const Bands& bands, const Volumes<D>* volumes, const Sink& sink) {
@@ -264,10 +263,10 @@ void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spa
   torch::stable::parallel_for(0, bands.count, 1, [&](int64_t begin, int64_t end) {
     Columns columns(width);
     std::vector<int32_t> objects(width);
-    Pixels<D> band(kMargin + bands.rows * pitch);  // nothing before, between and behind the rows
-    Pixels<D> results(2 * pitch, 0);               // of this row and the one before
+    Pixels<D> band(kMargin + bands.rows * pitch);  // no objects before, between and after the rows
+    Pixels<D> results(2 * pitch, 0);               // of this row and the previous one
     Summary<D> summary(width);
-    bool follows = false;  // whether the row before is in `results`
+    bool follows = false;  // whether `results` holds the previous row
     for (int64_t b = begin; b < end; ++b) {
       const int64_t slice = b / bands.in_slice, y = b % bands.in_slice * bands.rows;
       const int64_t n = std::min(bands.rows, shape.height - y);
@@ -299,7 +298,7 @@ void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spa
   });
 }
 
-// Through the slices of volumes.
+// Searches along the depth of volumes, the last axis.
 template <typename D, typename Sink>
 void search_depth(const Shape& shape, D scale, const Volumes<D>& nearest, const Sink& sink) {
   const Reach<D> reach = sink.template reaches<D>().last;
@@ -319,7 +318,7 @@ void search_depth(const Shape& shape, D scale, const Volumes<D>& nearest, const 
   });
 }
 
-// The sweeps along whole columns, of all slices; checks the labels.
+// Sweeps the whole columns of all slices, and checks the labels.
 void sweep_columns(const Labels& labels, int32_t c, const Shape& shape, const Bands& bands) {
   const int64_t in_slice = groups(shape.width, kColumns);
   torch::stable::parallel_for(
@@ -331,7 +330,7 @@ void sweep_columns(const Labels& labels, int32_t c, const Shape& shape, const Ba
   labels.check();
 }
 
-// The two nearest objects of class `c` of every pixel go to `sink`, row by row.
+// Passes the two nearest objects of class `c` of every pixel to `sink`, row by row.
 template <typename D, typename Sink>
 void search_all(const Tensor& like, const Labels& labels, int32_t c, const Shape& shape,
                 const Spacing& spacing, const Bands& bands, const Sink& sink) {
@@ -344,7 +343,7 @@ void search_all(const Tensor& like, const Labels& labels, int32_t c, const Shape
   }
 }
 
-// labels (N, D, H, W), spacing of the three axes.
+// Operator two_nearest: labels (N, D, H, W), spacing along D, H and W.
 std::tuple<Tensor, Tensor> two_nearest(const Tensor& labels_in,
                                        const std::vector<double>& spacing_in) {
   const Tensor input = as_contiguous(labels_in);
@@ -366,8 +365,8 @@ std::tuple<Tensor, Tensor> two_nearest(const Tensor& labels_in,
   return {first, second};
 }
 
-// The weight of each class in each image: as given or, if not, balanced, pixels / (classes present
-// x pixels of the class).
+// The weight of each class in each image, (images, classes): `given` or, without it, balanced,
+// which is pixels / (classes present x pixels of the class).
 std::vector<float> weights_of_classes(const std::optional<Tensor>& given, const Shape& shape,
                                       int64_t classes, const Counts& counts) {
   std::vector<float> result(shape.images * classes);
@@ -405,7 +404,7 @@ std::tuple<Tensor, Tensor> border_weights(
               settings, target.mutable_data_ptr<uint8_t>(), counts);
   const std::vector<float> of_classes = weights_of_classes(in.class_weight, shape, classes, counts);
   const Terms terms = settings.terms();
-  // So short that squares of it, and of a few steps more, fit int16_t twice.
+  // Short enough that squared distances, even a few steps beyond, can be added up in int16_t.
   const bool reach_is_short =
       settings.spacing.unit() && terms.reaches<float>().most < kMostSteps<int16_t> - 27;
   for (int32_t c = 1; c < classes; ++c) {

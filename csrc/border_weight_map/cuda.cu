@@ -32,7 +32,7 @@ Labels labels_of(const Shape& shape, const Tensor& labels, const std::optional<T
           ignore_label.value_or(0)};
 }
 
-// Room for the nearest objects of all pixels; of volumes, twice.
+// Scratch memory for the nearest objects of all pixels; volumes need room for two per pixel.
 template <typename D>
 struct Scratch {
   Scratch(const Tensor& like, const Shape& shape)

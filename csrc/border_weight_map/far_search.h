@@ -5,19 +5,20 @@
 
 #include "border_weight_map/columns.h"
 
-// What lets a search of more than kFarSearch pixels skip stretches of a row; part of cpu.cpp.
+// Row summaries that let searches of more than kFarSearch pixels skip blocks; part of cpu.cpp.
 namespace unet_fast::border_weight_map {
 namespace {
 
-// Pixels of a row searched together; of 32-bit distances, one vector of AVX-512.
+// Pixels of a row searched together; with 32-bit distances, one AVX-512 vector.
 template <typename D>
 constexpr int64_t kLanes = sizeof(D) == 2 ? 32 : 16;
 constexpr int64_t kMostLanes = 32;
-constexpr int64_t kSteps = 8;  // of a search between looks at whether it may end
-// Searches that go farther than this many pixels skip what cannot matter.
+constexpr int64_t kSteps = 8;  // search steps between checks for an early end
+// Searches that may go farther than this many pixels skip blocks that cannot change the result.
 constexpr int64_t kFarSearch = 64;
 
-// What stretches of `size` pixels of a line hold, by which a far search skips them.
+// Summary of a row in blocks of `size` pixels: the least distance and the range of ids in each, by
+// which a far search skips blocks.
 template <typename D>
 struct Blocks {
   Blocks(int64_t n, int64_t size)
@@ -34,8 +35,9 @@ struct Blocks {
     low[b] = std::min(low[b], lowest);
     high[b] = std::max(high[b], highest);
   }
-  // Whether pixels [from, to], a squared distance `near` away along the line, hold nothing nearer
-  // than `first` or, of objects other than `label` (0: no such one), than `second`.
+  // Whether pixels [from, to], at least a squared distance `near` away along the row, cannot change
+  // the result: blocks that hold no object but `label` (0: none) have nothing nearer than `first`,
+  // the others nothing nearer than `second`.
   bool skips(int64_t from, int64_t to, D near, D first, D second, int32_t label) const {
     const int64_t last = std::min(to / size, static_cast<int64_t>(least.size()) - 1);
     for (int64_t b = std::max<int64_t>(from, 0) / size; b <= last; ++b) {
@@ -46,11 +48,11 @@ struct Blocks {
   }
 
   int64_t size;
-  std::vector<D> least;            // squared distance
-  std::vector<int32_t> low, high;  // ids; INT32_MAX and 0 for none
+  std::vector<D> least;            // least squared distance
+  std::vector<int32_t> low, high;  // range of ids; INT32_MAX and 0 if there is none
 };
 
-// The least distance and the range of ids that kLanes pixels know of.
+// The least squared distance and the range of ids among the nearest objects of kLanes pixels.
 template <typename D>
 UNET_FAST_SIMD void summarise(View<D> pixels, D* first, int32_t* lowest, int32_t* highest) {
   D least = kFar<D>;
@@ -68,13 +70,13 @@ UNET_FAST_SIMD void summarise(View<D> pixels, D* first, int32_t* lowest, int32_t
   *highest = high;
 }
 
-// What a row holds, in stretches of two lengths.
+// Summary of a row in blocks of two sizes.
 template <typename D>
 struct Summary {
   explicit Summary(int64_t width)
       : width(width), blocks(width, kLanes<D>), superblocks(width, 16 * kLanes<D>) {}
 
-  // Returns the number of objects: 0, 1 or, if there are more, 2.
+  // Summarises `row`. Returns its number of objects: 0, 1 or, for two and more, 2.
   int of(View<D> row) {
     blocks.clear();
     superblocks.clear();
@@ -95,12 +97,12 @@ struct Summary {
   Blocks<D> blocks, superblocks;
 };
 
-// How many steps from `step` on can be skipped, because what they meet on both sides of kLanes
-// pixels, from pixel x of the row on, changes nothing.
+// The number of steps, from `step` on, that can be skipped because the pixels they reach on both
+// sides of the kLanes pixels at x cannot change the result.
 template <typename D>
 inline __attribute__((always_inline)) int64_t steps_to_skip(const Summary<D>& row, int64_t x,
                                                             int64_t step, D near, View<D> lanes) {
-  D most_first = 0, most_second = 0;  // what the pixel that waits for the most has so far
+  D most_first = 0, most_second = 0;  // the largest ones found so far among the lanes
   int32_t low = INT32_MAX, high = 0;
   for (int64_t i = 0; i < kLanes<D>; ++i) {
     most_first = std::max(most_first, lanes.first[i]);

@@ -6,7 +6,7 @@
 
 namespace unet_fast::border_weight_map {
 
-// Rows that a thread sweeps, where objects count up to a limited distance only.
+// Rows that a thread sweeps if objects count only up to a limited distance.
 constexpr int64_t kSegment = 64;
 
 // A batch of volumes, (N, D, H, W), and its labels.
@@ -39,7 +39,7 @@ struct Labels {
   }
   __device__ bool ignored(int64_t i) const { return ignores && id(i) == ignore_label; }
 
-  // The object of class `c` at a pixel, of any class if there is no map.
+  // The object at pixel i if it is of class `c` (of any class without a class map), else 0.
   __device__ int32_t object(int64_t i, int32_t c) const {
     if (classes != nullptr && classes[i] != c) return 0;
     const int64_t label = id(i);
@@ -49,7 +49,7 @@ struct Labels {
   }
 };
 
-// ---- The ridge between touching objects, and what pixels are trained to be
+// ---- The ridge between touching objects, and the target classes
 
 // Whether a pixel of class `c` is part of the ridge.
 __device__ inline bool on_ridge(const Labels& labels, int64_t i, int32_t c, int64_t ridge) {
@@ -83,7 +83,7 @@ __global__ void separate(Labels labels, int64_t ridge, Id* out) {
   out[i] = on_ridge(labels, i, 0, ridge) ? Id(0) : id;
 }
 
-// The target of a pixel, as on the CPU.
+// The target class of a pixel, by the same rules as find_target on the CPU.
 __device__ inline int32_t target_of(const Labels& labels, int64_t i, const bool* foreground,
                                     int64_t ridge) {
   if (labels.ignored(i)) return kIgnored;
@@ -92,12 +92,12 @@ __device__ inline int32_t target_of(const Labels& labels, int64_t i, const bool*
   return c != 0 && c != kIgnored && on_ridge(labels, i, c, ridge) ? 0 : c;
 }
 
-// The target of every pixel, and how many pixels of each image there are of each class; `blocks`
-// blocks take an image.
-// Counts are integers, so the order of the atomic additions does not matter.
+// Writes the target class of every pixel and counts the pixels of each class in each image;
+// `blocks` blocks per image. Counts are integers, so the order of the atomic additions does not
+// matter.
 __global__ void find_target(Labels labels, const bool* foreground, int32_t classes, int64_t ridge,
                             int64_t blocks, uint8_t* target, unsigned long long* counts) {
-  __shared__ unsigned in_block[kThreads];  // by class
+  __shared__ unsigned in_block[kThreads];  // counts by class
   static_assert(kMaxClasses <= kThreads);
   in_block[threadIdx.x] = 0;
   __syncthreads();
@@ -142,8 +142,8 @@ __global__ void balance(const unsigned long long* counts, float* out) {
 
 // ---- Distances
 
-// Down and up along a column, for the rows of one segment; a thread each. What lies more than
-// `margin` rows outside of the segment is not met.
+// Sweeps a column down and up for the rows of one segment, one thread per segment. Objects more
+// than `margin` rows outside the segment are not met.
 template <typename D>
 __global__ void sweep(Labels labels, int32_t c, int64_t segment, int64_t margin, D scale,
                       Nearest<D>* nearest) {
@@ -178,7 +178,7 @@ __global__ void sweep(Labels labels, int32_t c, int64_t segment, int64_t margin,
   }
 }
 
-// What is made of the nearest objects of a pixel: kept for the next axis,
+// Sink that keeps the nearest objects for the search along the next axis.
 template <typename D>
 struct Kept {
   Nearest<D>* out;
@@ -187,7 +187,7 @@ struct Kept {
   __device__ void write(int64_t i, const Nearest<D>& nearest) const { out[i] = nearest; }
 };
 
-// the distances themselves,
+// Sink that writes the distances.
 struct Distances {
   float *first, *second;
 
@@ -199,13 +199,13 @@ struct Distances {
   }
 };
 
-// or weights.
+// Sink that writes weights: class weights plus the border and halo terms.
 struct Weights {
-  const float* of_classes;  // of each image
-  int64_t volume;           // pixels of an image
+  const float* of_classes;  // class weights, (images, classes)
+  int64_t volume;           // pixels per image
   int32_t classes;
   Terms terms;
-  bool everywhere, adds;  // adds: the terms of one more class
+  bool everywhere, adds;  // adds: `out` holds the weights of earlier classes
   const uint8_t* target;
   float* out;
 
@@ -225,7 +225,8 @@ struct Weights {
   }
 };
 
-// Searches outward along lines of `n` pixels `stride` apart until nothing that matters can come.
+// Searches outward from each pixel, along lines of `n` pixels `stride` apart, until no farther
+// object can change the result.
 template <typename D, typename Sink>
 __global__ void search(const Nearest<D>* nearest, int64_t pixels, int64_t n, int64_t stride,
                        D scale, Reach<D> reach, Sink sink) {
@@ -247,7 +248,8 @@ __global__ void search(const Nearest<D>* nearest, int64_t pixels, int64_t n, int
 
 // ---- Launches
 
-/// `nearest` and `spare` hold one value a pixel; `spare` is used for volumes only.
+/// Passes the two nearest objects of class `c` of every pixel to `sink`. `nearest` and `spare` hold
+/// one value per pixel; `spare` is used for volumes only.
 template <typename D, typename Sink, typename Stream>
 void launch_transform(const Labels& labels, int32_t c, const double (&spacing)[3],
                       const Reaches<D>& reaches, Nearest<D>* nearest, Nearest<D>* spare, Sink sink,
@@ -272,19 +274,20 @@ void launch_transform(const Labels& labels, int32_t c, const double (&spacing)[3
   }
 }
 
-/// The settings of a weight map that the kernels know of.
+/// Settings of a weight map, as the kernels take them.
 struct MapSettings {
   int32_t classes;
   int64_t ridge;
   Terms terms;
   bool everywhere;
   double spacing[3];
-  ClassWeights class_weights;  // of all images,
-  const float* given;          // or these, on the device,
-  unsigned long long* counts;  // or balanced by these, one for each image and class: then not null
+  ClassWeights class_weights;  // of all images, if `given` and `counts` are null
+  const float* given;          // class weights on the device, or null
+  unsigned long long* counts;  // for balanced weights: room for (images, classes); else null
 };
 
-/// Targets and weights. `of_classes`: one for each image and class; the other memory as above.
+/// Writes targets and weights. `of_classes` holds one value per image and class; `nearest` and
+/// `spare` are as in launch_transform.
 template <typename D, typename Stream>
 void launch_map(const Labels& labels, const bool* foreground, const MapSettings& settings,
                 float* of_classes, Nearest<D>* nearest, Nearest<D>* spare, uint8_t* target,

@@ -10,14 +10,14 @@
 #include "common/simd.h"
 #include "common/tensors.h"
 
-// Label maps, row by row; part of cpu.cpp.
+// Label maps, read row by row; part of cpu.cpp.
 namespace unet_fast::border_weight_map {
 namespace {
 
-constexpr int64_t kRows = 8;  // the least work of a thread
+constexpr int64_t kRows = 8;  // least number of rows per task
 int64_t groups(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// Copies ids; those ignored become 0. Returns the greatest, or -1 if one is out of range.
+// Copies ids, ignored ones as 0. Returns the greatest id, or -1 if one is out of range.
 template <typename Id>
 UNET_FAST_SIMD int32_t convert(const Id* in, int64_t n, bool ignores, Id ignored, int32_t* out) {
   int bad = 0;
@@ -50,8 +50,9 @@ struct Labels {
         classes(class_map ? class_map->const_data_ptr<uint8_t>() : nullptr),
         ignore(ignore_label) {}
 
-  // Objects of class `c` (of any class, if there is no map) in n pixels from pixel `from` on.
-  // Where the sweeps along whole columns have checked them, int32_t labels are taken as they lie.
+  // The objects of class `c` (of any class without a class map) in n pixels from pixel `from` on,
+  // for labels that the sweeps along whole columns have checked. Plain int32_t labels are not
+  // copied.
   const int32_t* read_checked(int64_t from, int64_t n, int32_t c, int32_t* objects) const {
     if (type == ScalarType::Int && classes == nullptr && !ignore) {
       return static_cast<const int32_t*>(data) + from;
@@ -80,7 +81,7 @@ struct Labels {
     });
   }
 
-  // Whether there is an ignored label, and an id can be equal to it.
+  // Whether there is a label to ignore that type Id can hold.
   template <typename Id>
   bool ignores() const {
     return ignore.has_value() && *ignore == static_cast<int64_t>(static_cast<Id>(*ignore));
@@ -100,7 +101,7 @@ struct Labels {
     }
   }
 
-  // Raises if anything read was out of range.
+  // Raises if any label that was read is out of range.
   void check() const {
     if (!bad.any()) return;
     const int64_t i = bad.index.load();
@@ -114,7 +115,7 @@ struct Labels {
   const uint8_t* classes;
   std::optional<int64_t> ignore;
   mutable FirstBad bad;
-  mutable std::atomic<int32_t> highest{0};  // label that was read
+  mutable std::atomic<int32_t> highest{0};  // greatest label that was read
 };
 
 }  // namespace

@@ -9,26 +9,26 @@
 #include "common/elementary.h"
 #include "common/host_device.h"
 
-// Squared distances to the nearest and the second nearest of different objects, the weights made of
-// them, and the ridge between touching objects.
+// Squared distances to the two nearest objects, the weights made of them, and the ridge between
+// touching objects.
 //
-// The transform is separable: along one axis after the other, every position keeps the two nearest
-// different objects of the lines seen so far. Two suffice, because a step along the next axis adds
-// the same to all distances of a position (proof: docs/border_weight_map.md).
+// The transform is separable: one axis after the other, every pixel keeps the two nearest distinct
+// objects among the lines seen so far. Two suffice, because a step along the next axis adds the
+// same to all distances of a pixel (proof: docs/border_weight_map.md).
 namespace unet_fast::border_weight_map {
 
-constexpr uint8_t kIgnored = 255;  // target of pixels that do not count
-constexpr int kMaxClasses = 254;   // with the background; the next value is always out of range
+constexpr uint8_t kIgnored = 255;  // target of ignored pixels
+constexpr int kMaxClasses = 254;   // background included; class 254 is always out of range
 
-/// How background is put between touching objects.
+/// The ridge of background between touching objects: none, one pixel or two pixels wide.
 enum Ridge : int64_t { kNone, kOneSided, kTwoSided };
 
-/// Farther than anything. Half the range, so that adding a squared distance does not overflow.
+/// Farther than any object. Half the range of integers, so that adding two does not overflow.
 template <typename D>
 constexpr D kFar =
     std::is_integral_v<D> ? std::numeric_limits<D>::max() / 2 : std::numeric_limits<D>::infinity();
 
-/// More than kFar, where that is finite.
+/// Greater than kFar for integer types, else infinity as well.
 template <typename D>
 constexpr D kBeyond =
     std::is_integral_v<D> ? std::numeric_limits<D>::max() : std::numeric_limits<D>::infinity();
@@ -36,10 +36,10 @@ constexpr D kBeyond =
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kMaxLabel = std::numeric_limits<int32_t>::max();
 
-/// Steps to an object that a sweep has not met; more than any side.
+/// Steps to an object that a sweep has not met; more than the length of any axis.
 constexpr int32_t kNever = 1 << 30;
 
-/// The most steps along an axis that count.
+/// Steps along an axis beyond which an object counts as infinitely far.
 template <typename D>
 constexpr int32_t kMostSteps = sizeof(D) == 2 ? 127 : kNever - 1;
 
@@ -50,14 +50,15 @@ UNET_FAST_HOST_DEVICE inline D squared(int32_t step, D scale) {
   return step <= kMostSteps<D> ? static_cast<D>(steps * steps * scale) : kFar<D>;
 }
 
-/// Labels beside 16-bit distances are of 16 bits too: twice as many in a vector.
+/// Type of labels kept beside distances of type D: 16 bits with 16-bit distances, so that a vector
+/// holds twice as many.
 template <typename D>
 using LabelOf = std::conditional_t<sizeof(D) == 2, int16_t, int32_t>;
 
-// Selections below hang on one comparison each, with no logic of truth values: so loops over them
-// become vector code.
+// Each selection below depends on a single comparison, without boolean logic, so that compilers can
+// vectorise loops over it.
 
-/// What a sweep along a line has met: its last object and, before it, the last other one.
+/// The last two distinct objects that a sweep along a line has met, and where.
 struct Met {
   int32_t label = 0, other = 0;  // 0: none
   int32_t at = -kNever, other_at = -kNever;
@@ -71,45 +72,45 @@ struct Met {
   }
 };
 
-/// The two nearest different objects so far. D: int32_t where all squared distances are integers
-/// below kFar / 2, else a floating-point type; int16_t where they are integers, those that matter
-/// are below kFar, and labels fit.
+/// The two nearest distinct objects so far. D is int32_t if all squared distances are integers
+/// below kFar / 2; int16_t if they are integers, those that matter are below kFar, and labels fit;
+/// else a floating-point type.
 template <typename D>
-struct alignas(sizeof(D) == 4 ? 16 : 8) Nearest {  // 16 bytes are read at once on CUDA
+struct alignas(sizeof(D) == 4 ? 16 : 8) Nearest {  // aligned for 16-byte loads on CUDA
   using Label = LabelOf<D>;
 
   D first, second;            // squared distances
-  Label label, second_label;  // of the objects; any where the distance is kFar
+  Label label, second_label;  // of the objects; arbitrary if the distance is kFar
 
-  /// Takes in an object at squared distance d.
+  /// Adds an object at squared distance d.
   UNET_FAST_HOST_DEVICE void add(D d, Label object) {
     const Label farther_label = d < first ? label : object;
     const D farther = d < first ? first : d;
     const D other = object == label ? kBeyond<D> : farther;
-    // Also where both are equal: were `second_label` to stay when the object becomes the first, a
-    // later axis could take one object for both.
+    // `<=`, so also on ties: if `second_label` stayed when its object becomes the first, one object
+    // would be stored twice, which a later axis could take for two.
     second_label = other <= second ? farther_label : second_label;
     second = other < second ? other : second;
     label = d < first ? object : label;
     first = d < first ? d : first;
   }
 
-  /// Takes in what a position knows that is a squared distance `far` away along an axis.
+  /// Adds the two objects of a pixel that is a squared distance `far` away along an axis.
   UNET_FAST_HOST_DEVICE void add(const Nearest& other, D far) {
     add(static_cast<D>(other.first + far), other.label);
     add(static_cast<D>(other.second + far), other.second_label);
   }
 };
 
-/// Up to which squared distances a search matters.
+/// Squared distances up to which objects matter to a search.
 template <typename D>
 struct Reach {
-  D first;   // of the nearest object for its own sake
-  D second;  // of the second nearest
-  D half;    // which counts only if the nearest is this near
+  D first;   // reach of the nearest object by itself
+  D second;  // reach of the second nearest object
+  D half;    // the second object counts only if the nearest is no farther
 
-  /// The squared distance below which objects can still change what matters, where all nearer than
-  /// `near` are known.
+  /// The squared distance below which further objects can still change the result, if all objects
+  /// nearer than `near` are known.
   UNET_FAST_HOST_DEVICE D bound(D near, D nearest, D other) const {
     const D enough = near < half ? kFar<D> : half;
     const D of_first = nearest < first ? nearest : first;
@@ -119,7 +120,7 @@ struct Reach {
   }
 };
 
-/// What matters along the last axis and, for volumes, along the others.
+/// Reaches along the last axis and, in volumes, along the axis before it.
 template <typename D>
 struct Reaches {
   Reach<D> last, other;
@@ -129,10 +130,10 @@ struct Reaches {
     const Reach<D> all{kFar<D>, kFar<D>, kFar<D>};
     return {all, all, std::numeric_limits<double>::infinity()};
   }
-  /// Of the terms of a weight map. Two objects whose distances sum up to more than `border` need
-  /// not be told from none.
+  /// Reaches of the terms of a weight map, which vanish beyond `border` and `halo`: two objects
+  /// whose distances add up to more than `border` have no effect.
   static Reaches of_terms(double border, double halo) {
-    // Rounded up: what lies just before the reach counts.
+    // Rounded up, so that objects just within the reach count.
     const auto square = [](double distance) {
       const double up =
           std::is_integral_v<D> ? std::floor(distance * distance) + 1 : distance * distance;
@@ -145,19 +146,19 @@ struct Reaches {
   }
 };
 
-/// The distance of a squared one, infinite for kFar.
+/// The square root of a squared distance; infinite for kFar.
 template <typename D>
 UNET_FAST_HOST_DEVICE inline float root(D square) {
-  // sqrt in float where the square is exact in float: the same digits as sqrt in double, rounded.
+  // For float, sqrt in float gives the same digits as sqrt in double, rounded.
   using Wide = std::conditional_t<std::is_same_v<D, float>, float, double>;
   const float distance = static_cast<float>(std::sqrt(static_cast<Wide>(square)));
   return square < kFar<D> ? distance : kInfinity;
 }
 
-/// height exp(-d^2 / (2 sigma^2)) of a distance d.
+/// The term height exp(-d^2 / (2 sigma^2)) of a distance d.
 struct Term {
   float height, scale;  // scale: 1 / (sqrt(2) sigma)
-  double extent;        // where it falls below 2^-28, nothing beside weights of about 1
+  double extent;        // where the term falls below 2^-28, negligible beside weights near 1
 
   static Term of(double height, double sigma) {
     const double ratio = std::ldexp(height, 28);
@@ -172,8 +173,8 @@ struct Term {
   }
 };
 
-/// What the distances of a pixel add to its weight: the border term of the paper's equation 2, of
-/// d1 + d2, and the halo of Falk et al. 2019, of d1.
+/// The terms that distances add to the weight of a pixel: the border term (equation 2 of the paper)
+/// of d1 + d2, and the halo (Falk et al. 2019) of d1.
 struct Terms {
   Term border, halo;
 
@@ -188,8 +189,8 @@ UNET_FAST_HOST_DEVICE inline bool gets_border(uint8_t target, bool everywhere) {
   return (target == 0) | (everywhere & (target != kIgnored));
 }
 
-/// The balanced weight of a class with n of an image's `total` pixels, where `present` classes have
-/// any.
+/// The balanced weight of a class with n of an image's `total` pixels, if `present` classes have at
+/// least one pixel.
 UNET_FAST_HOST_DEVICE inline float balanced_weight(int64_t n, int64_t total, int64_t present) {
   return n == 0 ? 0.0f
                 : static_cast<float>(static_cast<double>(total) /

@@ -9,7 +9,7 @@
 #include "border_weight_map/numerics.h"
 #include "common/tensors.h"
 
-// The arguments of the operators, checked; shared by the CPU and the CUDA half.
+// Checked arguments of the operators, shared by the CPU and CUDA implementations.
 namespace unet_fast::border_weight_map {
 
 using torch::headeronly::ScalarType;
@@ -46,19 +46,19 @@ struct Spacing {
   bool unit() const { return z == 1 && y == 1 && x == 1; }
 };
 
-/// More than any squared distance.
+/// An upper bound of all squared distances.
 inline double longest_square(const Shape& shape, const Spacing& spacing) {
   const auto square = [](int64_t side, double size) { return side * size * (side * size); };
   return square(shape.depth, spacing.z) + square(shape.height, spacing.y) +
          square(shape.width, spacing.x);
 }
 
-/// Whether all squared distances are integers that int32_t holds, and adds without overflow.
+/// Whether all squared distances are integers that fit int32_t and can be added without overflow.
 inline bool fits_int32(const Shape& shape, const Spacing& spacing) {
   return spacing.unit() && longest_square(shape, spacing) < kFar<int32_t> / 2;
 }
 
-/// The tensors of a weight map; contiguous.
+/// The tensors of a weight map, made contiguous.
 struct Operands {
   Operands(const Tensor& labels, const std::optional<Tensor>& classes,
            const std::optional<Tensor>& foreground, const std::optional<Tensor>& class_weight)
@@ -85,7 +85,7 @@ struct Settings {
   Spacing spacing;
 
   Terms terms() const { return {Term::of(w0, sigma), Term::of(halo, halo_sigma)}; }
-  /// Raises if tensors do not fit together.
+  /// Raises if a setting is out of range or the tensors do not match.
   void check(const Shape& shape, const Operands& in) const {
     const auto fits = [&](const std::optional<Tensor>& x, ScalarType type, int64_t n) {
       return !x || (x->scalar_type() == type && x->numel() == n);

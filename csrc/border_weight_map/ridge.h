@@ -5,7 +5,7 @@
 
 #include "border_weight_map/labels.h"
 
-// The ridge between touching objects, and what pixels are trained to be; part of cpu.cpp.
+// The ridge between touching objects, and the target classes; part of cpu.cpp.
 namespace unet_fast::border_weight_map {
 namespace {
 
@@ -14,20 +14,21 @@ UNET_FAST_SIMD void mark_touching(const int32_t* here, const int32_t* neighbours
   for (int64_t i = 0; i < n; ++i) ridge[i] |= touches(here[i], neighbours[i]) ? 1 : 0;
 }
 
-// A row of objects between two pixels of background.
+// A row of object ids with a pixel of background at each end.
 struct PaddedRow {
   explicit PaddedRow(int64_t width) : pixels(width + 2) {}
   int32_t* at() { return pixels.data() + 1; }
   std::vector<int32_t> pixels;
 };
 
-// The ridge of one row after another.
+// Finds the ridge, one row at a time.
 class RidgeOfRows {
  public:
   RidgeOfRows(const Labels& labels, const Shape& shape, int64_t ridge)
       : labels_(labels), shape_(shape), ridge_(ridge), here_(shape.width), there_(shape.width) {}
 
-  // Reads the objects of class `c` in row number `row` of the batch; `marks` gets 1 on the ridge.
+  // Reads the objects of class `c` in row number `row` of the batch; sets `marks` to 1 on the
+  // ridge, else to 0.
   const int32_t* read(int64_t row, int32_t c, uint8_t* marks) {
     const int64_t width = shape_.width;
     const int64_t y = row % shape_.height, z = row / shape_.height % shape_.depth;
@@ -67,7 +68,7 @@ UNET_FAST_SIMD void carve(const Id* in, const uint8_t* ridge, int64_t n, Id* out
   for (int64_t i = 0; i < n; ++i) out[i] = ridge[i] != 0 ? Id{0} : in[i];
 }
 
-// labels (N, D, H, W). Returns them without the ridge.
+// Operator separate_touching: returns labels, (N, D, H, W), that are 0 on the ridge.
 Tensor separate_touching(const Tensor& labels_in, int64_t ridge) {
   const Tensor input = as_contiguous(labels_in);
   const Shape shape(input);
@@ -101,11 +102,11 @@ UNET_FAST_SIMD int64_t count(const uint8_t* target, int64_t n, int32_t c) {
   return result;
 }
 
-// How many pixels of each image are of each class.
+// Pixel counts by image and class.
 using Counts = std::vector<std::atomic<int64_t>>;
 
-// The class of every pixel: `foreground` if given, else the map of classes or, without one, 1 for
-// objects; 0 on the ridge, kIgnored where ignored.
+// Writes the target class of every pixel, and counts classes: `foreground` if given; else the class
+// map or, without one, 1 for objects, with 0 on the ridge; kIgnored where ignored.
 void find_target(const Labels& labels, const Shape& shape, const bool* foreground,
                  const Settings& settings, uint8_t* target, Counts& counts) {
   const int64_t width = shape.width, classes = settings.classes;

@@ -8,9 +8,9 @@
 namespace unet_fast::border_weight_map {
 namespace {
 
-constexpr int64_t kMargin = 2 * kMostLanes;  // of nothing at both ends of a row
+constexpr int64_t kMargin = 2 * kMostLanes;  // empty pixels at each end of a row
 
-// The squared distance below which objects can still change what matters for any of kLanes
+// The squared distance below which further objects can still change the result of any of kLanes
 // pixels.
 template <typename D>
 inline __attribute__((always_inline)) D bound(Reach<D> reach, D near, View<D> lanes) {
@@ -22,10 +22,11 @@ inline __attribute__((always_inline)) D bound(Reach<D> reach, D near, View<D> la
   return result;
 }
 
-// Searches outward from kLanes pixels, `lanes`, until nothing that matters can come. They lie at
-// `from` in pixels `stride` apart; there are `before` and `after` steps to both sides, past which
-// the last pixels are met again at too large a distance, which does no harm. `row`: whose blocks
-// may be skipped, from its pixel x, or null. kLast: no later axis asks for second labels.
+// Searches outward from kLanes pixels, `lanes`, which lie at `from`, until no farther object can
+// change their result. Pixels along the line are `stride` apart; it has `before` and `after` steps
+// on both sides, past which the last pixels are met again at too large a distance, which does no
+// harm. `row`: summary for skipping blocks, with the lanes at its pixel x, or null. kLast: no later
+// axis needs the second labels.
 template <bool kLast, bool kInRow, typename D>
 UNET_FAST_SIMD void search(View<D> from, int64_t stride, int64_t before, int64_t after, D scale,
                            const Reach<D>& reach, const Summary<D>* row, int64_t x, View<D> lanes) {
@@ -42,8 +43,8 @@ UNET_FAST_SIMD void search(View<D> from, int64_t stride, int64_t before, int64_t
     int64_t left[kSteps], right[kSteps];
     for (int64_t k = 0; k < kSteps; ++k) {
       far[k] = static_cast<D>(static_cast<D>(step + k) * static_cast<D>(step + k) * scale);
-      // In a row only the first step is clamped, as there is a margin: the others are constants
-      // away.
+      // In a row only the first step is clamped, as there is a margin: the other steps are at
+      // constant offsets from it.
       left[k] = kInRow ? -std::min(step, before) - k : -std::min(step + k, before) * stride;
       right[k] = kInRow ? std::min(step, after) + k : std::min(step + k, after) * stride;
     }

@@ -37,12 +37,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t s
 }
 #endif
 
-/// The index of a thread in a launch of blocks_of(n): those from n on have nothing to do.
+/// The index of this thread in a launch of blocks_of(n); threads with an index >= n have no work.
 __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-/// Blocks of kThreads for so many threads.
+/// The number of blocks of kThreads that hold `threads` threads.
 inline dim3 blocks_of(int64_t threads) {
   return dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads));
 }
@@ -53,8 +53,8 @@ __global__ void clear(T* values, int64_t n) {
   if (i < n) values[i] = 0;
 }
 
-/// The sum of `value` over the block, in a fixed order; every thread calls it, thread 0 gets it.
-/// `shared` holds one value per warp.
+/// The sum of `value` over the block, in a fixed order. Every thread must call it; only thread 0
+/// gets the sum. `shared` holds one value per warp.
 template <typename T>
 __device__ T block_sum(T value, T* shared) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {

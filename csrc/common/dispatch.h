@@ -29,7 +29,7 @@ void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op, Fn&&
   }
 }
 
-/// Calls `fn.operator()<T>()` with the C++ type of a tensor of classes.
+/// Calls `fn.operator()<T>()` with the C++ type of a tensor of class indices.
 template <typename Fn>
 void dispatch_ids(torch::headeronly::ScalarType dtype, const char* op, Fn&& fn) {
   using torch::headeronly::ScalarType;

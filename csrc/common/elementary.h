@@ -7,7 +7,8 @@
 #include "common/host_device.h"
 
 // exp and log for the inner loops. On the host the float versions are branch-free, so that
-// compilers vectorise the loops that call them; on the device and in double they are the library's.
+// compilers vectorise loops that call them; on the device and in double the standard library's are
+// used.
 namespace unet_fast {
 
 /// exp(x) for x <= 0. float on the host: relative error under 1.5e-7; results below 2^-126.5 are 0.
@@ -16,7 +17,7 @@ inline float exp_nonpositive_host(float x) {
   constexpr float kLn2High = 0.693145751953125f;  // 16 bits: products with small integers are exact
   constexpr float kLn2Low = 1.42860682030941723e-6f;
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
-  constexpr float kLowest = -88.1f;      // from here on n is -127, and 2^n comes out as 0 below
+  constexpr float kLowest = -88.1f;      // at or below it n is -127, for which `scale` is 0
   x = x < kLowest ? kLowest : x;
   const float shifted = x * kLog2E + kMagic;
   const float n = shifted - kMagic;
@@ -37,12 +38,13 @@ inline float exp_nonpositive_host(float x) {
 /// log(1 + x) for finite x >= 0 (NaN stays NaN). float on the host: relative error under 2e-7.
 inline float log1p_nonnegative_host(float x) {
   constexpr float kLn2 = 0.693147180559945309f;
-  constexpr uint32_t kHalfRoot = 0x3f3504f3u;  // sqrt(1/2): the mantissa is taken around 1
+  constexpr uint32_t kHalfRoot = 0x3f3504f3u;  // bits of sqrt(1/2), the lower end of m
   const float u = 1.0f + x;
   const uint32_t bits = std::bit_cast<uint32_t>(u) - kHalfRoot;
   const int32_t exponent = static_cast<int32_t>(bits) >> 23;
   const float m = std::bit_cast<float>((bits & 0x007fffffu) + kHalfRoot);  // [sqrt(1/2), sqrt(2))
-  // Small x keep the digits that 1 + x rounds away; NaN is let through here.
+  // Small x are used as they are: they keep the digits that 1 + x rounds away. NaN passes here,
+  // too.
   const float f = u >= 1.41421354f ? m - 1.0f : x;
   // log(1 + f) = f - f^2 / 2 + f^3 Q(f); Q is fitted for the least relative error, 5.8e-9.
   float q = -0.0763449892f;

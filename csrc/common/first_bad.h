@@ -5,8 +5,8 @@
 
 namespace unet_fast {
 
-/// The first element with a value out of range, whichever thread meets it: kernels look in their
-/// own pass, and the operator raises after it.
+/// The index of the first element that is out of range, whichever thread finds it. Kernels record
+/// it while they work, and the operator raises afterwards.
 struct FirstBad {
   std::atomic<int64_t> index{INT64_MAX};
 

@@ -6,9 +6,8 @@
 
 namespace unet_fast {
 
-/// Where the values of an (N, C, *spatial) tensor lie, the spatial axes taken as one axis of
-/// pixels. Strides and offsets in elements. Contiguous: pixel_stride 1; channels-last:
-/// class_stride 1.
+/// Memory layout of an (N, C, *spatial) tensor, its spatial axes flattened into one axis of pixels.
+/// Strides and offsets are in elements. Contiguous: pixel_stride 1; channels-last: class_stride 1.
 struct Layout {
   int64_t images, classes, pixels;
   int64_t image_stride, class_stride, pixel_stride;

@@ -1,10 +1,10 @@
 #pragma once
 
-/// A loop over pixels that the compiler turns into vectors, by itself: what calls it does not
-/// change its code. CMakeLists.txt compiles all CPU kernels once for each level of instructions.
+/// Marks a function whose loop over pixels the compiler vectorises. Not inlined, so that callers do
+/// not change its code. CMakeLists.txt compiles all CPU kernels once for each SIMD level.
 #define UNET_FAST_SIMD __attribute__((noinline))
 
-/// Before a loop: its iterations do not touch each other's memory, whatever the compiler fears.
+/// Placed before a loop: promises that its iterations do not alias each other's memory.
 #if defined(__clang__)
 #define UNET_FAST_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)

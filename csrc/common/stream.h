@@ -8,7 +8,7 @@
 
 namespace unet_fast {
 
-/// The stream PyTorch is recording on for the device of `x`.
+/// PyTorch's current CUDA stream on the device of `x`.
 inline cudaStream_t current_stream(const torch::stable::Tensor& x) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));

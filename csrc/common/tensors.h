@@ -12,8 +12,8 @@
 #include <cstdint>
 #include <vector>
 
-// What operators need of tensors beside their data. Where possible through the C functions of
-// PyTorch's stable ABI and past its dispatcher: half of what a small call costs was dispatching.
+// Helpers for tensors. Where possible they call the C functions of PyTorch's stable ABI directly,
+// because its dispatcher took half the time of a small call.
 namespace unet_fast {
 
 using torch::stable::Tensor;
@@ -35,9 +35,9 @@ inline Tensor as_contiguous(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
-/// Asks for pages of 2 MiB for the memory of a large new tensor on the CPU, and returns it. From
-/// 32 MiB on glibc (DEFAULT_MMAP_THRESHOLD_MAX) maps memory anew for each tensor, and to make its
-/// pages of 4 KiB takes longer than to fill them; smaller tensors mostly get pages that are there.
+/// Requests 2 MiB pages for the memory of a large new CPU tensor, and returns the tensor. From 32
+/// MiB on (DEFAULT_MMAP_THRESHOLD_MAX), glibc maps fresh memory for each tensor, and creating its 4
+/// KiB pages takes longer than filling them; smaller tensors mostly reuse pages.
 inline Tensor with_large_pages(Tensor x) {
 #ifdef __linux__
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
@@ -47,14 +47,14 @@ inline Tensor with_large_pages(Tensor x) {
     const auto begin = reinterpret_cast<uintptr_t>(x.mutable_data_ptr());
     const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
     const uintptr_t last = (begin + bytes) / kPage * kPage;
-    // A wish: where the kernel has no such pages, all stays as it is.
+    // Only a hint: where the kernel has no such pages, nothing changes.
     madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
 #endif
   return x;
 }
 
-/// A new tensor on the device of `like`. `dtype` is one of the shim's codes.
+/// A new tensor on the device of `like`. `dtype` is the value of an aoti_torch_dtype_* function.
 inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
                                 const std::vector<int64_t>& strides, int32_t dtype) {
   int32_t device = 0;

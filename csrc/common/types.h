@@ -5,12 +5,12 @@
 
 namespace unet_fast {
 
-/// Arithmetic is in float, for double in double.
+/// The type of arithmetic on values of type T: double for double, else float.
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-/// The type of labels and classes, where kernels branch by it: a template of each would be as many
-/// kernels to compile.
+/// The type of labels and classes at run time. Kernels switch on it instead of being templates,
+/// which would multiply the number of kernels to compile.
 enum class IntegerType { kInt8, kUint8, kInt16, kUint16, kInt32, kInt64 };
 
 template <typename T>

@@ -2,10 +2,10 @@
 
 #include "elastic_deform/kernels.cuh"
 
-// Kernels and launchers of the derivatives.
+// CUDA kernels and launchers of the derivatives.
 namespace unet_fast::elastic_deform {
 
-// The derivative of the loss in the value that a pixel read from a channel.
+// The derivative of the loss with respect to the value that a pixel read from a channel.
 template <typename T, typename A>
 __device__ A upstream(const Image<T, A>& image, const Source<T>& grad, int64_t n, int64_t c,
                       Sides sides, const Pixel<A>& p) {
@@ -19,14 +19,14 @@ __device__ A upstream(const Image<T, A>& image, const Source<T>& grad, int64_t n
   return result;
 }
 
-// Sums of an image's gradient are integers, whose unit its greatest derivative chooses: integers
-// add up to the same in any order, so results repeat bit for bit although threads add when they
-// come.
+// The unit of the integers in which an image's gradient is summed, chosen by its greatest
+// derivative. Integer sums do not depend on the order of additions, so results repeat bit for bit
+// although threads add in any order.
 struct Unit {
-  double scale;  // units in 1
+  double scale;  // units per 1.0
   bool finite;
 
-  // `largest`: the bits of the greatest derivative; a pixel gets at most `terms` of them.
+  // `largest`: bits of the greatest absolute derivative; at most `terms` are added to one pixel.
   __device__ static Unit of(unsigned long long largest, int64_t terms) {
     double value;
     static_assert(sizeof(value) == sizeof(largest));
@@ -56,7 +56,7 @@ __global__ void find_largest(Movement m, Image<T, A> image, Source<T> grad,
       most = bits > most ? bits : most;
     }
   });
-  // One atomic operation a warp, then one a block: all blocks of an image meet at one address.
+  // One atomic operation per warp, then one per block: all blocks of an image share one address.
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     const unsigned long long other = __shfl_down_sync(~0u, most, offset);
     most = other > most ? other : most;
@@ -87,7 +87,7 @@ __global__ void scatter(Movement m, Image<T, A> image, Source<T> grad,
         for (int i = 0; i < kTaps<order>; ++i) {
           const int64_t row = tap<order>(p.y, i, last_row) * m.input.columns;
           for (int j = 0; j < kTaps<order>; ++j) {
-            // Negative numbers wrap around, and so do their sums.
+            // Negative numbers wrap around as unsigned integers, and so do their sums.
             const int64_t units = llrint(static_cast<double>(y[i] * x[j]) * g);
             atomicAdd(plane + row + tap<order>(p.x, j, last_column),
                       static_cast<unsigned long long>(units));
@@ -98,7 +98,7 @@ __global__ void scatter(Movement m, Image<T, A> image, Source<T> grad,
   });
 }
 
-// In place: from units to doubles.
+// Converts sums from units to doubles, in place.
 __global__ void to_doubles(const unsigned long long* largest, int64_t terms, int64_t images,
                            int64_t values, unsigned long long* sums) {
   const int64_t i = thread_index();
@@ -109,7 +109,7 @@ __global__ void to_doubles(const unsigned long long* largest, int64_t terms, int
   memcpy(&sums[i], &value, sizeof(value));
 }
 
-// The transposed prefilter along columns (`along_rows`: rows) of the channels of order 3.
+// Applies the transposed prefilter along columns (`along_rows`: rows) to channels of order 3.
 template <typename T, typename A>
 __global__ void filter_transposed(Image<T, A> image, int64_t images, Sides sides, bool along_rows,
                                   double* sums) {
@@ -135,7 +135,7 @@ __global__ void store_gradient(const double* sums, int64_t images, int64_t chann
       pixel % sides.columns * to.column] = static_cast<T>(sums[i]);
 }
 
-// The derivatives in the position of each output pixel, (N, 2, output).
+// Writes the derivatives with respect to the position of each output pixel, (N, 2, output).
 template <typename T, typename A>
 __global__ void position_gradient(Movement m, Image<T, A> image, Source<T> grad, double* out) {
   __shared__ Tile<A> tile;
@@ -167,8 +167,9 @@ __global__ void position_gradient(Movement m, Image<T, A> image, Source<T> grad,
   });
 }
 
-// A block for each row of an image's component: the derivatives in the coefficients along it,
-// (N, 2, output.rows, columns.size()), in a fixed order.
+// Sums the position derivatives of each output row into derivatives with respect to the
+// coefficients along it, (N, 2, output.rows, columns.size()), in a fixed order. One block per row
+// of each image and component.
 __global__ void along_rows(Movement m, const double* positions, double* out) {
   __shared__ double shared[kThreads / kWarp];
   const int64_t line = blockIdx.x;
@@ -186,8 +187,8 @@ __global__ void along_rows(Movement m, const double* positions, double* out) {
   }
 }
 
-// A block for each coefficient: the derivatives in them, (N, 2, rows.size(), columns.size()), in a
-// fixed order.
+// Sums the result of along_rows down the columns into derivatives with respect to the coefficients,
+// (N, 2, rows.size(), columns.size()), in a fixed order. One block per coefficient.
 __global__ void along_columns(Movement m, const double* along, double* out) {
   __shared__ double shared[kThreads / kWarp];
   const int64_t i = blockIdx.x;
@@ -207,7 +208,7 @@ __global__ void along_columns(Movement m, const double* along, double* out) {
   if (threadIdx.x == 0) out[i] = sum;
 }
 
-// One block for each image: the transpose of `prepare`.
+// The transpose of `prepare`: from coefficients back to displacements. One block per image.
 __global__ void collect(Movement m, const double* coefficients, double* out) {
   const int64_t n = blockIdx.x, points = m.points.pixels();
   const double* const from = coefficients + n * 2 * m.component();
@@ -239,8 +240,8 @@ __global__ void collect(Movement m, const double* coefficients, double* out) {
   }
 }
 
-/// The derivative in the image. `sums` has room for a number more for each image than it has
-/// values.
+/// Writes the derivative with respect to the image. `sums` has room for all values of the images,
+/// and one more per image.
 template <typename T, typename A, typename Stream>
 void launch_image_gradient(const Movement& m, const Image<T, A>& image, const Source<T>& grad,
                            unsigned long long* sums, const Strides& to, T* out, Stream stream) {
@@ -264,12 +265,12 @@ void launch_image_gradient(const Movement& m, const Image<T, A>& image, const So
          static_cast<const double*>(values), m.images, image.channels, m.input, to, out);
 }
 
-/// Doubles that launch_displacement_gradient needs room for.
+/// Number of doubles in the scratch memory of launch_displacement_gradient.
 inline int64_t displacement_scratch(const Movement& m) {
   return 2 * m.images * (m.output.pixels() + m.output.rows * m.columns.size() + m.component());
 }
 
-/// The derivative in the displacement, (N, 2, points).
+/// Writes the derivative with respect to the displacement, (N, 2, points).
 template <typename T, typename A, typename Stream>
 void launch_displacement_gradient(const Movement& m, const Image<T, A>& image,
                                   const Source<T>& grad, double* scratch, double* out,

@@ -5,11 +5,12 @@
 
 #include "elastic_deform/deformation.h"
 
-// Derivatives, rarer than the deformation itself, so these loops are plain; part of cpu.cpp.
+// Derivatives. They are needed less often than the deformation, so the loops are plain; part of
+// cpu.cpp.
 namespace unet_fast::elastic_deform {
 namespace {
 
-// By how much the folded positions of a block change with the positions.
+// The derivatives of a block's folded positions with respect to its positions: 1, -1 or 0.
 template <typename A>
 struct Slopes {
   Slopes(const Block<A>& block, Sides input, int32_t boundary) {
@@ -23,8 +24,8 @@ struct Slopes {
   A y[kBlock], x[kBlock];
 };
 
-// What the derivatives are made of: the operands of the forward pass, and the derivatives of the
-// loss in its result.
+// The inputs of the backward pass: the operands of the forward pass, and the derivatives of the
+// loss with respect to its result.
 template <typename T>
 struct Upstream {
   using A = Accumulator<T>;
@@ -32,7 +33,7 @@ struct Upstream {
   const Deformation<T>& deformation;
   const T* const image;
   const Strides strides;
-  const Coefficients<A> smooth;  // empty where nobody reads the image
+  const Coefficients<A> smooth;  // empty if the image's values are not needed
   const T* const grad;
   const Strides grad_strides;
 
@@ -49,7 +50,8 @@ struct Upstream {
     return image + n * strides.image + c * strides.channel;
   }
 
-  // The derivatives in the values that a block read from a channel; 0 where it read none.
+  // The derivatives of the loss with respect to the values that a block read from a channel; 0 for
+  // pixels that read none.
   void of_values(int64_t n, int64_t c, const Block<A>& block, A* out) const {
     const Operands& in = deformation.in;
     const Strides& s = grad_strides;
@@ -70,7 +72,7 @@ struct Upstream {
   }
 };
 
-// Adds what a block took from rows [top, bottom) of a plane of gradients (rows, columns).
+// Adds the derivatives of a block to the pixels that it read in rows [top, bottom) of a plane.
 template <int order, typename A>
 void scatter(const Block<A>& block, const A* upstream, Sides sides, int64_t top, int64_t bottom,
              A* plane) {
@@ -91,8 +93,8 @@ void scatter(const Block<A>& block, const A* upstream, Sides sides, int64_t top,
   }
 }
 
-// Every band of input rows collects what was read from it, in the order of the output: the sums are
-// the same for any number of threads, and no two threads write to one pixel.
+// Bands of input rows per image. Each gathers what was read from it, in output order: sums are the
+// same for any number of threads, and no two threads write to the same pixel.
 constexpr int64_t kBands = 4;
 
 template <typename T>
@@ -145,7 +147,7 @@ void image_gradient(const Upstream<T>& upstream, Tensor& result) {
   });
 }
 
-// Derivatives in the positions of a block, rows and columns, of one channel; added.
+// Adds the derivatives with respect to the row and column positions of a block, for one channel.
 template <int order, typename T, typename A>
 void position_gradient(const Plane<T>& plane, Sides sides, const Block<A>& block, const A* upstream,
                        double* dy, double* dx) {
@@ -175,8 +177,8 @@ void displacement_gradient(const Upstream<T>& upstream, Tensor& result) {
   const int32_t grid = deformation.settings.grid;
   const Strides& strides = upstream.strides;
   const int64_t columns = in.columns.size();
-  // The derivatives in the coefficients along each output row, (N, rows, 2, columns): no two
-  // threads write to one, and the order of the sums is fixed.
+  // Derivatives with respect to the coefficients along each output row, (N, rows, 2, columns). No
+  // two threads write to the same row, and the order of the sums is fixed.
   std::vector<double> along(in.images * deformation.output.rows * 2 * columns);
   deformation.run([&](int64_t n, std::span<const Piece> pieces, Block<A>& block) {
     const Slopes<A> slopes(block, in.input, deformation.settings.boundary);

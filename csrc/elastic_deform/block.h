@@ -9,16 +9,17 @@
 #include "elastic_deform/field.h"
 #include "elastic_deform/operands.h"
 
-// A run of pixels of an output row: where it reads, and what; part of cpu.cpp.
+// Blocks of pixels of an output row, which are located, sampled and stored together; part of
+// cpu.cpp.
 namespace unet_fast::elastic_deform {
 namespace {
 
-// Pixels of an output row that are located, then sampled, at once: what is known of them stays in
-// the first-level cache.
+// Pixels of an output row that are located, then sampled, together: their data stays in the L1
+// cache.
 constexpr int64_t kBlock = 256;
-// Output pixels that are worth a thread.
+// Output pixels of a task, about.
 constexpr int64_t kPixelsOfTask = 8192;
-// Rows or columns that the prefilter of an image takes side by side.
+// Rows or columns that the prefilter of an image processes side by side.
 constexpr int kLines = 16;
 
 // The least and the greatest pixel of a block along an axis.
@@ -31,7 +32,7 @@ struct Extent {
   }
 };
 
-// A run of pixels of one output row: first their positions, then the sites to read.
+// A run of pixels of one output row. Holds their positions first, then the sites to read.
 template <typename A>
 struct Block {
   int64_t row, begin, size;  // in the output
@@ -43,7 +44,7 @@ struct Block {
   State state[kBlock];
 };
 
-// The sites of a block as pointers, which compilers see through.
+// The sites of a block as plain pointers, which compilers analyse better than members.
 template <typename A>
 struct Sites {
   const int32_t *row, *column;
@@ -53,7 +54,8 @@ struct Sites {
       : row(block.row_of), column(block.column_of), y(block.y), x(block.x) {}
 };
 
-// A plane of pixels. `row_step`: from a pixel to the next that an interpolation reads.
+// A plane of pixels. `row_step` and `column_step` lead to the next pixel that an interpolation
+// reads: the strides, or 0 along an axis of one pixel.
 template <typename T>
 struct Plane {
   const T* data;
@@ -66,7 +68,8 @@ struct Plane {
   }
 };
 
-// Sites of n pixels whose positions along an axis are a polynomial, from pixel `from` of it on.
+// Writes the sites of n pixels whose positions along an axis are a polynomial, from argument `from`
+// on. Returns the range of their pixels.
 template <typename A>
 UNET_FAST_SIMD Extent locate(Cubic<A> position, int32_t anchor, int32_t from, int32_t n,
                              int32_t* pixel, A* t) {
@@ -96,7 +99,7 @@ UNET_FAST_SIMD Extent reflect_all(int32_t last, int64_t n, int32_t* pixel, A* t)
   return extent;
 }
 
-// Folds positions that are anywhere.
+// Folds positions of any size along one axis.
 template <typename A>
 Extent fold_all(int32_t last, int32_t boundary, Block<A>& block, int32_t* pixel, A* t) {
   Extent extent{INT32_MAX, INT32_MIN};
@@ -113,8 +116,8 @@ Extent fold_all(int32_t last, int32_t boundary, Block<A>& block, int32_t* pixel,
   return extent;
 }
 
-// The interpolated values of the pixels [begin, end) of a block, whose sites span less than 2^31
-// elements of the plane.
+// Interpolates the pixels [begin, end) of a block, whose sites span less than 2^31 elements of the
+// plane.
 template <int order, typename T, typename A>
 UNET_FAST_SIMD void sample(Plane<T> plane, Extent rows, Extent columns, Sites<A> sites,
                            int64_t begin, int64_t end, A* out) {
@@ -137,7 +140,7 @@ UNET_FAST_SIMD void sample(Plane<T> plane, Extent rows, Extent columns, Sites<A>
   }
 }
 
-// The same of order 1 where neighbours in a row lie side by side: both are gathered at once.
+// sample<1> for planes with contiguous rows: both neighbours in a row are loaded by one gather.
 typedef uint64_t Pair __attribute__((may_alias, aligned(alignof(float))));
 UNET_FAST_SIMD void sample_pairs(Plane<float> plane, Extent rows, Extent columns,
                                  Sites<float> sites, int64_t begin, int64_t end, float* out) {
@@ -166,7 +169,7 @@ auto linear_sampler(const Plane<T>& plane) {
   return sample<1, T, Accumulator<T>>;
 }
 
-// The nearest labels.
+// Reads the nearest labels of the pixels [begin, end) of a block.
 template <typename Id, typename A>
 UNET_FAST_SIMD void take(Plane<Id> plane, Extent rows, Extent columns, Sites<A> sites,
                          int64_t begin, int64_t end, Id* out) {
@@ -208,8 +211,8 @@ UNET_FAST_SIMD void transpose(const A* from, int64_t rows, int64_t columns, int6
   }
 }
 
-// Asks for the lines of memory that a block reads, all at once: gathers alone wait for one after
-// the other.
+// Prefetches the cache lines that a block reads, all at once: gathers alone wait for one after the
+// other.
 template <typename T, typename A>
 void prefetch(const Plane<T>& plane, const Block<A>& block) {
   constexpr int64_t step = 64 / sizeof(T) < kBlock ? 64 / sizeof(T) : kBlock;
@@ -229,8 +232,8 @@ void dispatch_order(int64_t order, Fn&& fn) {
                : fn.template operator()<0>();
 }
 
-// Calls `work(rows, columns, begin, end)` for parts of a block that span less than 2^31 elements of
-// a plane, with the extents of their pixels: nearly always the whole.
+// Calls `work(rows, columns, begin, end)` for parts of a block, nearly always the whole, that span
+// less than 2^31 elements of a plane, with the extents of their pixels.
 template <typename T, typename A, typename Work>
 void for_parts(const Plane<T>& plane, const Block<A>& block, Extent rows, Extent columns,
                int64_t begin, int64_t end, Work&& work) {

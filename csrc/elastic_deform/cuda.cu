@@ -49,12 +49,12 @@ struct Prepared {
   Movement movement;
 };
 
-// The image with its spline coefficients, where a channel asks for them.
+// The image, with its spline coefficients if a channel has order 3.
 template <typename T>
 struct Channels {
   using A = Accumulator<T>;
 
-  // `reads`: whether the values of the image are asked for.
+  // `reads`: whether the values of the image are needed.
   Channels(const Tensor& tensor, const Operands& in, const Settings& settings, bool reads = true)
       : image{{tensor.const_data_ptr<T>(), strides_to_read(tensor, "image")},
               {nullptr, smooth_strides(in.input, in.channels)},

@@ -7,11 +7,11 @@
 
 #include "elastic_deform/block.h"
 
-// The deformation of a call, a block at a time; part of cpu.cpp.
+// Deformation of images, one block at a time; part of cpu.cpp.
 namespace unet_fast::elastic_deform {
 namespace {
 
-// The spline coefficients of one plane of an image, with a border of mirrored pixels.
+// The spline coefficients of all planes of all images, each with a border of mirrored pixels.
 template <typename A>
 struct Coefficients {
   Tensor memory;  // (N, C, rows + 2, columns + 2)
@@ -36,14 +36,14 @@ struct Deformation {
   Deformation(const Operands& in, const Settings& settings, Sides output)
       : in(in), settings(settings), field(in, settings, output.columns, kBlock), output(output) {}
 
-  // Calls `work(image, pieces, block)` for all blocks of output pixels, located but not folded;
-  // threads take whole rows.
+  // Calls `work(image, pieces, block)` for all blocks of output pixels, located but not folded.
+  // Each thread takes whole rows.
   template <typename Work>
   void run(Work&& work) const {
     const int64_t rows_of_task = std::max<int64_t>(1, kPixelsOfTask / output.columns);
     const int64_t rows = in.images * output.rows;
     const int64_t tasks = (rows + rows_of_task - 1) / rows_of_task;
-    // Threads take tasks one by one: one that wakes late leaves more to the others.
+    // Threads take tasks one by one, so that a thread that starts late leaves more to the others.
     std::atomic<int64_t> next{0};
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
       for (int64_t task = next++; task < tasks; task = next++) {
@@ -52,7 +52,8 @@ struct Deformation {
     });
   }
 
-  // The same for the output rows [begin, end) of all images, in order.
+  // Calls `work` as `run` does, in order, for the output rows [begin, end), counted over all
+  // images.
   template <typename Work>
   void walk(int64_t begin, int64_t end, Work&& work) const {
     Block<A> block;
@@ -70,7 +71,8 @@ struct Deformation {
     }
   }
 
-  // The positions of a block, which starts with piece p. Returns the first piece of the next.
+  // Computes the positions of the block that starts with piece p. Returns the first piece of the
+  // next block.
   size_t position(int64_t image, const Strip& strip, const std::vector<Piece>& pieces, size_t p,
                   Block<A>& block) const {
     block.begin = pieces[p].begin;
@@ -101,7 +103,7 @@ struct Deformation {
     return p;
   }
 
-  // From positions to the sites that stand for them.
+  // Folds the positions of a block into the image.
   void find(Block<A>& block) const {
     const int32_t last_row = static_cast<int32_t>(in.input.rows - 1);
     const int32_t last_column = static_cast<int32_t>(in.input.columns - 1);
@@ -120,7 +122,7 @@ struct Deformation {
     return fold_all(last, settings.boundary, block, pixel, t);
   }
 
-  // The values of one channel of a block, before the grey curve.
+  // Reads the values of one channel of a block, before the grey curve.
   void values(const T* image, const Strides& strides, const Coefficients<A>& smooth,
               int64_t plane_index, int64_t order, const Block<A>& block, A* out) const {
     const auto interpolated = [&](const auto& plane, auto&& sampler) {
@@ -144,8 +146,8 @@ struct Deformation {
   }
 };
 
-// The spline coefficients of all channels of order 3; of the others, nothing is written. Empty if
-// they are not wanted.
+// Computes the spline coefficients of channels of order 3; those of other channels are left unset.
+// Empty if no channel has order 3 or if not `wanted`.
 template <typename T>
 Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& in,
                                           const Settings& settings, bool wanted = true) {
@@ -165,7 +167,7 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
   const T* const data = image.const_data_ptr<T>();
   const auto smooth = [&](int64_t plane) { return orders[plane % in.channels] == 3; };
   const auto planes = in.sources * in.channels;
-  // Along columns of pixels, kLines side by side, straight from the image.
+  // Filter along columns, kLines side by side, reading straight from the image.
   const int64_t strips = (sides.columns + kLines - 1) / kLines;
   torch::stable::parallel_for(0, planes * strips, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -187,7 +189,7 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
       }
     }
   });
-  // Along rows, kLines of them turned into columns; then the border.
+  // Filter along rows, kLines at a time transposed into columns; then fill the border.
   const int64_t bands = (sides.rows + kLines - 1) / kLines;
   torch::stable::parallel_for(0, planes * bands, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> turned(sides.columns * kLines);
@@ -215,7 +217,8 @@ Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& i
   return result;
 }
 
-// Labels of the pixels of a block that lie in their window, the centre of the output.
+// Reads the labels of those pixels of a block that lie in the label window, the centre of the
+// output.
 template <typename Id, typename A>
 void take_labels(const Plane<Id>& plane, const Block<A>& block, Sides output, Sides window,
                  Id* to) {

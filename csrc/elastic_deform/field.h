@@ -6,23 +6,23 @@
 
 #include "elastic_deform/operands.h"
 
-// The field of displacements on the CPU: its coefficients, and polynomials along output rows.
+// The displacement field on the CPU: its coefficients, and its polynomials along output rows.
 namespace unet_fast::elastic_deform {
 
-/// Output columns in which the field is one polynomial.
+/// A run of output columns over which the field is one polynomial.
 struct Piece {
   int64_t begin, end;
   int64_t cell;
-  double t, scale;  // in the cell, at column middle(), and its change from column to column
+  double t, scale;  // place in the cell at column middle(), and change per column
 
   int64_t middle() const { return begin + (end - begin) / 2; }
 };
 
-/// One component of the field over a piece, in one cell of the rows: a polynomial of the distance
+/// One component of the field over a piece and one cell of the rows: a polynomial of the distance
 /// to the piece's middle in pixels, whose coefficients are polynomials of the row's place in the
 /// cell.
 struct Patch {
-  Cubic<double> powers[4];  // by the power of the row's place
+  Cubic<double> powers[4];  // one for each power of the row's place
 
   Cubic<double> at(double t) const {
     Cubic<double> result;
@@ -38,13 +38,13 @@ struct Patch {
 struct Strip {
   int64_t image = -1, cell = -1;
   double t = 0;
-  std::vector<Patch> patches[2];  // of each component, one for each piece
+  std::vector<Patch> patches[2];  // for each component, one for each piece
 };
 
-/// Motions and fields of all images.
+/// The motions and fields of all images.
 class Field {
  public:
-  /// Pieces end at the grid's cells, and at multiples of `longest`.
+  /// Pieces end at the borders of grid cells, and at multiples of `longest`.
   Field(const Operands& in, const Settings& settings, int64_t output_columns, int64_t longest)
       : in_(in), grid_(settings.grid) {
     const Values affine = in.values(in.affine), offset = in.values(in.offset);
@@ -91,8 +91,8 @@ class Field {
     }
   }
 
-  /// The derivatives in the displacements (N, 2, P, Q), from those in the coefficients along output
-  /// rows (N, output_rows, 2, columns).
+  /// Computes the derivatives with respect to the displacements, (N, 2, P, Q), from those with
+  /// respect to the coefficients along output rows, (N, output_rows, 2, columns).
   void gradient(const std::vector<double>& along, int64_t output_rows, double* result) const {
     const int64_t rows = in_.rows.size(), columns = in_.columns.size();
     for (int64_t n = 0; n < in_.images; ++n) {

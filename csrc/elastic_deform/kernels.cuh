@@ -5,13 +5,13 @@
 
 namespace unet_fast::elastic_deform {
 
-// Output pixels of a block: 32 columns, which a warp takes side by side, and as many rows; a thread
-// goes down kMarch rows of one column, along which the field stays one polynomial for long.
+// A block covers kTile x kTile output pixels. A warp takes kTile columns side by side, and each
+// thread kMarch rows of its column, along which the field stays one polynomial for long.
 constexpr int kTile = 32;
 constexpr int kMarch = 4;
 constexpr int kMostChannels = 256;
 
-// How to move. All pointers are to memory of the device.
+// How a batch moves. All pointers are to device memory.
 struct Movement {
   int64_t images;
   Sides input, output, points;
@@ -19,23 +19,23 @@ struct Movement {
   int32_t grid, boundary;
   bool spans_input;
   Values displacement, affine, offset;
-  const int64_t* source;  // the image that each reads, or null for its own
-  int64_t sources;        // how many there are
-  Motion* motions;        // one for each image, and
-  double* coefficients;   // 2 x rows.size() x columns.size(): made by launch_prepare
-  double* knots;          // room for the displacements
+  const int64_t* source;  // index of the image that each sample reads, or null for its own
+  int64_t sources;        // number of images to read from
+  Motion* motions;        // (images), made by launch_prepare
+  double* coefficients;   // (images, 2, rows.size(), columns.size()), made by launch_prepare
+  double* knots;          // scratch memory for the displacements
 
   __host__ __device__ int64_t component() const { return rows.size() * columns.size(); }
 };
 
-// A plane to interpolate in. For order 3 the spline coefficients, with a border of one pixel.
+// Strided images: pixels, gradients or, for order 3, spline coefficients with a 1-pixel border.
 template <typename T>
 struct Source {
   const T* data;
   Strides strides;
 };
 
-// The order of each channel, 0, 1 or 3, in two bits.
+// The interpolation order of each channel, 0, 1 or 3, in two bits.
 struct Orders {
   uint64_t bits[kMostChannels / 32];
 
@@ -47,11 +47,11 @@ struct Orders {
   }
 };
 
-// The image, and what happens to its values.
+// The image, how it is interpolated, and the grey curves applied to its values.
 template <typename T, typename A>
 struct Image {
   Source<T> pixels;
-  Source<A> smooth;  // of channels of order 3
+  Source<A> smooth;  // spline coefficients, for channels of order 3
   int64_t channels;
   Orders orders;
   Curves<A> curves;
@@ -65,10 +65,10 @@ struct Image {
   }
 };
 
-// Labels of the centre of the output, of any integer type.
+// Labels of any integer type, to be read for a window in the centre of the output.
 struct LabelWindow {
   const void* data;  // or null
-  int64_t bytes;     // of a label
+  int64_t bytes;     // size of a label
   Strides strides;
   Sides window;
   void* out;  // (N, window)
@@ -76,7 +76,7 @@ struct LabelWindow {
 
 // --- Preparation -------------------------------------------------------------------------------
 
-// One block for each image: motion, knots, coefficients.
+// Makes the motion, the knots and the coefficients of each image; one block per image.
 __global__ void prepare(Movement m) {
   const int64_t n = blockIdx.x;
   const int64_t points = m.points.pixels();
@@ -113,7 +113,7 @@ __global__ void prepare(Movement m) {
   }
 }
 
-// The image in A with a border of one pixel, filtered along columns; of channels of order 3.
+// Converts channels of order 3 to A, leaving room for a border, and filters them along columns.
 template <typename T, typename A>
 __global__ void filter_columns(Image<T, A> image, int64_t images, Sides sides, A* out) {
   const int64_t unit = thread_index();
@@ -131,7 +131,7 @@ __global__ void filter_columns(Image<T, A> image, int64_t images, Sides sides, A
   prefilter(line, sides.rows, to.row);
 }
 
-// Then along rows; and the mirrored columns beside them.
+// Filters channels of order 3 along rows, and fills the mirrored columns of the border.
 template <typename T, typename A>
 __global__ void filter_rows(Image<T, A> image, int64_t images, Sides sides, A* out) {
   const int64_t unit = thread_index();
@@ -144,7 +144,7 @@ __global__ void filter_rows(Image<T, A> image, int64_t images, Sides sides, A* o
   line[sides.columns] = line[sides.columns > 1 ? sides.columns - 2 : 0];
 }
 
-// The mirrored rows above and below.
+// Fills the mirrored rows of the border of channels of order 3.
 template <typename T, typename A>
 __global__ void border_rows(Image<T, A> image, int64_t images, Sides sides, A* out) {
   const int64_t unit = thread_index();
@@ -173,7 +173,7 @@ __device__ Place<A> place(const GridAxis& axis, double pixel) {
   return {cell, static_cast<A>(g - static_cast<double>(cell))};
 }
 
-// The field of an image along a column, in one cell of the rows, less `origin`.
+// One component of the field along a column, within one cell of the rows, less `origin`.
 template <typename A>
 __device__ Cubic<A> field_of(const Movement& m, int64_t image, int axis, int64_t cell,
                              const Place<A>& across, double origin) {
@@ -188,18 +188,18 @@ __device__ Cubic<A> field_of(const Movement& m, int64_t image, int axis, int64_t
   return cubic(m.grid, along[0], along[1], along[2], along[3]);
 }
 
-// What the threads of a block share.
+// Data shared by the threads of a block.
 template <typename A>
 struct Tile {
-  int64_t image, row, column;  // the first pixel
+  int64_t image, row, column;  // its image, and its first pixel in the output
   int64_t source;              // the image that is read
   int32_t anchor[2];
   double corner[2];              // the field at the first pixel
-  A base[2], down[2], right[2];  // the first position counted from the anchor, and its steps
+  A base[2], down[2], right[2];  // first position relative to the anchor, and its steps
   Place<A> rows[kTile], columns[kTile];
 };
 
-// Every thread calls it, before it looks at its own pixels.
+// Fills `tile`. Every thread of a block must call it before it looks at its own pixels.
 template <typename A>
 __device__ void set_up(const Movement& m, Tile<A>& tile) {
   const int64_t across = (m.output.columns + kTile - 1) / kTile;
@@ -220,7 +220,7 @@ __device__ void set_up(const Movement& m, Tile<A>& tile) {
     const Place<double> across = place<double>(m.columns, column + motion.shift[1]);
     const Place<double> along = place<double>(m.rows, row + motion.shift[0]);
     const double field = field_of<double>(m, image, axis, along.cell, across, 0.0)(along.t);
-    const double corner = std::fabs(field) < kFarthest ? field : 0.0;  // not of NaN
+    const double corner = std::fabs(field) < kFarthest ? field : 0.0;  // 0 for NaN
     const double first =
         motion.at(axis, static_cast<double>(row), static_cast<double>(column)) + corner;
     tile.corner[axis] = corner;
@@ -237,7 +237,7 @@ __device__ void set_up(const Movement& m, Tile<A>& tile) {
   __syncthreads();
 }
 
-// A pixel on its way: first the sites of its position, then those to read.
+// An output pixel. Holds the sites of its position first, then, once folded, those to read.
 template <typename A>
 struct Pixel {
   int64_t row, column;  // in the output
@@ -312,7 +312,7 @@ struct Around {
   __device__ A operator()(int i, int j) const { return static_cast<A>(from[i * down + j * right]); }
 };
 
-// Calls `fn.operator()<order>(around)` for a channel.
+// Calls `fn.operator()<order>(around)` with the order of a channel and the values around a pixel.
 template <typename T, typename A, typename Fn>
 __device__ void with_channel(const Image<T, A>& image, int64_t n, int64_t c, Sides sides,
                              const Pixel<A>& p, Fn&& fn) {
@@ -372,8 +372,8 @@ __device__ void take_label(const LabelWindow& labels, int64_t source, int64_t n,
   }
 }
 
-// Bytes a pixel: sizeof(T) for each channel and the label, read (from neighbouring pixels, so
-// mostly once) and written.
+// Bytes per pixel: sizeof(T) for each channel and the label, read (mostly once, as neighbours share
+// what they read) and written.
 template <typename T, typename A>
 __global__ void deform(Movement m, Image<T, A> image, Strides to, T* out, LabelWindow labels) {
   __shared__ Tile<A> tile;
@@ -398,8 +398,8 @@ inline dim3 tiles(const Movement& m) {
 }
 inline const dim3 kTileThreads(kTile, kTile / kMarch);
 
-/// Makes motions and coefficients and, unless `smooth` is null, into it what image.smooth points
-/// to.
+/// Fills motions and coefficients and, unless `smooth` is null, the spline coefficients there,
+/// which image.smooth points to.
 template <typename T, typename A, typename Stream>
 void launch_prepare(const Movement& m, const Image<T, A>& image, A* smooth, Stream stream) {
   launch(&prepare, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m);
@@ -413,7 +413,7 @@ void launch_prepare(const Movement& m, const Image<T, A>& image, A* smooth, Stre
          image, m.sources, m.input, smooth);
 }
 
-/// After launch_prepare.
+/// Deforms images and labels; to be called after launch_prepare.
 template <typename T, typename A, typename Stream>
 void launch_deform(const Movement& m, const Image<T, A>& image, const Strides& to, T* out,
                    const LabelWindow& labels, Stream stream) {

@@ -8,17 +8,17 @@
 #include "common/host_device.h"
 #include "common/types.h"
 
-// The arithmetic of the elastic deformation, along one axis where it can be; no torch.
+// Arithmetic of the elastic deformation, for one axis where possible; no torch.
 namespace unet_fast::elastic_deform {
 
-// What lies outside the input; as in ops/elastic_deform.py.
+// What lies outside the input; numbered as in unet_fast/contracts/elastic_deform.py.
 enum Boundary : int32_t { kMirror, kConstant, kNearest, kWrap };
-// What the field is between the displacements.
+// What the field is between the displacements; numbered as in the same file.
 enum Grid : int32_t { kInterpolating, kApproximating, kKeys };
 
-// Positions beyond are taken like those that are not finite, in pixels: 2^30.
+// Positions farther than this many pixels, 2^30, are treated like those that are not finite.
 constexpr int32_t kFarthest = 1 << 30;
-// The pixel of such a position.
+// The pixel of a position that is too far or not finite.
 constexpr int32_t kNowhere = INT32_MIN + 1;
 constexpr double kNoNumber = std::numeric_limits<double>::quiet_NaN();
 
@@ -34,21 +34,21 @@ struct Strides {
   int64_t image, channel, row, column;
 };
 
-/// Of spline coefficients of images, (N, channels, rows + 2, columns + 2), counted from the first
-/// pixel inside their border.
+/// Strides of the spline coefficients of images, (N, channels, rows + 2, columns + 2); offsets
+/// count from the first pixel inside the border.
 inline Strides smooth_strides(Sides sides, int64_t channels) {
   const int64_t pitch = sides.columns + 2, plane = (sides.rows + 2) * pitch;
   return {channels * plane, plane, pitch, 1};
 }
 
-/// Pixels before a window in the middle of the output.
+/// Pixels of the output above and left of a window in its centre.
 UNET_FAST_HOST_DEVICE inline Sides margin_of(Sides window, Sides output) {
   return {(output.rows - window.rows) / 2, (output.columns - window.columns) / 2};
 }
 
 // --- The field ---------------------------------------------------------------------------------
 
-/// A polynomial of the third degree.
+/// A cubic polynomial; `at` holds its coefficients by power.
 template <typename A>
 struct Cubic {
   A at[4];
@@ -56,7 +56,7 @@ struct Cubic {
   UNET_FAST_HOST_DEVICE A operator()(A t) const {
     return ((at[3] * t + at[2]) * t + at[1]) * t + at[0];
   }
-  /// The same as a polynomial of x, where t = from + scale x.
+  /// The same polynomial as a function of x, where t = from + scale x.
   UNET_FAST_HOST_DEVICE Cubic of(A from, A scale) const {
     const A slope = (3 * at[3] * from + 2 * at[2]) * from + at[1];
     const A bend = 3 * at[3] * from + at[2];
@@ -77,27 +77,27 @@ UNET_FAST_HOST_DEVICE Cubic<A> cubic(int32_t grid, A c0, A c1, A c2, A c3) {
            (c3 - c0 + 3 * (c1 - c2)) * sixth}};
 }
 
-/// The weight of coefficient k of those four.
+/// The weight of coefficient k of the four in `cubic`.
 template <typename A>
 UNET_FAST_HOST_DEVICE A cubic_weight(int32_t grid, int k, A t) {
   return cubic<A>(grid, k == 0, k == 1, k == 2, k == 3)(t);
 }
 
-/// One axis of the grid of coefficients: `cells` intervals, cell e between the coefficients e + 1
-/// and e + 2 of cells + 3.
+/// One axis of the grid of coefficients: `cells` intervals, cells + 3 coefficients; cell e lies
+/// between the coefficients e + 1 and e + 2.
 struct GridAxis {
   int64_t cells;
   double scale;  // cells per pixel
 
-  /// Of an axis with so many displacements.
+  /// The axis of a grid with `points` displacements along it.
   UNET_FAST_HOST_DEVICE static GridAxis of(int32_t grid, int64_t points, double scale) {
     return {grid == kApproximating ? points - 3 : points > 1 ? points - 1 : 1, scale};
   }
-  /// Where there are no displacements.
+  /// The axis of a grid without displacements.
   UNET_FAST_HOST_DEVICE static GridAxis none() { return {1, 0.0}; }
-  /// Coefficients on this axis.
+  /// Number of coefficients along this axis.
   UNET_FAST_HOST_DEVICE int64_t size() const { return cells + 3; }
-  /// The grid coordinate of a pixel; beyond the grid that of its border.
+  /// The grid coordinate of a pixel, clamped to the grid.
   UNET_FAST_HOST_DEVICE double coordinate(double pixel) const {
     const double g = pixel * scale;
     return g > 0 ? (g < cells ? g : static_cast<double>(cells)) : 0.0;
@@ -106,15 +106,15 @@ struct GridAxis {
     const int64_t e = static_cast<int64_t>(coordinate);
     return e < cells ? e : cells - 1;
   }
-  /// The cell of a pixel; -1 before the grid and `cells` behind it. The field is one polynomial in
-  /// each.
+  /// The cell of a pixel; -1 before the grid, `cells` behind it. Over pixels of the same run the
+  /// field is one polynomial.
   UNET_FAST_HOST_DEVICE int64_t run(double pixel) const {
     const double g = pixel * scale;
     return g < 0 ? -1 : g > cells ? cells : cell(coordinate(pixel));
   }
 };
 
-/// The displacement that stands at coefficient i of an axis with `points` displacements.
+/// The displacement from which coefficient i of an axis with `points` displacements is made.
 UNET_FAST_HOST_DEVICE inline int64_t source_point(int32_t grid, int64_t i, int64_t points) {
   if (grid == kApproximating) return i;
   int64_t k = i - 1;
@@ -124,26 +124,26 @@ UNET_FAST_HOST_DEVICE inline int64_t source_point(int32_t grid, int64_t i, int64
   return k < points ? k : 2 * (points - 1) - k;
 }
 
-/// The same along both axes, of displacements (points) that lie side by side.
+/// The index, in a plane of displacements, of the one from which a coefficient is made.
 UNET_FAST_HOST_DEVICE inline int64_t knot_of(int32_t grid, int64_t row, int64_t column,
                                              Sides points) {
   return source_point(grid, row, points.rows) * points.columns +
          source_point(grid, column, points.columns);
 }
 
-// How far into a line a filter with this pole sees: |pole|^40 < 1e-22.
+// The pole of the cubic B-spline filter, and how far the filter reaches: |pole|^40 < 1e-22.
 constexpr double kPole = -0.26794919243112270647;  // sqrt(3) - 2
 constexpr int64_t kHorizon = 40;
 
-/// In place: from values to the coefficients of the cubic B-spline through them, mirrored at the
-/// ends (M. Unser, "Splines", IEEE Signal Processing Magazine 16(6), 1999). `lanes` lines side by
-/// side, whose n values are `stride` apart.
+/// Turns values, in place, into the coefficients of the cubic B-spline through them, mirrored at
+/// the ends (M. Unser, "Splines", IEEE Signal Processing Magazine 16(6), 1999). Takes `lanes` lines
+/// side by side, each of n values `stride` apart.
 template <int lanes = 1, typename A>
 UNET_FAST_HOST_DEVICE inline void prefilter(A* x, int64_t n, int64_t stride) {
   if (n < 2) return;
   A* const last = x + (n - 1) * stride;
   A state[lanes];
-  // The first value: the filter over the endlessly mirrored line.
+  // The first value: the causal filter over the infinitely mirrored line.
   const double to_end = n - 1 < 2 * kHorizon ? std::pow(kPole, static_cast<double>(n - 1)) : 0.0;
   const double norm = 1 / (1 - to_end * to_end);
   for (int l = 0; l < lanes; ++l) {
@@ -170,7 +170,7 @@ UNET_FAST_HOST_DEVICE inline void prefilter(A* x, int64_t n, int64_t stride) {
   }
 }
 
-/// In place: the transpose of `prefilter`. With the ends halved its matrix is symmetric.
+/// The transpose of `prefilter`, in place. With the ends halved its matrix is symmetric.
 template <typename A>
 UNET_FAST_HOST_DEVICE inline void prefilter_transposed(A* x, int64_t n, int64_t stride) {
   if (n < 2) return;
@@ -193,15 +193,15 @@ struct Values {
   }
 };
 
-/// Where output pixel x is read: linear x + translation + field(x + shift); in pixels.
+/// Maps output pixel x to input position linear x + translation + field(x + shift), in pixels.
 struct Motion {
   double linear[2][2];
   double translation[2];
   double shift[2];
   int64_t source = 0;  // the image that is read
 
-  /// Of an image. `affine` (N, 2, 3), or null for identity; `offset` (N, 2), or null for 0.
-  /// `spans_input`: the field is that of input pixels.
+  /// The motion of an image. `affine` (N, 2, 3), or null for identity; `offset` (N, 2), or null for
+  /// 0. `spans_input`: whether the grid spans the input instead of the output.
   UNET_FAST_HOST_DEVICE static Motion of(const Values& affine, const Values& offset,
                                          bool spans_input, int64_t image) {
     Motion m{{{1, 0}, {0, 1}}, {0, 0}, {0, 0}};
@@ -217,7 +217,7 @@ struct Motion {
     }
     return m;
   }
-  /// The displacement (row, column) along one axis; an approximating grid's turns with the pixels.
+  /// One component of a displacement (row, column), which the linear part turns if approximating.
   UNET_FAST_HOST_DEVICE double moved(int32_t grid, int axis, double row, double column) const {
     if (grid == kApproximating) return linear[axis][0] * row + linear[axis][1] * column;
     return axis == 0 ? row : column;
@@ -228,7 +228,7 @@ struct Motion {
     if (grid == kApproximating) return linear[0][axis] * row + linear[1][axis] * column;
     return axis == 0 ? row : column;
   }
-  /// The affine part along one axis.
+  /// The affine part of the input position along one axis.
   UNET_FAST_HOST_DEVICE double at(int axis, double row, double column) const {
     return linear[axis][0] * row + linear[axis][1] * column + translation[axis];
   }
@@ -236,30 +236,30 @@ struct Motion {
 
 // --- Positions ---------------------------------------------------------------------------------
 
-/// A position along an axis: between `pixel` and the next, t in [0, 1] on the way.
+/// A position along an axis: pixel + t, with t in [0, 1].
 template <typename A>
 struct Site {
   int32_t pixel;
   A t;
 };
 
-/// The pixel that positions near `position` are counted from.
+/// The pixel relative to which positions near `position` are stored.
 UNET_FAST_HOST_DEVICE inline int32_t anchor_of(double position) {
   const double whole = std::floor(position);
   return whole > -kFarthest ? (whole < kFarthest ? static_cast<int32_t>(whole) : kFarthest)
-                            : -kFarthest;  // also of NaN
+                            : -kFarthest;  // also for NaN
 }
 
-/// The site of a position counted from pixel `anchor`.
+/// The site of the position anchor + local.
 template <typename A>
 UNET_FAST_HOST_DEVICE inline Site<A> site(A local, int32_t anchor) {
-  constexpr A limit = static_cast<A>(kFarthest - 128);  // the sum below fits
+  constexpr A limit = static_cast<A>(kFarthest - 128);  // so that the sum below fits int32_t
   const A whole = std::floor(local);
-  const bool found = std::abs(local) < limit;  // not of NaN
+  const bool found = std::abs(local) < limit;  // false for NaN
   return {found ? static_cast<int32_t>(whole) + anchor : kNowhere, local - whole};
 }
 
-/// Mirrored at the ends once; right for positions in [-last, 2 last).
+/// Mirrors a site once at the ends; valid for positions in [-last, 2 last).
 template <typename A>
 UNET_FAST_HOST_DEVICE inline Site<A> reflect(Site<A> s, int32_t last) {
   const bool below = s.pixel < 0;
@@ -271,7 +271,7 @@ UNET_FAST_HOST_DEVICE inline Site<A> reflect(Site<A> s, int32_t last) {
   return {pixel, t};
 }
 
-/// Whether a position can be used at all.
+/// Whether a position is finite and near enough to be used.
 UNET_FAST_HOST_DEVICE inline bool usable(int32_t pixel) {
   return pixel > -kFarthest && pixel < kFarthest;
 }
@@ -282,7 +282,7 @@ UNET_FAST_HOST_DEVICE inline bool inside(Site<A> s, int32_t last) {
   return s.pixel >= 0 && (s.pixel < last || (s.pixel == last && s.t == 0));
 }
 
-/// What is read at a position: pixels, or the constant, or nothing; of two axes the greater counts.
+/// What is read at a position: pixels, the constant or nothing; the greater of both axes counts.
 enum State : uint8_t { kRead, kOutside, kLost };
 
 template <typename A>
@@ -291,7 +291,7 @@ UNET_FAST_HOST_DEVICE inline State state_of(Site<A> s, int32_t last, int32_t bou
   return boundary == kConstant && !inside(s, last) ? kOutside : kRead;
 }
 
-/// What stands for a position that is read: pixel in [0, last - 1] (0 if last is 0).
+/// The site in the image for a position that is read: pixel in [0, last - 1] (0 if last is 0).
 template <typename A>
 UNET_FAST_HOST_DEVICE inline Site<A> fold(Site<A> s, int32_t last, int32_t boundary) {
   if (s.pixel >= 0 && s.pixel < last) return s;
@@ -308,7 +308,7 @@ UNET_FAST_HOST_DEVICE inline Site<A> fold(Site<A> s, int32_t last, int32_t bound
   return s.pixel < 0 ? Site<A>{0, 0} : Site<A>{last - 1, 1};
 }
 
-/// By what the folded position changes with the position: 1, -1 or 0.
+/// The derivative of the folded position with respect to the position: 1, -1 or 0.
 template <typename A>
 UNET_FAST_HOST_DEVICE inline A fold_slope(Site<A> s, int32_t last, int32_t boundary) {
   if (s.pixel >= 0 && s.pixel < last) return 1;
@@ -322,13 +322,13 @@ UNET_FAST_HOST_DEVICE inline A fold_slope(Site<A> s, int32_t last, int32_t bound
 
 // --- Values ------------------------------------------------------------------------------------
 
-/// Pixels that an interpolation reads along an axis, and how many of them lie before the site's.
+/// Pixels that an interpolation reads along an axis, and how many come before the site's pixel.
 template <int order>
 constexpr int kTaps = order + 1;
 template <int order>
 constexpr int kBefore = order / 2;
 
-/// The weights of those pixels at t. Order 0: one pixel, chosen beforehand.
+/// The weights of the kTaps pixels at t. For order 0, the one pixel is chosen beforehand.
 template <int order, typename A>
 UNET_FAST_HOST_DEVICE inline void tap_weights(A t, A (&w)[kTaps<order>]) {
   if constexpr (order == 0) {
@@ -345,7 +345,7 @@ UNET_FAST_HOST_DEVICE inline void tap_weights(A t, A (&w)[kTaps<order>]) {
   }
 }
 
-/// Their derivatives in t.
+/// The derivatives of `tap_weights` with respect to t.
 template <int order, typename A>
 UNET_FAST_HOST_DEVICE inline void tap_slopes(A t, A (&w)[kTaps<order>]) {
   if constexpr (order == 0) {
@@ -362,7 +362,7 @@ UNET_FAST_HOST_DEVICE inline void tap_slopes(A t, A (&w)[kTaps<order>]) {
   }
 }
 
-/// The site of a folded position for order 0: its nearest pixel, halves up.
+/// The pixel nearest to a folded position, halves rounded up; for order 0.
 template <typename A>
 UNET_FAST_HOST_DEVICE inline int32_t nearest(Site<A> s) {
   return s.pixel + (s.t >= A(0.5) ? 1 : 0);
@@ -377,7 +377,7 @@ UNET_FAST_HOST_DEVICE inline int32_t tap(Site<A> s, int i, int32_t last) {
   return pixel < 0 ? -pixel : pixel > last ? 2 * last - pixel : pixel;
 }
 
-/// The weighted sum of the values that `fetch(row, column)` gives, both from 0 on.
+/// The weighted sum of fetch(row, column) over the kTaps x kTaps pixels, both counted from 0.
 template <int order, typename A, typename Fetch>
 UNET_FAST_HOST_DEVICE inline A interpolate(const A (&y)[kTaps<order>], const A (&x)[kTaps<order>],
                                            Fetch&& fetch) {
@@ -399,7 +399,7 @@ struct Curve {
 
   UNET_FAST_HOST_DEVICE int32_t interval(A x) const {
     const A most = static_cast<A>(intervals - 1);
-    A i = x > 0 ? x : A(0);  // also of NaN
+    A i = x > 0 ? x : A(0);  // also 0 for NaN
     i = i < most ? i : most;
     return static_cast<int32_t>(i);
   }
@@ -429,12 +429,12 @@ struct Curves {
   }
 };
 
-/// The grey value that 1 stands for.
+/// The grey value that 1 stands for in a grey curve: the maximum of integer types.
 template <typename T>
 constexpr double kUnit =
     std::is_integral_v<T> ? static_cast<double>(std::numeric_limits<T>::max()) : 1.0;
 
-/// A value as it is stored: integers rounded and clamped, NaN 0.
+/// A value converted for storage: integers are rounded and clamped, with 0 for NaN.
 template <typename T, typename A>
 UNET_FAST_HOST_DEVICE inline T stored(A value) {
   if constexpr (std::is_integral_v<T>) {

@@ -13,7 +13,7 @@
 #include "common/tensors.h"
 #include "elastic_deform/numerics.h"
 
-// The arguments of the operators, checked; shared by the CPU and the CUDA half.
+// Checked arguments of the operators, shared by the CPU and CUDA implementations.
 namespace unet_fast::elastic_deform {
 
 using torch::headeronly::ScalarType;
@@ -53,7 +53,7 @@ inline Sides sides_of(const std::vector<int64_t>& shape) {
   return {shape[0], shape[1]};
 }
 
-/// The settings of a call, as the schema has them.
+/// The settings of a call, as in the schema.
 struct Settings {
   std::vector<int64_t> orders;
   int32_t grid;
@@ -72,7 +72,7 @@ struct Settings {
         cval(cval) {}
 };
 
-/// The tensors that say how to move, contiguous and checked.
+/// The tensors that describe the deformation, contiguous and checked.
 struct Operands {
   Operands(const Tensor& image, const std::optional<Tensor>& displacement,
            const std::optional<Tensor>& affine, const std::optional<Tensor>& offset,
@@ -130,11 +130,11 @@ struct Operands {
     if (!gray_curve) return {nullptr, 0, 0, unit};
     return {gray_curve->const_data_ptr<A>(), gray_curve->size(1), gray_curve->size(2), unit};
   }
-  /// Coefficients of one component of the field of one image.
+  /// Number of coefficients of one component of the field of an image.
   int64_t coefficients() const { return rows.size() * columns.size(); }
 
-  int64_t images;   // of the output
-  int64_t sources;  // of the input
+  int64_t images;   // output images
+  int64_t sources;  // input images
   int64_t channels;
   Sides input, points;
   GridAxis rows = GridAxis::none(), columns = GridAxis::none();
@@ -156,7 +156,7 @@ inline bool channels_last(const Tensor& image) {
   return image.size(1) > 1 && image.stride(1) == 1 && image.stride(3) == image.size(1);
 }
 
-/// `n` images with the dtype and the order of memory of `image`, of another spatial shape.
+/// Makes `n` images of another spatial shape, with the dtype and memory format of `image`.
 inline Tensor new_image(const Tensor& image, int64_t n, Sides sides) {
   const int64_t c = image.size(1);
   int32_t dtype = 0;
@@ -167,7 +167,7 @@ inline Tensor new_image(const Tensor& image, int64_t n, Sides sides) {
                            dtype);
 }
 
-/// For the labels of a window of `n` images; empty without labels.
+/// Makes the labels of a window for `n` images; empty without labels.
 inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& labels, int64_t n,
                          Sides output, Sides window) {
   STD_TORCH_CHECK(window.rows <= output.rows && window.columns <= output.columns,
@@ -181,7 +181,8 @@ inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& label
   return new_tensor(*labels, {n, window.rows, window.columns}, dtype);
 }
 
-/// For the derivatives in image and displacement; empty where not asked for.
+/// Makes tensors for the derivatives with respect to image and displacement; empty if not
+/// requested.
 inline std::tuple<Tensor, Tensor> new_gradients(const Tensor& image,
                                                 const std::optional<Tensor>& displacement,
                                                 bool of_image, bool of_displacement) {
@@ -197,8 +198,8 @@ inline Strides strides_of(const Tensor& x) {
                       : Strides{x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
-/// The same of what is read: neighbouring pixels must lie so close that offsets between those of
-/// one interpolation fit 32 bits.
+/// The strides of a tensor to read, 0 along an axis of one pixel. Neighbouring pixels must be so
+/// close that offsets within one interpolation fit 32 bits.
 inline Strides strides_to_read(const Tensor& x, const char* name) {
   Strides s = strides_of(x);
   const Sides sides = sides_of(x);
@@ -211,8 +212,8 @@ inline Strides strides_to_read(const Tensor& x, const char* name) {
   return s;
 }
 
-/// The operator elastic_deform, on a device whose `run` fills images and labels of the result. This
-/// is the one list of its arguments beside the schema.
+/// The operator elastic_deform; `run` fills the images and labels of the result on a device.
+/// Besides the schema, this is the only list of its arguments.
 template <auto run>
 std::tuple<Tensor, Tensor> forward(
     const Tensor& image, const std::optional<Tensor>& displacement,
@@ -233,7 +234,7 @@ std::tuple<Tensor, Tensor> forward(
   return {out, moved};
 }
 
-/// The operator elastic_deform_backward, likewise; `run` fills the derivatives that are asked for.
+/// The operator elastic_deform_backward; `run` fills the requested derivatives on a device.
 template <auto run>
 std::tuple<Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& image, const std::optional<Tensor>& displacement,

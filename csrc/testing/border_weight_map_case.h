@@ -3,12 +3,13 @@
 #include <vector>
 
 #include "testing/cuda_on_host.h"
-// The stand-ins above come first.
+// The stand-ins for CUDA, above, must come first.
 #include "border_weight_map/kernels.cuh"
 
 namespace unet_fast::border_weight_map {
 
-/// The kernels on the host, with squared distances of type D; all pointers one value a pixel.
+/// Runs two_nearest on the host, with squared distances of type D. All pointers hold one value per
+/// pixel.
 template <typename D>
 void host_two_nearest(const Labels& labels, const double (&spacing)[3], float* first,
                       float* second) {

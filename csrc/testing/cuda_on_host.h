@@ -1,9 +1,10 @@
 #pragma once
 
-// Runs CUDA kernels on the CPU: one std::thread per CUDA thread, one block after another. Tests
-// only. It proves indexing, bounds, shared memory, reductions and arithmetic, with sanitizers also
-// races and reads past the end; it says nothing of speed, streams or device memory. Include it
-// before kernels, with UNET_FAST_CUDA_ON_HOST defined; it needs no CUDA toolkit.
+// Runs CUDA kernels on the CPU, for tests only: one std::thread per CUDA thread, one block after
+// another. It checks indexing, bounds, shared memory, reductions and arithmetic and, with
+// sanitizers, also finds races and reads past the end; it says nothing about speed, streams or
+// device memory. Include it before kernels, with UNET_FAST_CUDA_ON_HOST defined; it needs no CUDA
+// toolkit.
 
 #include <algorithm>
 #include <atomic>

@@ -3,13 +3,13 @@
 #include <vector>
 
 #include "testing/cuda_on_host.h"
-// The stand-ins above come first.
+// The stand-ins for CUDA, above, must come first.
 #include "elastic_deform/backward.cuh"
 #include "elastic_deform/kernels.cuh"
 
 namespace unet_fast::elastic_deform {
 
-/// A movement with the memory that it needs.
+/// A movement that owns the memory it points to.
 struct HostMovement {
   HostMovement(int64_t images, Sides input, Sides output, Sides points, int32_t grid,
                bool spans_input, double row_scale, double column_scale, int32_t boundary,
@@ -38,7 +38,7 @@ struct HostMovement {
   std::vector<double> coefficients, knots;
 };
 
-/// The image, with room for its spline coefficients.
+/// An image and, once constructed, its spline coefficients.
 template <typename T>
 struct HostImage {
   using A = Accumulator<T>;

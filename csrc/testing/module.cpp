@@ -10,7 +10,8 @@
 #include "testing/elastic_deform_case.h"
 #include "testing/weighted_ce_case.h"
 
-// The CUDA kernels run on the host, NumPy in and NumPy out. Built by the tests, never installed.
+// Python module that runs the CUDA kernels on the host, with NumPy arrays. Built by the tests,
+// never installed.
 namespace py = pybind11;
 namespace border_weight_map = unet_fast::border_weight_map;
 namespace elastic_deform = unet_fast::elastic_deform;
@@ -133,7 +134,7 @@ Contiguous<Id> separate_touching(const Contiguous<Id>& labels, int64_t ridge) {
   return out;
 }
 
-// class_weight: None for balanced. `exact`: as above, else float.
+// class_weight: None for balanced. `exact`: squared distances are int32_t, else float.
 template <typename Id>
 py::tuple border_weights(const Contiguous<Id>& labels,
                          const std::optional<Contiguous<uint8_t>>& classes,
@@ -199,7 +200,7 @@ using Curves = std::optional<Contiguous<unet_fast::Accumulator<T>>>;
 
 using SourceImages = std::optional<Contiguous<int64_t>>;
 
-// The settings as the schema has them.
+// The settings of elastic_deform, as in its schema.
 struct DeformSettings {
   std::vector<int64_t> orders;
   int32_t grid;
@@ -209,7 +210,7 @@ struct DeformSettings {
   double cval;
 };
 
-// The movement and image that stand for the operands.
+// The movement and the image that the kernels take, made from the operator's arguments.
 template <typename T>
 struct Deformation {
   Deformation(const Array<T>& image, const Parameter& displacement, const Parameter& affine,

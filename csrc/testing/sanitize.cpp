@@ -8,9 +8,9 @@
 #include "testing/elastic_deform_case.h"
 #include "testing/weighted_ce_case.h"
 
-// Runs the launchers on sizes that straddle their tiles. Built with -fsanitize by the tests: the
-// sanitizer finds races and bad reads; the results are checked against plain loops. Exit code 1 if
-// off.
+// Runs the launchers on sizes that straddle their tiles. The tests build it with -fsanitize, so
+// that the sanitizer finds races and bad reads; results are checked against plain loops. Exits with
+// 1 if a result is wrong.
 namespace border_weight_map = unet_fast::border_weight_map;
 namespace elastic_deform = unet_fast::elastic_deform;
 namespace weighted_ce = unet_fast::weighted_ce;
@@ -50,7 +50,7 @@ bool check_weighted_ce(int64_t pixels, int64_t classes, bool channels_last) {
   std::vector<float> out(logits.size(), NAN);
   weighted_ce::host_backward(in, &grad, &divisor, out.data());
 
-  // The same by the formulas, in double.
+  // The expected values, by the formulas in double.
   double sum = 0, weights = 0, worst = 0;
   for (int64_t i = 0; i < kImages * pixels; ++i) {
     if (target[i] != 255) weights += weight[i];
@@ -97,7 +97,7 @@ bool check_border_weights(int64_t depth, int64_t height, int64_t width, bool bal
   std::vector<float> weights(ids.size(), NAN);
   border_weight_map::host_map<D>(labels, nullptr, settings, target.data(), weights.data());
 
-  // The same from all pairs of pixels.
+  // The expected values, from all pairs of pixels.
   const auto at = [&](int64_t i, int axis) {
     const int64_t p = i % volume;
     return axis == 0 ? p / (height * width) : axis == 1 ? p / width % height : p % width;
@@ -191,8 +191,8 @@ bool check_elastic_deform(elastic_deform::Sides input, elastic_deform::Sides out
     const int64_t r = mirrored(row, input.rows), c = mirrored(column, input.columns);
     worst = std::max(worst, std::abs(out[i] - (kSlope * r + c)));
     worst = moved[i] == r * input.columns + c ? worst : INFINITY;
-    // Sites lie between a pixel and the next, or by rounding the one before: inside both have the
-    // same slope.
+    // By rounding, a site may lie in the interval before its pixel instead of the one behind it;
+    // inside the image both have the same slope.
     if (row > 0 && row < input.rows - 1) slopes += kSlope;
   }
   double sum = 0, gradient = 0;
@@ -202,7 +202,7 @@ bool check_elastic_deform(elastic_deform::Sides input, elastic_deform::Sides out
   }
   const double total = static_cast<double>(out.size());
   worst = std::max(worst, std::abs(sum / total - 1));
-  // At the border the slope has either sign.
+  // At the border the slope may have either sign.
   const double border = kSlope * kImages * static_cast<double>(output.columns) * 6;
   if (order == 1 && input.rows > 1) {
     worst = std::abs(gradient - slopes) <= border ? worst : INFINITY;

@@ -1,12 +1,12 @@
 #pragma once
 
 #include "testing/cuda_on_host.h"
-// The stand-ins above come first.
+// The stand-ins for CUDA, above, must come first.
 #include "weighted_ce/kernels.cuh"
 
 namespace unet_fast::weighted_ce {
 
-/// Forward on the host-run kernels. `loss` has one value, or one per pixel for kNone.
+/// Runs the forward kernels on the host. `loss` has one value, or one per pixel for kNone.
 template <typename T, typename A>
 void host_forward(const Problem<T, A>& in, A* loss, double* divisor) {
   std::vector<Sums> partial(in.blocks());

@@ -16,25 +16,25 @@
 namespace unet_fast::weighted_ce {
 namespace {
 
-// Pixels of one partial sum. Fixed, so that the sums are added in one order for any number of
+// Pixels per partial sum. Fixed, so that the order of additions does not depend on the number of
 // threads.
 constexpr int64_t kChunk = 4096;
-// Pixels worked on together: what is kept of each stays in the L1 cache between passes.
+// Pixels processed together: their data stays in the L1 cache between passes.
 constexpr int64_t kBlock = 256;
-constexpr int64_t kLeastBlock = 64;  // of very many classes
-constexpr int64_t kTerms = 16384;    // C x pixels of a block whose terms are kept
-constexpr int64_t kGroup = 4;        // classes of one pass over a block
+constexpr int64_t kLeastBlock = 64;  // smallest block, for very many classes
+constexpr int64_t kTerms = 16384;    // target for classes x pixels of a block with kept terms
+constexpr int64_t kGroup = 4;        // classes per pass over a block
 constexpr int64_t kLanes = 16;       // partial sums side by side
 
-// What is known of the pixels of a block: structure of arrays, so that loops over pixels vectorise.
+// Data of a block of pixels; structure of arrays, so that loops over pixels vectorise.
 template <typename A>
 struct Block {
   int64_t size;                        // pixels in use
   alignas(64) int32_t target[kBlock];  // -1 where ignored or out of range
-  alignas(64) A weight[kBlock];        // 0 there
+  alignas(64) A weight[kBlock];        // 0 where target is -1
   alignas(64) A largest[kBlock], rest[kBlock], ties[kBlock], target_logit[kBlock], scale[kBlock];
-  alignas(64) A values[kGroup * kBlock];  // logits or gradients whose layout or dtype is another
-  std::vector<A> kept;                    // terms exp(x - m) of all classes, if asked for
+  alignas(64) A values[kGroup * kBlock];  // converted logits or gradients, unless used in place
+  std::vector<A> kept;                    // terms exp(x - m) of all classes, if needed
 
   Softmax<A> softmax(int64_t i) const { return {largest[i], rest[i]}; }
 };
@@ -59,7 +59,7 @@ void for_groups(int64_t classes, Fn&& fn) {
   if (classes - c == 3) fn.template operator()<3>(c);
 }
 
-// Logits of n classes to planes. Classes side by side are split while reading.
+// Reads logits of n classes into planes. Interleaved classes are separated while reading.
 template <int64_t n, typename T, typename A>
 UNET_FAST_SIMD void load(const T* source, int64_t class_stride, int64_t pixel_stride, int64_t size,
                          Planes<A> planes) {
@@ -79,7 +79,7 @@ UNET_FAST_SIMD void load(const T* source, int64_t class_stride, int64_t pixel_st
   }
 }
 
-// Planes of n classes to gradients.
+// Writes planes of n classes as gradients.
 template <int64_t n, typename T, typename A>
 UNET_FAST_SIMD void store(Planes<A> planes, int64_t size, T* destination, int64_t class_stride,
                           int64_t pixel_stride) {
@@ -99,8 +99,8 @@ UNET_FAST_SIMD void store(Planes<A> planes, int64_t size, T* destination, int64_
   }
 }
 
-// Reads targets and weights (null: 1). Returns whether all pixels count; those that do not, of
-// target -1, are ignored or out of range.
+// Reads targets and weights (null: 1); targets that are ignored or out of range become -1. Returns
+// whether all pixels count.
 template <bool kWeighted, typename Id, typename A>
 UNET_FAST_SIMD bool load_targets(const Id* target, const A* weight, int64_t classes,
                                  int64_t ignore_index, Block<A>& block) {
@@ -117,7 +117,7 @@ UNET_FAST_SIMD bool load_targets(const Id* target, const A* weight, int64_t clas
   return least == 0;
 }
 
-// Takes in the logits of n classes from class c on.
+// Adds the logits of n classes, from class c on, to the softmax of each pixel.
 template <int64_t n, bool first, typename A>
 UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& block) {
   UNET_FAST_INDEPENDENT
@@ -135,7 +135,7 @@ UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& blo
   }
 }
 
-// The largest of the logits, with n classes more.
+// Updates the largest logit of each pixel with n more classes.
 template <int64_t n, bool first, typename A>
 UNET_FAST_SIMD void add_largest(Planes<const A> planes, Block<A>& block) {
   UNET_FAST_INDEPENDENT
@@ -146,7 +146,7 @@ UNET_FAST_SIMD void add_largest(Planes<const A> planes, Block<A>& block) {
   }
 }
 
-// Adds up the terms of n classes, and keeps them.
+// Adds the terms of n classes to the sums, and keeps them.
 template <int64_t n, bool first, typename A>
 UNET_FAST_SIMD void add_terms(Planes<const A> planes, Block<A>& block, Planes<A> kept) {
   UNET_FAST_INDEPENDENT
@@ -165,7 +165,7 @@ UNET_FAST_SIMD void finish_terms(Block<A>& block) {
   }
 }
 
-// Sums of the losses and weights of the block, kept in S.
+// Sums the losses and weights of the block in type S.
 template <typename S, typename A>
 UNET_FAST_SIMD Sums sums(const Block<A>& block) {
   S loss[kLanes] = {}, weight[kLanes] = {};
@@ -185,7 +185,7 @@ UNET_FAST_SIMD Sums sums(const Block<A>& block) {
 // Adds the losses and weights of the block.
 template <typename A>
 void add_losses(Block<A>& block, Sums& total) {
-  std::fill(block.weight + block.size, std::end(block.weight), A(0));  // up to whole lanes
+  std::fill(block.weight + block.size, std::end(block.weight), A(0));  // fills up the last lanes
   total.add(accurate_sums<A>([&]<typename S>() { return sums<S>(block); }));
 }
 
@@ -197,8 +197,8 @@ UNET_FAST_SIMD void write_losses(const Block<A>& block, A* loss) {
   }
 }
 
-// By what the gradients of each pixel are scaled, for upstream gradients of the pixels or, if null,
-// one of all.
+// Computes the factor of the gradients of each pixel, from its upstream gradient or, if `upstream`
+// is null, from the one common to all.
 template <typename A>
 UNET_FAST_SIMD void scales(const A* upstream, double common, Block<A>& block) {
   for (int64_t i = 0; i < block.size; ++i) {
@@ -207,7 +207,7 @@ UNET_FAST_SIMD void scales(const A* upstream, double common, Block<A>& block) {
   }
 }
 
-// Gradients of n classes from class c on: from the terms or, of at most two classes, the logits.
+// Gradients of n classes from class c on: from the terms or, for at most two classes, the logits.
 template <int64_t n, bool of_two, typename A>
 UNET_FAST_SIMD void gradients(Planes<const A> from, int64_t c, const Block<A>& block,
                               Planes<A> out) {
@@ -230,7 +230,7 @@ void report_bad(const FirstBad& bad, const Id* target, int64_t classes, int64_t 
                   ignore_index, "), got ", value, " at flat index ", p);
 }
 
-// Walks over all pixels, chunks in parallel.
+// Traverses all pixels, chunks in parallel.
 template <typename T, typename Id>
 struct Traversal {
   using A = Accumulator<T>;
@@ -247,8 +247,8 @@ struct Traversal {
   int64_t chunks_per_image() const { return (layout.pixels + kChunk - 1) / kChunk; }
   int64_t chunks() const { return layout.images * chunks_per_image(); }
 
-  // Calls `work(block, chunk, image, p, counted)` for each block of pixels from p of an image on,
-  // with targets and weights known; `counted` pixels are not ignored.
+  // Calls `work(block, chunk, image, p, counted)` for each block, which starts at pixel p of an
+  // image, once its targets and weights are loaded; `counted` of its pixels are not ignored.
   template <typename Work>
   void run(Work&& work) {
     torch::stable::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
@@ -267,7 +267,7 @@ struct Traversal {
     report_bad(bad, target, layout.classes, ignore_index);
   }
 
-  // The logits of n classes: where they lie, or copied to the block.
+  // The logits of n classes, in place if possible, else copied to the block.
   template <int64_t n>
   Planes<const A> read(Block<A>& block, int64_t image, int64_t p, int64_t c) const {
     const T* const source = logits + layout.offset(image, p) + c * layout.class_stride;
@@ -279,7 +279,7 @@ struct Traversal {
     return {planes.data, planes.stride};
   }
 
-  // Returns how many pixels count.
+  // Loads targets and weights of a block. Returns how many pixels count.
   int64_t read_targets(Block<A>& block, int64_t image, int64_t p) {
     const int64_t flat = image * layout.pixels + p;
     const Id* const t = target + flat;
@@ -295,7 +295,7 @@ struct Traversal {
     return counted;
   }
 
-  // The softmax of a block, each logit read once.
+  // Computes the softmax of a block, reading each logit once.
   void read_logits(Block<A>& block, int64_t image, int64_t p) const {
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
       const Planes<const A> planes = read<n>(block, image, p, c);
@@ -303,7 +303,7 @@ struct Traversal {
     });
   }
 
-  // The softmax of a block and its terms: one exponential for each logit, not two.
+  // Computes the softmax of a block and keeps its terms: one exponential per logit, not two.
   void read_logits(Block<A>& block, int64_t image, int64_t p, A* terms) const {
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
       const Planes<const A> planes = read<n>(block, image, p, c);

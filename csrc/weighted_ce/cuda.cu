@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating(logits.scalar_type(), "weighted_ce", [&]<typename T>() {
     const auto p = problem<T>(in, reduction, ignore_index);
-    // Sums are three doubles each.
+    // Each Sums is three doubles.
     const Tensor partial =
         new_tensor(logits, {reduction == kNone ? 0 : p.blocks(), 3}, aoti_torch_dtype_float64());
     launch_forward(p, loss.mutable_data_ptr<Accumulator<T>>(), divisor.mutable_data_ptr<double>(),

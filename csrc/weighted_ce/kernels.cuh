@@ -9,14 +9,14 @@
 
 namespace unet_fast::weighted_ce {
 
-// Pixels of one block and so of one partial sum. Fixed, so that sums repeat bit for bit.
+// Pixels per block and so per partial sum. Fixed, so that sums repeat bit for bit.
 constexpr int64_t kBlockPixels = 2048;
-// Up to so many classes stay in registers: the backward pass reads them once.
+// Up to this many classes, logits stay in registers, so that the backward pass reads them once.
 constexpr int kFewClasses = 4;
-// Pixels of a thread that are read at once where the layout allows it.
+// Pixels that a thread reads at once where the layout allows it.
 constexpr int kPack = 4;
 
-// The operands as pointers. T: logits, A: accumulator.
+// The operands as pointers. T: type of the logits; A: type of arithmetic.
 template <typename T, typename A>
 struct Problem {
   Layout layout;
@@ -33,7 +33,7 @@ struct Problem {
   int64_t blocks() const { return layout.images * blocks_per_image(); }
 };
 
-// `n` values side by side, moved at once.
+// `n` adjacent values, loaded or stored at once.
 template <typename T, int n>
 struct alignas(sizeof(T) * n) Pack {
   T at[n];
@@ -84,15 +84,15 @@ __device__ Range block_range(const Problem<T, A>& in) {
           end < in.layout.pixels ? end : in.layout.pixels};
 }
 
-// The sums of all threads of the block, for thread 0; every thread calls it.
+// The sums over all threads of the block, for thread 0. Every thread must call it.
 __device__ inline Sums block_sum(const Sums& sums) {
   __shared__ double shared[kThreads / kWarp];
   return {unet_fast::block_sum(sums.loss, shared), unet_fast::block_sum(sums.weight, shared),
           unet_fast::block_sum(sums.pixels, shared)};
 }
 
-// What a thread knows of its n neighbouring pixels after one pass over their logits. `few`: there
-// are at most kFewClasses, and `logits` keeps them.
+// State of a thread's n adjacent pixels after one pass over their logits. `few`: there are at most
+// kFewClasses classes, and `logits` keeps them.
 template <typename T, typename A, int n, bool few>
 struct Pixels {
   __device__ Pixels(const Problem<T, A>& in, int64_t image, int64_t first)
@@ -116,7 +116,7 @@ struct Pixels {
     }
   }
 
-  // The sums of the pixels' losses and weights, kept in S.
+  // The sums of the pixels' losses and weights, computed in type S.
   template <typename S>
   __device__ Sums sums() const {
     S loss(0), total(0);
@@ -130,7 +130,7 @@ struct Pixels {
     return {static_cast<double>(loss), static_cast<double>(total), static_cast<double>(counted)};
   }
 
-  int64_t flat;  // of the first pixel, in target, weight and per-pixel losses
+  int64_t flat;  // index of the first pixel in target, weight and per-pixel losses
   Pack<A, n> weight;
   int32_t target[n];  // -1 where ignored
   std::conditional_t<few, Softmax<A>, LongSoftmax<A>> softmax[n];
@@ -166,8 +166,8 @@ struct Pixels {
   }
 };
 
-// Bytes a pixel: C x sizeof(T) + sizeof(id) + sizeof(A) read; kNone writes sizeof(A).
-// Consecutive threads take consecutive pixels.
+// Bytes per pixel: C x sizeof(T) + sizeof(id) + sizeof(A) read; kNone writes sizeof(A). Consecutive
+// threads take consecutive pixels.
 template <typename T, typename A, int n, bool few>
 __global__ void forward_kernel(Problem<T, A> in, A* loss, double* divisor, Sums* partial) {
   const Range range = block_range(in);
@@ -184,7 +184,7 @@ __global__ void forward_kernel(Problem<T, A> in, A* loss, double* divisor, Sums*
       sums.add(accurate_sums<A>([&]<typename S>() { return pixels.template sums<S>(); }));
     }
   }
-  if (in.reduction == kNone) {  // the same for all threads, so no barrier is left behind
+  if (in.reduction == kNone) {  // the same for all threads, so none is left at a barrier
     if (blockIdx.x == 0 && threadIdx.x == 0) *divisor = 1;
     return;
   }
@@ -192,7 +192,7 @@ __global__ void forward_kernel(Problem<T, A> in, A* loss, double* divisor, Sums*
   if (threadIdx.x == 0) partial[blockIdx.x] = sums;
 }
 
-// One block adds the partial sums, each thread its own in ascending order.
+// Adds the partial sums in one block; each thread adds its own in ascending order.
 template <typename A>
 __global__ void finish_kernel(const Sums* partial, int64_t n, int64_t reduction, A* loss,
                               double* divisor) {
@@ -205,8 +205,9 @@ __global__ void finish_kernel(const Sums* partial, int64_t n, int64_t reduction,
   }
 }
 
-// Recomputes the softmax rather than reading a stored one. Of many classes the logits are read
-// twice, the second time from a cache. Bytes a pixel: as forward, and C x sizeof(T) written.
+// Recomputes the softmax rather than reading a stored one. With more than kFewClasses classes the
+// logits are read twice, the second time from a cache. Bytes per pixel: as in forward_kernel, plus
+// C x sizeof(T) written.
 template <typename T, typename A, int n, bool few>
 __global__ void backward_kernel(Problem<T, A> in, const A* grad, const double* divisor,
                                 Layout out_layout, T* out) {
@@ -249,7 +250,7 @@ bool aligned(const T* data) {
   return reinterpret_cast<uintptr_t>(data) % (sizeof(T) * n) == 0;
 }
 
-// Whether all packs of n neighbouring pixels lie side by side and aligned.
+// Whether each pack of n neighbouring pixels is contiguous and aligned.
 template <int n, typename T>
 bool packed(const Layout& layout, const T* data) {
   return aligned<n>(data) && layout.pixel_stride == 1 && layout.pixels % n == 0 &&

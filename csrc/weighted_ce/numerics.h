@@ -12,9 +12,9 @@
 //   m = max_c x_c,  s = sum_c exp(x_c - m),  ce = log(s) + (m - x_t),  p_c = exp(x_c - m) / s
 //   loss = w ce,  d loss / d x_c = w (p_c - [c = t])
 //
-// Every exponent is <= 0 and 1 <= s <= C, so nothing overflows for finite logits. What s has beyond
-// the 1 of the largest logit is kept apart, so that a confident pixel, s = 1 + 1e-9, keeps the
-// digits of its loss and gradient.
+// Every exponent is <= 0 and 1 <= s <= C, so nothing overflows for finite logits. s - 1, the sum
+// without the 1 of the largest logit, is stored instead of s, so that a confident pixel, s = 1 +
+// 1e-9, keeps the digits of its loss and gradient.
 namespace unet_fast::weighted_ce {
 
 enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2, kWeightedMean = 3 };
@@ -22,8 +22,8 @@ enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2, kWeightedMean = 3 };
 template <typename T>
 constexpr T kLowest = -std::numeric_limits<T>::max();
 
-/// m and s of the logits so far, each read once: a new largest logit rescales the sum. m starts at
-/// the lowest finite number or above: differences from it are never those of equal infinities.
+/// m and s of the logits so far, each read once: a new largest logit rescales the sum. m is never
+/// below the lowest finite number, so that -inf minus -inf does not occur.
 template <typename T>
 struct Softmax {
   T largest;      // m
@@ -36,15 +36,15 @@ struct Softmax {
     largest = x > largest ? x : largest;
   }
 
-  /// s - 1, NaN where the largest logit is NaN or +inf: it would divide infinities, so that neither
-  /// the loss nor any gradient of the pixel is known.
+  /// s - 1, or NaN if the largest logit is NaN or +inf: the softmax would divide infinities, so
+  /// neither the loss nor any gradient of the pixel is defined.
   UNET_FAST_HOST_DEVICE T defined_rest() const { return rest + (largest - largest); }
 };
 
-/// As Softmax, of many logits: what rounding takes from the sum is added again (Kahan).
+/// Softmax over many logits, with Kahan summation to make up for rounding.
 template <typename T>
 struct LongSoftmax : Softmax<T> {
-  T excess = T(0);  // by which the sum is too large
+  T excess = T(0);  // by which rounding made `rest` too large
 
   UNET_FAST_HOST_DEVICE static LongSoftmax of(T x) { return {Softmax<T>::of(x)}; }
   UNET_FAST_HOST_DEVICE void add(T x) {
@@ -57,11 +57,11 @@ struct LongSoftmax : Softmax<T> {
   }
 };
 
-/// The terms exp(x - m) of logits whose largest is known, added up.
+/// Sums of the terms exp(x - m) of logits whose largest, m, is known.
 template <typename T>
 struct Terms {
-  T rest = T(0);     // of those below the largest
-  T largest = T(0);  // number of the largest
+  T rest = T(0);     // sum over logits below the largest
+  T largest = T(0);  // number of logits equal to the largest
 
   UNET_FAST_HOST_DEVICE T add(T x, T m) {
     const T e = exp_nonpositive(x - m);
@@ -74,7 +74,7 @@ struct Terms {
   }
 };
 
-/// log(s) + (m - x_t); infinite where the probability of the target is 0. With S = double the
+/// log(s) + (m - x_t); infinite if the probability of the target is 0. With S = double, the
 /// difference of two floats cannot overflow.
 template <typename S, typename T>
 UNET_FAST_HOST_DEVICE inline S cross_entropy(const Softmax<T>& softmax, T target_logit) {
@@ -82,21 +82,21 @@ UNET_FAST_HOST_DEVICE inline S cross_entropy(const Softmax<T>& softmax, T target
          (static_cast<S>(softmax.largest) - static_cast<S>(target_logit));
 }
 
-/// w ce. A pixel of weight 0 counts nothing whatever its logits are.
+/// w ce, or 0 for weight 0, whatever the logits are.
 template <typename S>
 UNET_FAST_HOST_DEVICE inline S weighted(S weight, S ce) {
   return weight == S(0) ? S(0) : weight * ce;
 }
 
-/// w ce of one pixel. In double, where only what exceeds T itself overflows.
+/// w ce of one pixel, computed in double, so that it overflows only if T cannot hold the result.
 template <typename T>
 UNET_FAST_HOST_DEVICE inline T pixel_loss(T weight, const Softmax<T>& softmax, T target_logit) {
   const double ce = cross_entropy<double>(softmax, target_logit);
   return static_cast<T>(weighted(static_cast<double>(weight), ce));
 }
 
-/// u w / s, by which all gradients of a pixel are scaled; u: upstream gradient. What is 0 only by
-/// rounding leaves NaN visible.
+/// u w / s, the factor of all gradients of a pixel; u: upstream gradient. If the product is 0 only
+/// by rounding, NaN still gets through.
 template <typename T>
 UNET_FAST_HOST_DEVICE inline T gradient_scale(const Softmax<T>& softmax, T weight,
                                               double upstream) {
@@ -105,7 +105,7 @@ UNET_FAST_HOST_DEVICE inline T gradient_scale(const Softmax<T>& softmax, T weigh
   return counts ? factor / (softmax.defined_rest() + T(1)) : T(0);
 }
 
-/// exp(x - m) of one of at most two logits: of two, the smaller one's is the whole rest.
+/// exp(x - m) of one of at most two logits; of two, the smaller one has the term `rest`.
 template <typename T>
 UNET_FAST_HOST_DEVICE inline T term_of_two(const Softmax<T>& softmax, T x) {
   return x == softmax.largest ? T(1) : softmax.rest;
@@ -132,27 +132,27 @@ struct Sums {
 };
 
 /// Whether sums kept in float are as good as those in double. Huge weights or logits overflow a
-/// product or a difference. Products below 2^-126 lose digits: too few to show in a loss of 2^-100
-/// or, divided by a weight of 2^-16, in a mean above 2^-126.
+/// product or a difference. Products below 2^-126 lose digits, but too few to show in a loss of at
+/// least 2^-100 or, with a total weight of at least 2^-16, in a mean above 2^-126.
 UNET_FAST_HOST_DEVICE inline bool accurate(const Sums& sums) {
   const bool vanishing = sums.loss < 0x1p-100 && sums.weight < 0x1p-16 && sums.weight != 0;
   return std::isfinite(sums.loss + sums.weight) && !vanishing;
 }
 
-/// `sums.operator()<A>()`, sums kept in A, or, where those are not accurate, in double.
+/// The sums that `sums.operator()<A>()` keeps in A or, if those are not accurate, in double.
 template <typename A, typename Fn>
 UNET_FAST_HOST_DEVICE inline Sums accurate_sums(Fn&& sums) {
   const Sums fast = sums.template operator()<A>();
   return accurate(fast) ? fast : sums.template operator()<double>();
 }
 
-/// What the sum of w ce is divided by.
+/// The divisor of the sum of w ce.
 UNET_FAST_HOST_DEVICE inline double normaliser(const Sums& sums, int64_t reduction) {
   return reduction == kWeightedMean ? sums.weight : reduction == kMean ? sums.pixels : 1.0;
 }
 
-/// a / normaliser, and 0 where there is nothing to divide by: no pixel counts, so neither does the
-/// loss nor its gradient.
+/// a / normaliser, or 0 if the normaliser is 0: then no pixel counts, and both the loss and its
+/// gradient are 0.
 UNET_FAST_HOST_DEVICE inline double normalised(double a, double normaliser) {
   return normaliser == 0 ? 0.0 : a / normaliser;
 }

@@ -12,12 +12,13 @@
 #include "common/types.h"
 #include "weighted_ce/numerics.h"
 
-// The tensors of both operators, as pointers and strides; shared by the CPU and the CUDA half.
+// The tensors of both operators as pointers and strides, shared by the CPU and CUDA
+// implementations.
 namespace unet_fast::weighted_ce {
 
 using torch::headeronly::ScalarType;
 
-/// The layout of `x`, or nothing if its spatial axes are not evenly spaced as one axis.
+/// The layout of `x`, or nullopt if its spatial axes cannot be seen as one evenly spaced axis.
 inline std::optional<Layout> layout_of(const Tensor& x) {
   if (x.numel() == 0) return Layout{x.size(0), x.size(1), 0, 0, 0, 1};
   Layout layout{x.size(0), x.size(1), 1, x.stride(0), x.stride(1), 1};
@@ -64,8 +65,8 @@ struct Operands {
   Layout layout;
 };
 
-/// Where gradients are written: `gradient` itself, or a contiguous copy if its strides are
-/// irregular.
+/// Where gradients are written: `gradient` itself or, if its strides are irregular, a contiguous
+/// tensor that `finish` copies into it.
 struct Output {
   explicit Output(const Tensor& gradient)
       : tensor(layout_of(gradient) ? gradient
@@ -86,7 +87,7 @@ inline Tensor new_loss(const Tensor& logits, const Tensor& target, int64_t reduc
                     wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
 }
 
-/// What the sum is divided by; float64, so that a count of pixels is exact.
+/// Makes the tensor for the divisor of the loss; float64, so that a count of pixels is exact.
 inline Tensor new_normaliser(const Tensor& logits) {
   return new_tensor(logits, {}, aoti_torch_dtype_float64());
 }

@@ -1,6 +1,10 @@
-"""The command line. What a command works with is imported in it, so that help comes at once."""
+"""The command line. Commands import what they need when they run, so that help comes at once."""
 
-from . import pictures, prediction, training  # each adds its commands
-from .entry import app, main
+import gc
+
+gc.freeze()  # torch stays loaded: garbage collections need not search it, now and later
+
+from . import pictures, prediction, training  # noqa: E402  each adds its commands
+from .entry import app, main  # noqa: E402
 
 __all__ = ["app", "main", "pictures", "prediction", "training"]

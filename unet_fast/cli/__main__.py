@@ -1,4 +1,4 @@
-"""`python -m unet_fast.cli`, as torchrun wants it."""
+"""Entry point of `python -m unet_fast.cli`, the form that torchrun needs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The program `unet-fast`: how its words are read, and how it ends."""
+"""The program `unet-fast`: how it parses its arguments, and how it ends."""
 
 import logging
 import sys
@@ -64,7 +64,7 @@ def _with_settings(
 
 
 def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Dict]:
-    """Where `train` finds what is not typed: the file, the run that goes on, the suggestion."""
+    """Returns where `train` finds settings that are not typed: file, resumed run, suggestion."""
     from ..training.config import CONFIG, read_toml
 
     said = {word.split("=")[0].removeprefix("--") for word in words}
@@ -75,7 +75,7 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
             if one in said:
                 settings.pop(other, None)
         said.update(settings)
-        # Below the command's name: settings that are called like another command count, too.
+        # Nested below the command's name, so that settings named like another command count, too.
         sources.append(cyclopts.config.Dict({"train": settings}, source=name))
 
     def so_far() -> dict[str, Any]:
@@ -91,10 +91,10 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
         return sources
     begun = config.out / CONFIG
     if config.resume and begun.exists():
-        places = ("images", "labels", "out")  # as they are now
+        places = ("images", "labels", "out")  # as they are given now
         add({k: v for k, v in read_toml(begun).items() if k not in places}, str(begun))
         config = so_far()["config"]
-    # A file of a whole run says all: what it lacks is as this class has it.
+    # The file of a whole run has all settings; one it lacks has the default of TrainConfig.
     whole = {"base_channels", "optimizer"} <= said
     if known.get("preset") != "paper-2015" and not whole:
         from ..training.check import suggested_settings  # not for --help
@@ -104,8 +104,8 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit code: the command's, or 2 after one line on wrong input."""
-    logging.getLogger("asyncio").disabled = True  # zarr's other tasks tell of an error once more
+    """Runs a command. Returns its exit code, or 2 after a one-line message on wrong input."""
+    logging.getLogger("asyncio").disabled = True  # zarr's other tasks would report an error again
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _main(arguments)
@@ -123,7 +123,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except cyclopts.CycloptsError as error:
         message = " ".join(str(error).split())
     except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
-        message = reason_of(error)  # torch's run on
+        message = reason_of(error)  # torch's messages have several lines
         if "can't allocate memory" in message:
             message = f"not enough memory{message[message.rindex(':') :]}"
     except KeyboardInterrupt as error:

@@ -1,4 +1,4 @@
-"""The commands that show what the recipe does to images and labels."""
+"""Commands that show what the recipe does to images and labels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ def weights(
     labels:
         An instance map, or a folder of instance maps.
     out:
-        Folder for the results, made if it is missing; another one than that of the labels.
+        Folder for the results, made if it is missing; not the folder of the labels.
     preset:
         paper-2015 (w0 10, sigma 5) or falk-2019 (w0 50, sigma 6, halo).
     ignore_label:
@@ -86,7 +86,7 @@ def augment(
     labels:
         Folder of instance labels of the same names.
     out:
-        Folder for the pictures, made if it is missing; another one than those of the input.
+        Folder for the pictures, made if it is missing; not a folder of the input.
     preset:
         paper-2015 (displacements of 10 px on a 3 x 3 grid) or falk-2019 (spline coefficients 150 px
         apart).
@@ -130,7 +130,7 @@ def augment(
 
 
 def _files(path: Path) -> list[Path]:
-    """The images of a folder, or the one image."""
+    """Lists the images of a folder, or the one image."""
     from ..images.folders import list_images
 
     return list_images(path) if path.is_dir() or not path.exists() else [path]
@@ -139,7 +139,7 @@ def _files(path: Path) -> list[Path]:
 def _results(
     out: Path, files: list[Path], suffixes: tuple[str, ...], overwrite: bool
 ) -> list[list[Path]]:
-    """The files to write for each input, in a folder that can be written; never an input."""
+    """Returns the files to write; refuses those of the input, and old ones unless `overwrite`."""
     from .._files import make_folder
 
     results = [[make_folder(out) / (file.stem + suffix) for suffix in suffixes] for file in files]

@@ -1,4 +1,4 @@
-"""The commands that use a network, and that score what it predicts."""
+"""Commands that use a network, or score what it predicts."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from .entry import app
 
 @dataclass(frozen=True)
 class _Typed(Options):
-    """Options as they are typed: their defaults are other ones."""
+    """Options of the command line, whose defaults differ from those in Python."""
 
     output: Literal["instances", "labels", "probabilities", "scores"] = "instances"
     """instances (numbered objects), labels (with the values of training), probabilities, scores."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the convolutions; auto is bfloat16 where the device has units for it."""
+    """Precision of the convolutions; auto is bfloat16 where the device supports it natively."""
 
 
 @app.command
@@ -62,11 +62,11 @@ def predict(
     workers:
         Processes on this machine that share the blocks of each image (needs dask; OME-Zarr).
     scheduler:
-        Address of a Dask scheduler whose workers share them (needs dask; OME-Zarr).
+        Address of a Dask scheduler whose workers share the blocks (needs dask; OME-Zarr).
     missing_chunks:
-        Take chunks that an OME-Zarr lacks as its fill value.
+        Read chunks that an OME-Zarr lacks as its fill value.
     resume:
-        Keep results that are there; go on with an OME-Zarr that was begun.
+        Keep results that are finished; go on with an OME-Zarr that is not.
     overwrite:
         Replace files of the same names in the output folder.
     """
@@ -128,9 +128,9 @@ def evaluate(
 ) -> None:
     """Score predictions against labels.
 
-    Prints the scores of all images that fit, with what they mean: of objects AP, PQ, F1, SEG and
-    pixel IoU; of masks of membranes V_rand and V_info; of probabilities (TIFF or Zarr of floats)
-    the scores of the ISBI 2012 challenge. Stacks are scored plane by plane.
+    Prints the scores over all images that fit the data, and what they mean: AP, PQ, F1, SEG and
+    pixel IoU of objects; V_rand and V_info of membrane masks; the scores of the ISBI 2012 challenge
+    of probabilities (TIFF or Zarr of floats). Stacks are scored plane by plane.
 
     Parameters
     ----------
@@ -141,25 +141,26 @@ def evaluate(
     out:
         Folder for a table with a row for each image (evaluation.csv), all scores in one file
         (evaluation.json) and a picture of the best, the median and the worst image with the errors
-        in colour (evaluation.png); nothing is written, if nothing is said.
+        in colour (evaluation.png); without it nothing is written.
     images:
         Folder of the images of the same names, which the picture shows; or one of them. Without it
         the picture shows the labels.
     instances:
         Predictions are masks, classes or probabilities: score the objects that they make.
     model:
-        With --instances: a training run, whose model says how probabilities make objects.
+        With --instances: a training run, whose model has the rule that makes objects of
+        probabilities.
     min_area:
-        With --instances: connected parts (of seeds) of fewer pixels are left out.
+        With --instances: connected components (of seeds) of fewer pixels are left out.
     grow:
         With --instances: pixels that objects grow into gaps between them, 0 to 16.
     label_type:
-        instances: the labels number the objects; semantic: the connected parts of what is not 0 are
-        the objects; auto: by the values.
+        instances: the labels number the objects; semantic: the connected components of what is not
+        0 are the objects; auto: by the values.
     ignore_label:
         Label of pixels that do not count.
     missing_chunks:
-        Take chunks that predictions in OME-Zarr lack as their fill value.
+        Read chunks that predictions in OME-Zarr lack as its fill value.
     overwrite:
         Replace the three files in the output folder.
     """

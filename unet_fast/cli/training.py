@@ -1,4 +1,4 @@
-"""The commands that lead to a network."""
+"""Commands that train a network, and prepare for it."""
 
 import math
 import os
@@ -18,7 +18,7 @@ SUGGESTED = """# Settings that fit the images, for `unet-fast train --config THI
 # `unet-fast train --help` explains each. More base_channels and steps take longer and train better.
 """
 
-# Options of several values take all words up to the next one.
+# An option of several values takes all words up to the next option.
 for _name in ("class_weight", "spacing"):
     _field = BorderWeights.__dataclass_fields__[_name]
     _field.type = Annotated[_field.type, Parameter(n_tokens=-1, consume_multiple=True)]
@@ -116,13 +116,13 @@ def check(
 
 
 def _tell_time(suggestion: TrainConfig) -> None:
-    """Prints how long a run takes, by its first steps."""
+    """Times the first steps, and prints how long a run takes."""
     from .._files import reason_of
     from ..training.loop import seconds_of
 
     try:
         minutes = f"take about {seconds_of(suggestion) / 60:.2g} minutes on this machine"
-    except (RuntimeError, MemoryError) as error:  # too large for it
+    except (RuntimeError, MemoryError) as error:  # too large for this machine
         minutes = f"cannot be timed: {reason_of(error)}"
     print(f"time: {suggestion.length} steps, as suggested, {minutes}; --minutes M takes what fits")
 
@@ -137,14 +137,14 @@ def train(
 
     An image and its labels have the same file name. Ctrl-C saves and stops; --resume goes on.
     Settings also come from a TOML file, one that `check` suggests or config.toml of another run:
-    `unet-fast train --config FILE`; those typed beside it count more. What neither says is what
+    `unet-fast train --config FILE`; typed options override it. All other settings are those that
     `check` suggests for these images.
 
     Parameters
     ----------
     preset:
-        What is taken where nothing is said: suggested, or paper-2015, the paper's recipe as it is
-        (64 channels, SGD with momentum 0.99, tiles of 388), which wants a GPU.
+        Defaults of settings that are not given: suggested, or paper-2015, the paper's recipe as it
+        is (64 channels, SGD with momentum 0.99, tiles of 388), for which a GPU is advisable.
     """
     from ..training.loop import train as run_training
 
@@ -154,7 +154,7 @@ def train(
 
 
 def _tell_of(config: TrainConfig, model: "UNet") -> None:
-    """Prints what a run ended with."""
+    """Prints the scores of the best model of a run, and its folder."""
     from ..training.checkpoint import read_log
     from ..training.validation import NAMES, described, said_of
 

@@ -1,1 +1,1 @@
-"""What each operator takes: constants and checks, for the operator and its reference."""
+"""Constants and argument checks of each operator, for the operator and its reference."""

@@ -1,4 +1,4 @@
-"""What the elastic deformation takes: constants and checks."""
+"""Constants and argument checks of the elastic deformation."""
 
 import math
 import operator
@@ -13,17 +13,17 @@ GRIDS = ("interpolating", "approximating", "keys")
 EXTENTS = ("output", "input")
 ORDERS = (0, 1, 3)
 FARTHEST = 2.0**30
-"""Positions beyond are taken like those that are not finite; in pixels."""
+"""Positions farther than this, in pixels, are treated like those that are not finite."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def gray_range(dtype: torch.dtype) -> float:
-    """The grey value that 1 stands for."""
+    """Returns the grey value that 1 stands for in a grey curve."""
     return 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max)
 
 
 class Facts(NamedTuple):
-    """What the checks ask of a tensor."""
+    """The properties of a tensor that the checks need."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class Facts(NamedTuple):
 
 
 class Kinds(NamedTuple):
-    """The tensors of a call, as far as the checks ask."""
+    """The properties of all tensors of a call; None for a tensor that is not given."""
 
     image: Facts
     displacement: Facts | None
@@ -48,24 +48,24 @@ class Kinds(NamedTuple):
 
 
 def kinds_of(*tensors: Tensor | None) -> Kinds:
-    """The kinds of tensors, which are in the order of :class:`Kinds`."""
+    """Returns the properties of tensors, which come in the order of :class:`Kinds`."""
     facts = (None if x is None else Facts(x.shape, x.dtype, x.device) for x in tensors)
     return Kinds(*facts)  # type: ignore[arg-type]
 
 
 class Checked(NamedTuple):
-    """What a call asks for, in numbers."""
+    """The checked settings of a call, choices as numbers."""
 
     orders: tuple[int, ...]
     """Order of interpolation of each channel."""
     grid: int
-    """Place of the grid in :data:`GRIDS`."""
+    """Index of the grid in :data:`GRIDS`."""
     spans_input: bool
     """Whether the grid spans the input, not the output."""
     scales: tuple[float, ...]
     """Grid cells per pixel along each axis."""
     boundary: int
-    """Place of the boundary in :data:`BOUNDARIES`."""
+    """Index of the boundary in :data:`BOUNDARIES`."""
     output_shape: tuple[int, ...]
     label_shape: tuple[int, ...]
 
@@ -80,7 +80,7 @@ def check(
     output_shape: Sequence[int] | None,
     label_shape: Sequence[int] | None,
 ) -> Checked:
-    """Checks a call, but for the values of its tensors. Raises TypeError or ValueError."""
+    """Checks a call, except for tensor values. Raises TypeError or ValueError."""
     _check_dtypes(kinds)
     _check_shapes(kinds)
     image = kinds.image
@@ -165,17 +165,17 @@ def _fits(shape: Sequence[int], rule: Sequence[int | str], channels: int) -> boo
 
 
 def whole_numbers(name: str, value: object) -> Any:
-    """An int, a tuple of ints, or None. Raises TypeError if a value is none of them."""
+    """Returns an int, a tuple of ints, or None. Raises TypeError for any other value."""
     return _converted(name, value, operator.index, "an integer")
 
 
 def numbers(name: str, value: object) -> Any:
-    """A float, a tuple of floats, or None. Raises TypeError if a value is none of them."""
+    """Returns a float, a tuple of floats, or None. Raises TypeError for any other value."""
     return _converted(name, value, float, "a number")
 
 
 def number(name: str, value: object) -> float:
-    """A float. Raises TypeError if it is none."""
+    """Returns a float. Raises TypeError if `value` is not a number."""
     result = numbers(name, value)
     if not isinstance(result, float):
         raise TypeError(f"elastic_deform: {name} must be a number, got {value!r}")
@@ -187,7 +187,7 @@ def _converted(name: str, value: Any, convert: Callable[[Any], Any], kind: str) 
         return None
     try:
         if isinstance(value, str):
-            raise TypeError  # which float would read
+            raise TypeError  # float would parse it
         return tuple(map(convert, value)) if isinstance(value, Iterable) else convert(value)
     except TypeError:
         raise TypeError(
@@ -198,7 +198,7 @@ def _converted(name: str, value: Any, convert: Callable[[Any], Any], kind: str) 
 def _check_choices(
     channels: int, order: int | Sequence[int], grid: str, grid_extent: str, boundary: str
 ) -> tuple[int, ...]:
-    """The order of every channel. Raises ValueError if a choice is none."""
+    """Returns the order of every channel. Raises ValueError if a choice is unknown."""
     orders = (order,) * channels if isinstance(order, int) else tuple(order)
     if len(orders) != channels or any(o not in ORDERS for o in orders):
         raise ValueError(
@@ -226,7 +226,7 @@ def _check_windows(
     output_shape: Sequence[int] | None,
     label_shape: Sequence[int] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Spatial shapes of the output and of its labels. Raises ValueError if there are none such."""
+    """Returns the spatial shapes of output and labels. Raises ValueError if they do not fit."""
     output = _as_shape(input_shape if output_shape is None else output_shape)
     label = output if label_shape is None else _as_shape(label_shape)
     for name, shape in (("output_shape", output), ("label_shape", label)):
@@ -246,7 +246,7 @@ def check_grid(
     grid_spacing: float | Sequence[float] | None,
     spanned: Sequence[int],
 ) -> tuple[float, ...]:
-    """Grid cells per pixel along each axis. Raises ValueError if the grid cannot span so much."""
+    """Returns grid cells per pixel along each axis. Raises ValueError if the grid is too small."""
     axes = len(spanned)
     if grid_spacing is not None:
         if grid != "approximating":
@@ -274,7 +274,7 @@ def check_grid(
     if grid_spacing is None:
         return tuple((p - 3) / max(n - 1, 1) for p, n in zip(points, spanned, strict=True))
     for p, n, s in zip(points, spanned, given, strict=True):
-        cells = (n - 1) / s * (1 - 1e-12)  # the quotient is rounded
+        cells = (n - 1) / s * (1 - 1e-12)  # allows for rounding
         if cells > p - 3:
             raise ValueError(
                 f"elastic_deform: displacement must have at least {math.ceil(cells) + 3} points to "

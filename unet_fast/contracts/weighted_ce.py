@@ -1,4 +1,4 @@
-"""What the weighted cross-entropy takes: constants and checks."""
+"""Constants and argument checks of the weighted cross-entropy."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Folders of images and labels: what is in them, and what belongs together."""
+"""Folders of images and labels: listing and pairing files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, by name.
+    """Lists the image files of a folder, sorted by name.
 
     Raises:
         ValueError: If there is no such folder, no image in it, or two that differ in suffix only.
@@ -26,13 +26,13 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def stem_of(path: Path) -> str:
-    """The name without what says that it is an image: .png, .tif, .ome.tif, .zarr, .ome.zarr."""
+    """Returns a name without image suffixes: .png, .tif, .ome.tif, .zarr, .ome.zarr."""
     stem = path.name.removesuffix(".zarr") if path.is_dir() else path.stem
     return stem.removesuffix(".ome")
 
 
 def unique(folder: Path, files: list[Path]) -> list[Path]:
-    """The files of a folder, if no two differ in suffix only.
+    """Returns the files of a folder, after checking that no two differ in suffix only.
 
     Raises:
         ValueError: If two do.
@@ -65,14 +65,14 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
 
 
 def unpaired(one: dict[str, Path], other: dict[str, Path]) -> list[Path]:
-    """The files of one folder, by stem, that the other has no partner of."""
+    """Returns the files of one folder, given by stem, without a partner in the other."""
     return [one[stem] for stem in sorted(one.keys() - other.keys())]
 
 
 def check_size(
     image: Path, shape: tuple[int, ...], other: Path, other_shape: tuple[int, ...]
 ) -> None:
-    """Raises ValueError if what belongs to an image has another size."""
+    """Raises ValueError if a file that belongs to an image differs in size."""
     if shape != other_shape:
         raise ValueError(
             f"{other}: must have the size of {image}, {_size(shape)}, got {_size(other_shape)}"
@@ -82,12 +82,12 @@ def check_size(
 def label_type_of(
     labels: Iterable[NDArray[np.int32]], ignore_label: int | None
 ) -> Literal["instances", "semantic"]:
-    """What label files most likely hold: semantic if all together have one value beside 0."""
+    """Guesses what label files hold: semantic if all together have one value beside 0."""
     values: set[int] = set()
     for image in labels:
         values.update(np.unique(image).tolist())
         if len(values - {0, ignore_label}) > 1:
-            return "instances"  # whatever follows: it is not even read
+            return "instances"  # the other maps need not be read
     return "semantic" if values - {0, ignore_label} else "instances"
 
 

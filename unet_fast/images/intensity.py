@@ -1,4 +1,4 @@
-"""Grey values: brought to a common range, from percentiles that are exact whatever the size."""
+"""Normalises grey values by percentiles, which are exact for images of any size."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,34 +13,34 @@ LOW, HIGH = 1.0, 99.8
 
 @dataclass(frozen=True)
 class Range:
-    """What is mapped to 0 and 1 in each channel, linearly beyond: (value - low) / width."""
+    """Linear map that normalises each channel: (value - low) / width."""
 
     low: tuple[float, ...]
     width: tuple[float, ...]
 
     def apply(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The image, or a part of it, (C, H, W), with values in about [0, 1]."""
+        """Normalises an image, or a part of it, (C, H, W), to values in about [0, 1]."""
         low, width = (np.array(x, np.float32)[:, None, None] for x in (self.low, self.width))
         result: NDArray[np.float32] = (image - low) / width
         return result
 
 
 def range_of(parts: Callable[[], Iterable[NDArray[np.generic]]]) -> Range:
-    """The range of an image that is read in parts: its exact percentiles :data:`LOW` and `HIGH`.
+    """Finds the range of an image read in parts: its exact percentiles :data:`LOW` and `HIGH`.
 
     Integers of up to 16 bits are read once, other values twice.
 
-    Where the percentiles are equal (a few bright pixels on black), smallest and largest value take
-    their place; a channel of one value becomes 0.
+    Where the percentiles are equal (a few bright pixels on black), the smallest and the largest
+    value take their place; a channel of one value becomes 0.
 
     Args:
-        parts: Starts a reading: parts (C, h, w), real, in any order, that together are the
-            image.
+        parts: Starts a pass over the image: yields parts (C, h, w), real, in any order, that make
+            up the whole.
 
     Raises:
         ValueError: If a value is not finite in float32.
     """
-    counts: list[NDArray[np.int64]] = []  # how often each value, or the upper half of it, is there
+    counts: list[NDArray[np.int64]] = []  # counts of each value, or of its upper half
     offset: int | None = None
     for part in parts():
         offset = _offset(part.dtype)
@@ -74,10 +74,10 @@ def _lower_halves(
     counts: list[NDArray[np.int64]],
     wanted: list[int],
 ) -> list[dict[int, float]]:
-    """Order statistics of each channel, once the upper halves of its values are counted.
+    """Returns order statistics of each channel, given the counts of the upper halves of its values.
 
-    The 32 bits of a float, the sign's turned, sort like the floats: the upper 16 say which of
-    65,536 bins a value falls into, the lower 16 where in its bin. A second reading counts these.
+    The 32 bits of floats, as :func:`_keys` maps them, sort like the floats: the upper 16 say which
+    of 65,536 bins a value falls into, the lower 16 where in its bin. A second pass counts these.
     """
     ends = [np.cumsum(count) for count in counts]
     bins = [np.searchsorted(end, wanted, side="right").tolist() for end in ends]
@@ -111,10 +111,10 @@ def normalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def as_float32(image: NDArray[np.generic]) -> NDArray[np.float32]:
-    """An image, or a part of it, in float32.
+    """Converts an image, or a part of it, to float32.
 
     Raises:
-        ValueError: If a value is not finite there.
+        ValueError: If a value is not finite in float32.
     """
     with np.errstate(over="ignore"):
         result = image.astype(np.float32)
@@ -125,21 +125,21 @@ def as_float32(image: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _offset(dtype: np.dtype[Any]) -> int | None:
-    """What makes integers of up to 16 bits start at 0; None for other types."""
+    """Returns what makes integers of up to 16 bits start at 0; None for other types."""
     if dtype.kind not in "ui" or dtype.itemsize > 2:
         return None
     return 2 ** (8 * dtype.itemsize - 1) if dtype.kind == "i" else 0
 
 
 def _bins(values: NDArray[np.generic]) -> NDArray[np.integer]:
-    """Numbers below 2^16 that sort like the values."""
+    """Maps values to numbers below 2^16 that sort like them."""
     offset = _offset(values.dtype)
     return _keys(values) >> 16 if offset is None else np.ravel(values).astype(np.int64) + offset
 
 
 def _keys(values: NDArray[np.generic]) -> NDArray[np.uint32]:
-    """Integers that sort like the values as float32."""
-    bits = (as_float32(np.ravel(values)) + np.float32(0)).view(np.uint32)  # no -0
+    """Maps values to integers that sort like the values in float32."""
+    bits = (as_float32(np.ravel(values)) + np.float32(0)).view(np.uint32)  # -0 becomes 0
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
 
 
@@ -149,7 +149,7 @@ def _value(key: int) -> float:
 
 
 def _between(values: dict[int, float], place: float, last: int) -> float:
-    """Linear interpolation between neighbouring order statistics."""
+    """Interpolates linearly between neighbouring order statistics."""
     k = int(place)
     below, above = values[k], values[min(k + 1, last)]
     return below + (above - below) * (place - k)

@@ -1,4 +1,4 @@
-"""Images that are read region by region: pictures, TIFF, OME-Zarr, larger than memory or not."""
+"""Images read region by region, even if larger than memory: pictures, TIFF, OME-Zarr."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,17 +19,17 @@ Pixels = Callable[[slice, slice], NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Source:
-    """One file or folder: a plane of pixels, or a stack of them."""
+    """An image file or folder: a plane of pixels, or a stack of planes."""
 
     path: Path
     array: Any
-    """ndarray, memory map or zarr array: all that is asked of it is a shape, a dtype and slices."""
+    """ndarray, memory map or zarr array, used by its shape, dtype and slices only."""
     axes: str
-    """What the array's axes are, a letter each: Y and X, C or S for channels; others are stacks."""
+    """A letter for each axis of the array: Y and X, C or S for channels; others are stacks."""
     channels: int
-    """How many a network wants: grey saved as colour is read as one, and the reverse."""
+    """Number of channels to read: grey saved as colour is read as one, and the reverse."""
     alpha: int
-    """How many of the last channels are not colours."""
+    """Number of channels at the end that are not colours."""
     pixel_size: dict[str, float]
     """Micrometres along X, Y and Z, as far as the file says."""
 
@@ -40,13 +40,13 @@ class Source:
 
     @property
     def stack(self) -> dict[str, int]:
-        """Axes along which planes lie, with their lengths; empty for a single plane."""
+        """Axes of the stack, with their lengths; empty for a single plane."""
         pairs = zip(self.axes, self.array.shape, strict=True)
         return {axis: n for axis, n in pairs if axis not in "CSYX" and n > 1}
 
     @property
     def found(self) -> int:
-        """Channels of colour in the file."""
+        """Number of channels in the file, without alpha."""
         if self._channel_axis is None:
             return 1
         n: int = self.array.shape[self.axes.index(self._channel_axis)]
@@ -63,7 +63,7 @@ class Source:
         return list(np.ndindex(*self.stack.values()))
 
     def layout(self, channels: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """Axes and shape of a result with these channels, (K,) or (): of T, C, Z, Y and X.
+        """Returns axes, out of TCZYX, and shape of a result with these channels, (K,) or ().
 
         Raises:
             ValueError: If there is no place for the axes of the stack.
@@ -74,7 +74,7 @@ class Source:
         return axes, tuple(lengths[axis] for axis in axes)
 
     def place(self, result: Any, plane: tuple[int, ...], rows: slice, columns: slice) -> Any:
-        """The index in a result of that layout of a part of a plane, (K, rows, columns) or so."""
+        """Returns the index of a part of a plane in a result of that :meth:`layout`."""
         place: dict[str, Any] = dict(zip(self._result_stack, plane, strict=True))
         if result.ndim > len(place) + 2:
             place["C"] = slice(None)
@@ -85,10 +85,10 @@ class Source:
         stack = "".join(self.stack)
         if len(stack) > 1 and set(stack) != {"T", "Z"}:
             raise ValueError(f"{self.path}: stacks must have axes T and Z, got {stack}")
-        return stack if len(stack) != 1 or stack == "T" else "Z"  # a row of pages
+        return stack if len(stack) != 1 or stack == "T" else "Z"  # e.g. a row of pages
 
     def pixels(self, plane: tuple[int, ...] = ()) -> Pixels:
-        """Reads regions of a plane: rows and columns to (C, rows, columns)."""
+        """Returns a reader of regions of a plane: rows and columns to (C, rows, columns)."""
         place = dict(zip(self.stack, plane, strict=True))
         channel = self._channel_axis
         given: dict[str, Any] = {axis: place.get(axis, 0) for axis in self.axes}
@@ -111,7 +111,7 @@ class Source:
         return read
 
     def parts(self, plane: tuple[int, ...], side: int = 2048) -> Iterator[NDArray[np.generic]]:
-        """Reads a plane once, in regions of at most that side."""
+        """Yields a plane once, in regions of at most `side` pixels along each axis."""
         read = self.pixels(plane)
         height, width = self.size
         for row in range(0, height, side):
@@ -131,7 +131,7 @@ class Source:
 
 
 def list_sources(path: Path) -> list[Path]:
-    """The images of a folder by name, Zarr folders among them; or the one image.
+    """Lists the images of a folder by name, Zarr folders included; or the one image.
 
     Raises:
         ValueError: If there is none, or two that differ in suffix only.
@@ -159,13 +159,13 @@ def open_source(
     Args:
         path: PNG, JPEG, BMP; TIFF (also OME and ImageJ), mapped into memory or decoded tile by tile
             where it is large; a Zarr array or an OME-Zarr image (0.4 or 0.5, its full resolution).
-        channels: Of the network that is to see it; None: as many as the image has.
-        missing_chunks: Whether chunks that a Zarr array lacks count as its fill value.
-        palette_as_colour: Whether pixels that number colours of a palette are these colours, as in
-            images, or the numbers, as in labels.
+        channels: Number of channels that the network takes; None: as many as the image has.
+        missing_chunks: Whether chunks that a Zarr array lacks are read as its fill value.
+        palette_as_colour: Whether pixels that index a palette are read as colours, as in images, or
+            as indices, as in labels.
 
     Raises:
-        ValueError: One line, if it cannot be read, or has other channels.
+        ValueError: One line, if it cannot be read, or has another number of channels.
     """
     try:
         if is_zarr(path):
@@ -195,8 +195,8 @@ def open_source(
 
 
 def _read(array: Any, index: tuple[Any, ...]) -> NDArray[np.generic]:
-    """A part of an array, in memory of its own."""
-    if isinstance(array, np.memmap):  # mapped anew, or pages of earlier parts would add up
+    """Reads a part of an array into memory of its own."""
+    if isinstance(array, np.memmap):  # mapped anew, else pages of earlier parts add up
         array = np.memmap(str(array.filename), array.dtype, "r", array.offset, array.shape)
         return np.array(array[index])
     return np.asarray(array[index])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 _LENGTHS = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4}
-"""Micrometres."""
+"""Micrometres in each unit of length."""
 
 
 def zarr_library() -> Any:
-    """The package zarr, or None where it is not installed."""
+    """Returns the package zarr, or None if it is not installed."""
     try:
         return importlib.import_module("zarr")
     except ImportError:
@@ -19,10 +19,10 @@ def zarr_library() -> Any:
 
 
 def need_zarr() -> Any:
-    """The package zarr.
+    """Returns the package zarr.
 
     Raises:
-        ValueError: If it is not installed.
+        ValueError: If it is not installed, or older than 3.
     """
     zarr = zarr_library()
     if zarr is None or int(zarr.__version__.split(".")[0]) < 3:
@@ -36,10 +36,10 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str, dict[str, float]]:
-    """Array, axes and pixel size of an OME-Zarr image (0.4, 0.5) or a plain array.
+    """Opens an OME-Zarr image (0.4, 0.5) or a plain array. Returns array, axes and pixel size.
 
-    A plain array is (..., H, W); a third axis from behind is one of channels if the network wants
-    as many.
+    A plain array is (..., H, W). Of three axes the first is that of channels if it has as many as
+    `channels`, and more than one.
 
     Raises:
         ValueError: If it is neither, or chunks are missing.
@@ -75,10 +75,10 @@ def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str
 
 
 def _axes(image: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    """Axes and pixel size of the full resolution of a multiscale image."""
+    """Returns axes and pixel size of the full resolution of a multiscale image."""
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image["axes"]]
     scale = [1.0] * len(named)
-    for step in (image, image["datasets"][0]):  # scales of the image apply to each of its levels
+    for step in (image, image["datasets"][0]):  # scales of the image apply to all its levels
         for change in step.get("coordinateTransformations", []):
             if change["type"] == "scale":
                 scale = [a * float(b) for a, b in zip(scale, change["scale"], strict=True)]
@@ -110,11 +110,12 @@ def _check_chunks(array: Any, folder: Path) -> None:
 
 
 def open_level(path: Path, *, write: bool = False) -> Any:
-    """An array; for writing one that also writes chunks that are all zero."""
+    """Opens an array; with `write`, one that also writes chunks that are all zero."""
     zarr = need_zarr()
     if not write:
         return zarr.open_array(path, mode="r")
-    # Not stored with the array: a chunk that is not there is to be one that is missing.
+    # Set here because it is not stored with the array: a chunk without a file must be a missing
+    # one.
     return zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
 
 
@@ -129,17 +130,17 @@ def create(
     pixel_size: dict[str, float],
     labels: bool,
 ) -> Any:
-    """Makes an OME-Zarr image (0.5) of one resolution, array `0`, all zero.
+    """Makes an OME-Zarr image (0.5) of one resolution level, array `0`, filled with 0.
 
     Args:
-        path: Folder, which is made.
-        name: Of the image.
-        shape: Of the array.
+        path: Folder to make.
+        name: Name of the image.
+        shape: Shape of the array.
         axes: A letter for each axis, of T, C, Z, Y and X, in this order.
-        chunks: Of the array.
-        dtype: Of the array.
+        chunks: Shape of a chunk.
+        dtype: Dtype of the array.
         pixel_size: Micrometres along X, Y and Z, as far as known.
-        labels: Whether the values are classes or numbers of objects.
+        labels: Whether the values are classes or object ids.
 
     Source: OME-NGFF 0.5, ngff.openmicroscopy.org/0.5.
     """

@@ -1,4 +1,4 @@
-"""The operators: checks, fake kernel and derivative of each native one."""
+"""The operators: argument checks, fake kernels and derivatives of the native ones."""
 
 from ._border_weight_map import border_weight_map, border_weights, separate_touching, two_nearest
 from ._elastic_deform import elastic_deform

@@ -61,7 +61,7 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
 
 
 def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
-    """Makes background of the pixels along which different objects touch.
+    """Turns the pixels along which different objects touch into background.
 
     Arguments and result as in :func:`unet_fast.reference.separate_touching`; ids and errors as in
     :func:`two_nearest`.
@@ -83,7 +83,7 @@ def border_weight_map(
     halo: tuple[float, float] | None = None,
     spacing: Sequence[float] | None = None,
 ) -> Tensor:
-    """The weight map of the paper, in one pass from labels to weights.
+    """Computes the paper's weight map, in one pass from labels to weights.
 
     Arguments, result and source as in :func:`unet_fast.reference.border_weight_map`; ids and errors
     as in :func:`two_nearest`. Terms below 2^-28 are taken as 0.
@@ -111,7 +111,7 @@ def border_weights(
     halo: tuple[float, float] | None = None,
     spacing: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Targets and weights in one pass; what :class:`unet_fast.BorderWeights` calls.
+    """Computes targets and weights in one pass, for :class:`unet_fast.BorderWeights`.
 
     Arguments and results as in :func:`unet_fast.reference.border_weights`; ids and errors as in
     :func:`two_nearest`, with classes out of range treated like ids.
@@ -151,7 +151,7 @@ def _check(op: str, labels: Tensor) -> None:
 
 
 def _call(op: str, kernel: Callable[..., Any], *inputs: Any) -> Any:
-    """Calls a kernel; what it says of values becomes a ValueError."""
+    """Calls a kernel; an error about values becomes a ValueError."""
     if torch.compiler.is_compiling():
         return kernel(*inputs)
     try:
@@ -162,7 +162,7 @@ def _call(op: str, kernel: Callable[..., Any], *inputs: Any) -> Any:
 
 
 def _as_bytes(classes: Tensor) -> Tensor:
-    """Classes as uint8; what does not fit becomes a class that the kernels refuse."""
+    """Converts classes to uint8; values out of range become a class that the kernels reject."""
     if classes.dtype == torch.uint8:
         return classes
     values = classes.to(torch.int64)
@@ -170,13 +170,13 @@ def _as_bytes(classes: Tensor) -> Tensor:
 
 
 def _volumes(labels: Tensor) -> Tensor:
-    """Labels as (N, D, H, W), the shape that the kernels take."""
+    """Reshapes labels to (N, D, H, W), the shape that the kernels take."""
     batch = labels if labels.dim() > 2 else labels.unsqueeze(0)
     return batch if batch.dim() == 4 else batch.unsqueeze(1)
 
 
 def _sizes(labels: Tensor, spacing: Sequence[float] | None) -> list[float]:
-    """The size of a pixel along depth, height and width."""
+    """Returns the size of a pixel along depth, height and width."""
     sizes = [1.0] * spatial_axes(labels) if spacing is None else [float(size) for size in spacing]
     return [1.0] * (3 - len(sizes)) + sizes
 

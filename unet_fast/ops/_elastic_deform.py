@@ -35,29 +35,30 @@ def elastic_deform(
     offset: Tensor | None = None,
     source: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Deforms images, and their labels alike, in one pass.
+    """Deforms images and their labels in one pass.
 
     Arguments, result and errors as in :func:`unet_fast.reference.elastic_deform`. Channels-last
-    images are read in place, and give channels-last results. No field of displacements is made;
-    only order 3 needs memory beyond the result, a float32 (of float64 images float64) copy of the
-    image. Positions of float64 images are computed in float64, others in float32 relative to a
-    pixel nearby: at scale 1 they err less than 5e-5 pixels, whatever the size of the image and the
-    displacements.
+    images are read in place, and give channels-last results. The displacement field is never
+    stored; only order 3 needs memory beyond the result: a copy of the image in float32, or float64
+    for float64 images. Positions are computed in float64 for float64 images, else in float32
+    relative to a nearby pixel, with errors below 5e-5 pixels at scale 1, whatever the size of the
+    image and the displacements.
 
-    Differentiable once in `image` and `displacement`, by fixed sums that repeat bit for bit. On
-    CUDA those of an image's gradient are resolved to the greatest derivative times pixels / 2^61,
-    and one that is not finite makes the image's whole gradient NaN. The backward pass needs a
-    float32 copy of the image (8 bytes a pixel on CUDA, and 16 an output pixel for `displacement`).
-    On CUDA, where values are not waited for, a `source` out of range stops the kernel.
+    Differentiable once with respect to `image` and `displacement`, with results that repeat bit for
+    bit. On CUDA, sums of an image's gradient have a resolution of the greatest derivative times
+    pixels / 2^61, and one derivative that is not finite makes the image's whole gradient NaN. The
+    backward pass needs a float32 copy of the image (on CUDA 8 bytes per pixel, and 16 per output
+    pixel for `displacement`). On CUDA, where the host does not wait for values, a `source` out of
+    range stops the kernel.
 
     Raises:
         TypeError: As the reference.
         ValueError: As the reference, or if sides exceed 2^29, neighbouring pixels lie 2^28 elements
             apart, or on CUDA there are more than 256 channels.
         RuntimeError: If the build has no kernels for the device, or under `torch.func.grad`.
-        NotImplementedError: If another argument requires a gradient, or the displacement of an
-            integer image, or any with `source`; in second derivatives and in forward-mode
-            differentiation.
+        NotImplementedError: If an argument other than `image` and `displacement` requires a
+            gradient, the displacement of an integer image does, or any does with `source`; in
+            second derivatives and in forward-mode differentiation.
     """
     check_call = check
     if not torch.compiler.is_compiling():
@@ -66,7 +67,7 @@ def elastic_deform(
         label_shape = whole_numbers("label_shape", label_shape)
         grid_spacing, cval = numbers("grid_spacing", grid_spacing), number("cval", cval)
         if isinstance(grid, str) and isinstance(grid_extent, str) and isinstance(boundary, str):
-            check_call = _remembered  # what it is called with can be hashed
+            check_call = _remembered  # all its arguments can be hashed
     checked = check_call(
         kinds_of(image, displacement, labels, affine, gray_curve, offset, source),
         order,
@@ -100,7 +101,7 @@ def elastic_deform(
 
 
 class _Call(NamedTuple):
-    """The arguments of the native operator, as its schema has them; the one list of them here."""
+    """The arguments of the native operator, as in its schema; the only list of them here."""
 
     image: Tensor
     displacement: Tensor | None
@@ -120,21 +121,21 @@ class _Call(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Those that the gradient is made of."""
+        """The tensors that the gradient depends on."""
         return self.image, self.displacement, self.affine, self.offset, self.gray_curve
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """What else the gradient is made of."""
+        """The settings that the gradient depends on."""
         return self.orders, self.grid, self.spans_input, self.scales, self.boundary, self.cval
 
 
 _remembered = functools.lru_cache(maxsize=256)(check)
-"""The checks, remembered for calls with tensors of the same kinds."""
+"""Cached checks, for calls with tensors of the same kinds."""
 
 
 def _run(call: _Call) -> Any:
-    """Through autograd only if there is something to differentiate."""
+    """Calls the native operator, through autograd only if there is something to differentiate."""
     if torch.compiler.is_compiling():
         return _DEFORM(*call)
     needs_grad = any(x is not None and x.requires_grad for x in call[:2])
@@ -149,7 +150,7 @@ def _run(call: _Call) -> Any:
 def _refuse_gradients(
     image: Tensor, displacement: Tensor | None, source: Tensor | None, *constants: Tensor | None
 ) -> None:
-    """Raises NotImplementedError if something requires a gradient that there is none of."""
+    """Raises NotImplementedError if an argument without a derivative requires a gradient."""
     for name, tensor in (("image", image), ("displacement", displacement)):
         if source is not None and tensor is not None and tensor.requires_grad:
             raise NotImplementedError(f"{_OP}: {name} must not require a gradient with source")
@@ -166,7 +167,7 @@ def _refuse_gradients(
 
 
 def _parameter(x: Tensor | None) -> Tensor | None:
-    """float32 and float64 are read as they are."""
+    """Converts to float32, except for float32 and float64, which are read as they are."""
     return x if x is None or x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -195,7 +196,7 @@ def _(
 
 
 def _new_image(image: Tensor, n: int, shape: Sequence[int]) -> Tensor:
-    """N of another spatial shape; the channels of a pixel lie side by side as in `image`."""
+    """Returns n images of another spatial shape, in the memory format of `image`."""
     channels = image.shape[1]
     height, width = shape
     if channels > 1 and image.stride(1) == 1 and image.stride(3) == channels:

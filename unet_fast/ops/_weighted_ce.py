@@ -38,7 +38,7 @@ def weighted_ce(
         target: Classes t, (N, \*spatial), in [0, C - 1] or `ignore_index`; uint8, int16, int32 or
             int64.
         weight: Weights w, (N, \*spatial), floating point, or None for 1 everywhere. A pixel of
-            weight 0 counts nothing, whatever its logits.
+            weight 0 does not count, whatever its logits.
         ignore_index: Target value of pixels that are left out.
         reduction: ``"weighted_mean"``, sum(w ce) / sum(w); ``"mean"``, sum(w ce) / number of pixels
             not ignored; ``"sum"``, the paper's formula; ``"none"``, w ce of each pixel.
@@ -92,7 +92,7 @@ class WeightedCELoss(torch.nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The settings."""
+        """Returns the settings."""
         return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}"
 
 
@@ -157,15 +157,15 @@ def _backward(
 
 
 def _upstream(grad: Tensor, normaliser: Tensor, reduction: int) -> Tensor:
-    """The derivative of the loss in w ce of a pixel; 0 where there is nothing to divide by.
+    """Returns the derivative of the loss with respect to a pixel's w ce; 0 if the normaliser is 0.
 
-    Divided, it is float64: one over a tiny normaliser exceeds float32.
+    After a division it is float64, because one over a tiny normaliser exceeds float32.
     """
     return grad if reduction == NONE else _normalised(grad, normaliser)
 
 
 def _normalised(x: Tensor, normaliser: Tensor) -> Tensor:
-    """Divides by the normaliser; 0 where it is 0, also in the derivatives."""
+    """Divides by the normaliser; where that is 0, the result and its derivatives are 0."""
     empty = normaliser == 0
     return torch.where(empty, 0, x / torch.where(empty, 1, normaliser))
 
@@ -181,7 +181,7 @@ def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     target = target.long()
     counted = target != ctx.ignore_index
     w = counted.to(grad.dtype) if weight is None else torch.where(counted, weight, 0)
-    if weight is not None:  # a pixel of weight 0 counts nothing, whatever its logits
+    if weight is not None:  # a pixel of weight 0 does not count, whatever its logits
         logits = torch.where((w == 0).unsqueeze(1), 0, logits)
     p = torch.softmax(logits.to(grad.dtype), dim=1)
     v = v.to(grad.dtype)
@@ -201,7 +201,7 @@ def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-    """One call for each element: their reductions are apart."""
+    """Calls the operator once for each element, because each has a reduction of its own."""
     results = [
         _LOSS(*(x if d is None else x.select(d, i) for x, d in zip(inputs, in_dims, strict=True)))
         for i in range(info.batch_size)
@@ -217,7 +217,7 @@ torch.library.register_autograd(
 
 
 class _Loss(torch.autograd.Function):
-    """The operator with its derivative, as registered, without the layers: see :func:`call`."""
+    """The operator and its registered derivative, without Python's layers; see :func:`call`."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:

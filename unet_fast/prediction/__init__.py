@@ -1,1 +1,1 @@
-"""From an image to scores, probabilities, labels or objects, tile by tile."""
+"""Prediction of scores, probabilities, labels or objects, tile by tile."""

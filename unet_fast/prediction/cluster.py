@@ -15,7 +15,7 @@ Item = TypeVar("Item", bound=Hashable)
 
 @contextmanager
 def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
-    """A `distributed.Client` for a while, or None where neither is asked for.
+    """Yields a `distributed.Client`, or None if neither workers nor a scheduler is given.
 
     Args:
         workers: Processes to start on this machine, which share its cores; 0: none.
@@ -42,7 +42,7 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
             raise ValueError(
                 f"scheduler must answer, got {scheduler}: {reason_of(error)}"
             ) from None
-        logger = logging.getLogger("distributed.client")  # tells of a lost scheduler at length
+        logger = logging.getLogger("distributed.client")  # its reports of a lost scheduler are long
         logger.disabled = True
         try:
             with client:
@@ -70,16 +70,16 @@ def distribute(
     items: Sequence[Item],
     done: Callable[[Item], None],
 ) -> None:
-    """Calls a function on every item, each as one task; those of a worker that dies are redone.
+    """Calls a function on every item, one task each; tasks of a worker that dies are repeated.
 
     Args:
         client: A `distributed.Client`.
-        function: What to call, in the workers.
-        items: On what.
-        done: Is called here with each item that is done.
+        function: Function to call in the workers.
+        items: Items to call it on.
+        done: Called in this process with each item that is done.
 
     Raises:
-        ValueError: If workers die of an item again and again. What `function` raises is raised.
+        ValueError: If workers keep dying of an item. Errors of `function` are raised as they are.
     """
     distributed = importlib.import_module("distributed")
     futures = {client.submit(function, item, pure=False): item for item in items}

@@ -1,4 +1,4 @@
-"""Prediction of files: what comes in decides how, and what is written."""
+"""Prediction of image files: which format is read, how it is predicted, what is written."""
 
 import functools
 from dataclasses import dataclass
@@ -23,25 +23,26 @@ from .out_of_core import is_begun, predict_blocks
 from .predictor import Predictor
 
 SUFFIXES = {"png": ".png", "tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
-"""Of the formats of results."""
+"""Suffixes of the formats of results."""
 LARGE_PIXELS = 2**27
-"""Pixels of an image from which on results go into an OME-Zarr, if nothing else is asked for."""
+"""Images of at least this many pixels give an OME-Zarr, unless another format is asked for."""
 OVERLAYS = "overlays"
-"""Folder of the overlays, below that of the results."""
+"""Folder of the overlays, inside the folder of the results."""
 OVERLAY = 4096
-"""Longest side of an overlay; of larger images every second, third... pixel is drawn."""
+"""Longest side of an overlay in pixels; larger images are subsampled."""
 
 
 @dataclass
 class Predicted:
-    """What :func:`predict_files` did."""
+    """The result of :func:`predict_files`."""
 
     files: list[Path]
-    """The results."""
+    """Files of the results."""
     kept: int = 0
-    """How many of them had been there."""
+    """Number of results that were there before, and are kept."""
     objects: int = 0
-    """Found in the others, all planes together, if instances were asked for."""
+    """Number of objects in the other results, all planes together; 0 unless instances were asked
+    for."""
 
 
 def predict_files(
@@ -68,19 +69,19 @@ def predict_files(
         options: What to predict, and how; "labels" are written with the values of the training
             labels.
         format: "png" (labels and instances of single planes), "tiff", "ome-tiff", "ome-zarr"; or
-            "auto": PNG where it can be, else TIFF; OME-Zarr for Zarr and for images of
+            "auto": PNG where possible, else TIFF; OME-Zarr for Zarr and for images of at least
             :data:`LARGE_PIXELS` pixels.
         overlay: Whether `overlays/NAME.png` shows the objects over the image (of a stack the
             middle plane).
         device: auto, cpu, cuda or cuda:N.
         missing_chunks: As for :func:`open_source`.
         client: As for :func:`predict_blocks`; all results are OME-Zarr then.
-        resume: Keep results that are there, and go on with those that were begun.
+        resume: Keep results that are finished, and go on with those that are not.
         overwrite: Replace results.
 
     Raises:
-        ValueError: One line, if something is wrong with an argument or a file; results that are
-            complete stay.
+        ValueError: One line, if something is wrong with an argument or a file; finished results are
+            kept.
     """
     if client is not None and format not in ("auto", "ome-zarr"):
         raise ValueError(f"format must be ome-zarr with several workers, got {format}")
@@ -94,7 +95,7 @@ def predict_files(
     results = [make_folder(out) / _name(file, format, options.output) for file in files]
 
     def is_there(path: Path) -> bool:
-        """Whether a result is to be kept."""
+        """Whether a result exists and is to be kept."""
         for written in (path, _overlay_of(path)):
             if written.exists() and any(written.samefile(file) for file in files):
                 raise ValueError(f"out must not be the folder of the input, got {out}")
@@ -105,7 +106,7 @@ def predict_files(
             )
         return resume and path.exists() and not is_begun(path)
 
-    kept = [is_there(path) for path in results]  # of all, before the first is made
+    kept = [is_there(path) for path in results]  # checked for all before the first is made
     channels = predictor.model.config["in_channels"]
     objects = 0
     with bar(len(files), "predict", "image") as shown:
@@ -113,7 +114,7 @@ def predict_files(
             if not kept[i]:
                 source = open_source(file, channels, missing_chunks=missing_chunks)
                 chosen = _format(source, options.output) if format == "auto" else format
-                results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # of a stack, say
+                results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # e.g. TIFF for a stack
                 kept[i] = is_there(results[i])
             if kept[i]:
                 shown.update()
@@ -126,7 +127,7 @@ def predict_files(
 
                         def show(done: int, total: int, blocks: Bar = blocks) -> None:
                             if blocks.total != total:
-                                blocks.reset(total)  # time starts now: what was done took none
+                                blocks.reset(total)  # blocks done before took no time
                                 blocks.initial = blocks.n = done
                             else:
                                 blocks.update()
@@ -161,7 +162,7 @@ def predict_files(
 
 
 def _in_memory(predictor: Predictor, source: Source) -> tuple[NDArray[Any], int]:
-    """The prediction of all planes, and how many objects are in it."""
+    """Predicts all planes. Returns the result and its number of objects."""
     objects = 0
     tiling = predictor.plan(source.size)
     _, shape = source.layout(predictor.shape(()))
@@ -198,7 +199,7 @@ def _overlay_of(result: Path) -> Path:
 
 
 def _draw(path: Path, source: Source, result: Any, predictor: Predictor) -> None:
-    """Draws the middle plane."""
+    """Draws the overlay of the middle plane."""
     plane = tuple(n // 2 for n in source.stack.values())
     every = slice(0, None, -(-max(source.size) // OVERLAY))
     labels = np.asarray(result[source.place(result, plane, every, every)])
@@ -208,7 +209,7 @@ def _draw(path: Path, source: Source, result: Any, predictor: Predictor) -> None
 
 
 def _format(source: Source, output: str) -> str:
-    """Format of the result, if none is asked for."""
+    """Returns the format of a result if none is asked for."""
     large = len(source.planes) * source.size[0] * source.size[1] >= LARGE_PIXELS
     if is_zarr(source.path) or (large and zarr_library() is not None):
         return "ome-zarr"
@@ -216,7 +217,7 @@ def _format(source: Source, output: str) -> str:
 
 
 def _name(file: Path, format: str, output: str) -> str:
-    """What the result of a file is called most likely, as far as its name tells."""
+    """Guesses the name of the result from the name of a file."""
     if format == "auto":
         picture = output in ("labels", "instances")
         format = "ome-zarr" if is_zarr(file) else "png" if picture else "tiff"

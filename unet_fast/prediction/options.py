@@ -1,4 +1,4 @@
-"""The settings of a prediction: in Python and on the command line."""
+"""Settings of a prediction, in Python and on the command line."""
 
 import contextlib
 import re
@@ -13,38 +13,41 @@ import torch
 class Options:
     """What to predict, and how: the settings of :func:`unet_fast.predict`.
 
-    Raises ValueError if a text breaks its rule; the network's :class:`Predictor` checks the rest.
+    Raises ValueError if a text breaks its rule; :class:`Predictor` checks the rest.
     """
 
     output: Literal["instances", "labels", "probabilities", "scores"] = "probabilities"
     """instances (objects, numbered), labels (classes), probabilities or scores before softmax."""
     min_area: int | None = None
-    """Least pixels of a seed, of instances. None, here and in the next four: as trained."""
+    """Minimum pixels of a connected component of seeds, for instances. None: as trained."""
     grow: int | None = None
-    """Pixels that instances grow into gaps between them, in [0, 16]."""
+    """Pixels that instances grow into gaps between them, in [0, 16]. None: as trained."""
     seed_threshold: float | None = None
-    """Pixels of more probable foreground are seeds of instances; in [0, 1); 0: all foreground."""
+    """Pixels with a higher foreground probability are seeds of instances; in [0, 1); 0: all
+    foreground. None: as trained."""
     foreground_threshold: float | None = None
-    """Pixels that are more probable belong to instances; in [0, 1)."""
+    """Pixels with a higher foreground probability belong to instances; in [0, 1). None: as
+    trained."""
     holes: int | None = None
-    """Largest hole in an instance that is filled, in pixels, in [0, 1024]."""
+    """Holes in an instance of up to this many pixels, in [0, 1024], are filled. None: as
+    trained."""
     tta: str | Sequence[float] | None = None
     """Average over views: flips (4), rotations (4), square (8), or angles in degrees: 0,30,60."""
     average: Literal["scores", "probabilities"] | None = None
-    """What is averaged; scores, if nothing is said."""
+    """What is averaged. None: scores."""
     tile: int | Sequence[int] | None = None
-    """Side of a tile in pixels, >= 1; chosen, if nothing is said. The result is the same."""
+    """Side of a tile in pixels, >= 1; the result does not depend on it. None: chosen."""
     memory_budget: int | str | None = None
-    """Memory for the tiles in work, in bytes or like 500MB or 2GiB."""
+    """Memory for the tiles being processed, in bytes or like 500MB or 2GiB."""
     batch_size: int | None = None
-    """Tiles at once, >= 1."""
+    """Tiles in a batch, >= 1."""
     precision: str | torch.dtype | None = None
     """Precision of the convolutions: bfloat16 or float16 (autocast); None: that of the weights."""
     compile: bool = False
-    """Let torch.compile make the network faster: for many tiles."""
+    """Compile the network with torch.compile: worth it for many tiles."""
 
     def __post_init__(self) -> None:
-        """Reads what is given as text."""
+        """Parses options that are given as text."""
         if isinstance(self.precision, torch.dtype):
             self._set("precision", str(self.precision).removeprefix("torch."))
         if isinstance(self.memory_budget, str):
@@ -64,13 +67,13 @@ class Options:
 
     @property
     def rule(self) -> dict[str, float]:
-        """What is said about objects; the model knows the rest."""
+        """Settings of the object rule that are given; the model has the others."""
         names = ("min_area", "grow", "seed_threshold", "foreground_threshold", "holes")
         return {k: v for k in names if (v := getattr(self, k)) is not None}
 
 
 def _bytes_in(text: str) -> int:
-    """The number that 500MB or 2GiB stands for."""
+    """Parses a size like 500MB or 2GiB. Returns bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?", text.strip())
     if found is None:
         raise ValueError(f"memory-budget must be like 500MB or 2GiB, got {text}")

@@ -1,7 +1,7 @@
 """Prediction of one image into an OME-Zarr, block by block, in one process or in many.
 
-`OUT.part` holds what a run needs to go on wherever it was killed: the job, the image so far, and an
-empty file for each block that has reached the disk. The whole is renamed to OUT at the end.
+`OUT.part` holds all that is needed to resume a killed run: the job, the image so far, and an empty
+file for each block that has reached the disk. At the end the image is renamed to OUT.
 """
 
 import functools
@@ -33,7 +33,7 @@ from .predictor import Predictor
 from .tiling import Tiling
 
 SIDE = 512
-"""Pixels that a chunk has at least along Y and X, if tiles are smaller."""
+"""Side of a chunk along Y and X, in pixels, up to which smaller tiles are combined."""
 
 Block = tuple[tuple[int, ...], int, int]
 """Index of a plane, first row, first column."""
@@ -41,18 +41,18 @@ Block = tuple[tuple[int, ...], int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process needs to know to compute any block, as it is in `job.json`."""
+    """All that a process needs to compute any block, as stored in `job.json`."""
 
     image: str
     model: str
     image_stamp: str
-    """Tells whether the image has changed since."""
+    """Text that changes when the image does; see :func:`_stamp`."""
     model_stamp: str
     missing_chunks: bool
     options: Options
-    """With the tiles that were chosen."""
+    """The options, with the tiles that were chosen."""
     ranges: list[Range] | None = None
-    """The normalisation of every plane."""
+    """Normalisation of every plane; None: values as they are."""
 
 
 def predict_blocks(
@@ -68,24 +68,24 @@ def predict_blocks(
     client: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Predicts an image that need not fit into memory into an OME-Zarr (0.5).
+    """Predicts an image, which need not fit into memory, into an OME-Zarr (0.5).
 
     Args:
         run: A model, as for :func:`load_model`.
         source: The image, a plane or a stack.
-        out: The folder to make, `NAME.ome.zarr`; its chunks are blocks of one channel. Objects are
-            numbered as if all at once, each plane by itself.
+        out: Folder to make, `NAME.ome.zarr`; each chunk is one channel of a block. Objects are
+            numbered as if predicted at once, each plane by itself.
         options: What to predict, and how.
-        device: As for training; with `client` that of the workers.
+        device: auto, cpu, cuda or cuda:N; with `client`, that of the workers.
         missing_chunks: As for :func:`open_source`.
-        resume: Go on where a killed run stopped; blocks that are done stay.
-        overwrite: Replace what is there.
-        client: A `distributed.Client`, whose workers compute the blocks, one a task, and see the
-            same files; None: this process does.
-        progress: Is told the blocks done and all blocks.
+        resume: Go on where a killed run stopped; finished blocks are kept.
+        overwrite: Replace an earlier result.
+        client: A `distributed.Client`, whose workers compute the blocks, one per task, and must see
+            the same files; None: this process computes them.
+        progress: Called with the number of finished blocks and the number of all blocks.
 
     Returns:
-        How many objects were found, all planes together; 0 of other outputs than instances.
+        Number of objects, all planes together; 0 for outputs other than instances.
 
     Raises:
         ValueError: One line, if an argument breaks its rule, the image cannot be read, or a file
@@ -104,7 +104,7 @@ def predict_blocks(
     model = load_model(file)
     predictor = Predictor(model, options)
     tiling = predictor.plan(source.size, find_device(device).type)
-    source.layout(())  # has a place for every axis
+    source.layout(())  # checks that there is a place for every axis
     job = Job(
         image=str(source.path.resolve()),
         model=str(file.resolve()),
@@ -131,7 +131,8 @@ def predict_blocks(
         if client is None:
             worker.run(left, done)
         else:
-            # Workers outlive this run: what they keep for the next block goes by the job, too.
+            # Workers outlive this run, so what they cache for the next block depends on the job,
+            # too.
             stamp = _digest(part / "job.json")
             task = functools.partial(_compute, str(part.resolve()), device, stamp)
             distribute(client, task, left, done)
@@ -148,8 +149,8 @@ def predict_blocks(
 
 
 def _finish(part: Path, out: Path) -> None:
-    """Gives the result its name, once all of it is on the disk; what had that name is removed."""
-    for rest in (part / "image").rglob("*.partial"):  # of writes that a kill cut off
+    """Gives the result its name once it is on disk, and removes an earlier one of that name."""
+    for rest in (part / "image").rglob("*.partial"):  # left by writes that a kill cut off
         rest.unlink()
     os.sync()
     old = part / "replaced"
@@ -164,7 +165,7 @@ def _finish(part: Path, out: Path) -> None:
 
 
 def is_begun(out: Path) -> bool:
-    """Whether there is an unfinished result to go on with."""
+    """Whether there is an unfinished result to resume."""
     part = _part(out)
     folders = ("image", "classes")
     return (part / "job.json").exists() and any((part / name).exists() for name in folders)
@@ -175,11 +176,11 @@ def _part(out: Path) -> Path:
 
 
 class Worker:
-    """Computes blocks of a job that was begun.
+    """Computes the blocks of a job.
 
     Args:
-        part: Its folder.
-        device: Where to compute.
+        part: Folder of the job.
+        device: Device to compute on.
     """
 
     def __init__(self, part: Path, device: str) -> None:
@@ -189,7 +190,7 @@ class Worker:
         if stamps != (job.image_stamp, job.model_stamp):
             raise ValueError(f"{part}: image and model must stay as they were when it was begun")
         self.part = part
-        self.source = open_source(  # whose chunks were counted when the job began
+        self.source = open_source(  # its chunks were counted when the job began
             Path(job.image), model.config["in_channels"], missing_chunks=True
         )
         self.predictor = Predictor(model, job.options)
@@ -207,12 +208,12 @@ class Worker:
         return [(p, r, c) for p in self.source.planes for r in rows for c in columns]
 
     def marker(self, block: Block) -> Path:
-        """The file that says that a block is done."""
+        """Returns the file whose existence says that a block is done."""
         plane, row, column = block
         return self.part / "blocks" / ".".join(map(str, (*plane, row, column)))
 
     def run(self, blocks: list[Block], done: Callable[[Block], None] = lambda block: None) -> None:
-        """Computes blocks and writes them; tells of each that has reached the disk."""
+        """Computes blocks and writes them; calls `done` for each that has reached the disk."""
         for number, plane in enumerate(self.source.planes):
             chosen = [block for block in blocks if block[0] == plane]
             if chosen:
@@ -221,7 +222,7 @@ class Worker:
     def _run(
         self, blocks: list[Block], values: Range | None, done: Callable[[Block], None]
     ) -> None:
-        """The same for blocks of one plane."""
+        """Computes and writes blocks of one plane; see :meth:`run`."""
         groups = [self._tiles(block) for block in blocks]
         owner = {tile: b for b, group in zip(blocks, groups, strict=True) for tile in group}
         left = {block: len(group) for block, group in zip(blocks, groups, strict=True)}
@@ -244,19 +245,19 @@ class Worker:
         self.predictor.run(self.tiling, self.source.pixels(blocks[0][0]), values, write, groups)
 
     def _place(self, block: Block) -> tuple[slice, slice]:
-        """Its rows and columns of the image."""
+        """Returns the rows and columns of a block in the image."""
         sides = zip(block[1:], block_of(self.tiling), self.source.size, strict=True)
         rows, columns = (slice(start, min(start + side, n)) for start, side, n in sides)
         return rows, columns
 
     def _tiles(self, block: Block) -> list[tuple[int, int]]:
-        """First pixels of its tiles."""
+        """Returns the first pixels of the tiles of a block."""
         pairs = zip(self._place(block), self.tiling.tile, strict=True)
         rows, columns = (range(part.start, part.stop, side) for part, side in pairs)
         return [(row, column) for row in rows for column in columns]
 
     def _write(self, block: Block, values: NDArray[np.generic]) -> None:
-        """Writes a block so that it outlives this process, and the power."""
+        """Writes a block and flushes it to disk, so that it outlives a crash or a power failure."""
         rows, columns = self._place(block)
         index = self.source.place(self.array, block[0], rows, columns)
         self.array[index] = values if self.class_values is None else self.class_values[values]
@@ -276,7 +277,7 @@ def read_job(part: Path) -> Job:
     """Reads `job.json`.
 
     Raises:
-        ValueError: If it is not there or foreign.
+        ValueError: If it is missing or not a job of unet_fast.
     """
     file = part / "job.json"
     try:
@@ -292,7 +293,7 @@ def read_job(part: Path) -> Job:
 
 
 def block_of(tiling: Tiling) -> tuple[int, int]:
-    """Sides of a block: of a tile, or of as many small ones as make :data:`SIDE`."""
+    """Returns the sides of a block: of one tile, or of as many small ones as fit :data:`SIDE`."""
     sides = zip(tiling.tile, tiling.image, strict=True)
     rows, columns = (min(tile * max(1, SIDE // tile), n) for tile, n in sides)
     return rows, columns
@@ -333,13 +334,13 @@ def _create(
 
 
 def _folder(output: str) -> str:
-    """Where the blocks of a job go; objects are numbered in the end only."""
+    """Returns the folder for the blocks of a job; objects are numbered only at the end."""
     return "classes" if output == "instances" else "image"
 
 
 def _same(part: Path, begun: Job, job: Job) -> None:
     """Raises ValueError if a job was begun with other settings."""
-    # As they are in the file: there a tuple is a list.
+    # Compared as stored in the file, where tuples are lists.
     old, new = (json.loads(json.dumps(asdict(j) | asdict(j.options))) for j in (begun, job))
     for name in sorted(new.keys() - {"options", "ranges"}):
         if old.get(name) != new[name]:
@@ -350,7 +351,7 @@ def _same(part: Path, begun: Job, job: Job) -> None:
 
 
 def _stamp(image: Path) -> str:
-    """Changes when an image does: size and time of its file, or of what describes its array."""
+    """Returns a text that changes with an image: size and time of its file or array metadata."""
     names = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
     files = [image / name for name in names] if image.is_dir() else [image]
     return " ".join(f"{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.exists())
@@ -369,7 +370,7 @@ def _flush(file: Path) -> None:
 
 
 def _compute(part: str, device: str, stamp: str, block: Block) -> None:
-    """A task: one block, unless a worker that was lost has done it."""
+    """Computes one block, unless a worker that was lost has finished it."""
     worker = _worker(part, device, stamp)
     if not worker.marker(block).exists():
         worker.run([block])
@@ -377,16 +378,16 @@ def _compute(part: str, device: str, stamp: str, block: Block) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _worker(part: str, device: str, stamp: str) -> Worker:
-    """Kept for the next block."""
+    """Returns the worker of a job, cached for the next block."""
     return Worker(Path(part), device)
 
 
 def _number(part: Path, source: Source, tiling: Tiling, objects: ObjectRule) -> int:
-    """Makes the result of the states of all pixels: the objects of every plane, numbered."""
+    """Numbers the objects of every plane, from the states of all pixels. Returns their number."""
     found = 0
     classes = open_level(part / "classes" / "0")
     for name in ("parts", "image"):
-        shutil.rmtree(part / name, ignore_errors=True)  # of a run killed here
+        shutil.rmtree(part / name, ignore_errors=True)  # left by a run that was killed here
     parts, result = (
         _create(part / name, source, (), tiling, "int32") for name in ("parts", "image")
     )

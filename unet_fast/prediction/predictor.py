@@ -1,4 +1,4 @@
-"""Overlap-tile prediction: images of any size, tile by tile, as if all at once."""
+"""Overlap-tile prediction of images of any size, with the same result as all at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,16 +30,16 @@ def predict(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Predicts an image in tiles that give what the whole image gives, whatever their size.
+    """Predicts an image tile by tile, with the result of the whole image, whatever the tile size.
 
-    The outside of the image is mirrored, so that every pixel has its full context. Tiles of
-    another size give the same numbers up to the rounding of other sums (docs/prediction.md).
+    The image is mirrored at its border, so that every pixel has its full context. Tiles of another
+    size give the same numbers up to rounding (docs/prediction.md).
 
     Args:
         model: The network; it runs in evaluation mode and is left as it was. A bare `UNet` sees the
             values as given; one from :func:`load_model` gets them normalised as in training.
         image: (H, W) or (C, H, W), any size from 1 x 1, any real dtype, finite.
-        device: Where to compute; None for where the model is.
+        device: Device to compute on; None: that of the model.
         **options: The fields of :class:`unet_fast.prediction.options.Options`.
 
             ======================  ================================================================
@@ -47,36 +47,36 @@ def predict(
                                     (K, H, W), float32; "labels", the most probable class: (H, W),
                                     uint8 (int64 over 256 classes); "instances", the objects:
                                     (H, W), int32, numbered from 1
-            min_area                pixels that a connected part of the seeds has at least, >= 0
-            seed_threshold          in [0, 1): seeds are pixels whose foreground is more probable;
-                                    they make the objects, which grow into the rest of the
+            min_area                minimum pixels of a connected component of seeds, >= 0
+            seed_threshold          in [0, 1): pixels of higher foreground probability are seeds,
+                                    which make the objects and grow into the rest of the
                                     foreground; 0: all foreground is seed
-            foreground_threshold    in [0, 1): what is more probable is foreground
-            holes                   pixels, in [0, 1024]: smaller holes in an object are filled
+            foreground_threshold    in [0, 1): pixels of higher probability are foreground
+            holes                   pixels, in [0, 1024]: holes of up to this size are filled
             grow                    pixels, in [0, 16], that objects grow into gaps between them;
                                     only gaps of up to 2 `grow` pixels are closed
             tta                     averaging over views: "flips" (4), "rotations" (4, by right
                                     angles), "square" (8, both), or angles in degrees
-            average                 of what: "scores" (the default) or "probabilities"
+            average                 what is averaged: "scores" (the default) or "probabilities"
             tile                    side or sides of a tile of the output in pixels, >= 1, rounded
                                     up to multiples of 2^depth; None: chosen
-            memory_budget           bytes that tiles in work may take, or "500MB"; None: 1 GiB on
-                                    a CPU, 4 GiB on a GPU, or what the given tile takes
-            batch_size              tiles at once, >= 1; None: chosen
+            memory_budget           bytes for tiles being processed, or "500MB"; None: 1 GiB on a
+                                    CPU, 4 GiB on a GPU, or what the given tile takes
+            batch_size              tiles in a batch, >= 1; None: chosen
             precision               torch.bfloat16 or torch.float16 (autocast); None: that of the
                                     weights
             compile                 whether `torch.compile` makes the network faster: worth it for
                                     many tiles
             ======================  ================================================================
 
-            The five that make objects are as training fitted them (`model.objects`) where they are
-            not given; a network without such a rule makes objects of all foreground.
+            The five options about objects default to what training fitted (`model.objects`); a
+            network without such a rule makes objects of all foreground.
 
     Returns:
         The prediction, on the CPU.
 
     Raises:
-        TypeError: If there is no such option.
+        TypeError: If an option is unknown.
         ValueError: If an argument breaks its rule; if the image is larger than a tile and the
             network takes statistics from all that it sees (instance and group norm, batch norm
             without running mean), for then no tile agrees with the whole.
@@ -103,7 +103,7 @@ def predict(
 
 
 def logits_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
-    """Scores of an image (C, H, W) that is normalised, (K, H, W), on the CPU."""
+    """Returns the scores, (K, H, W), on the CPU, of a normalised image, (C, H, W)."""
     with evaluating(model, device):
         return _of_array(Predictor(model, Options("scores")), image.detach().cpu().numpy(), None)
 
@@ -115,7 +115,7 @@ def _of_array(predictor: "Predictor", pixels: NDArray[np.generic], values: Range
 
 @contextmanager
 def evaluating(model: UNet, device: torch.device | str | None) -> Iterator[None]:
-    """Puts a network in evaluation mode on a device for a while."""
+    """Puts a network in evaluation mode on a device, within a `with` block."""
     home, training = next(model.parameters()).device, [m for m in model.modules() if m.training]
     try:
         model.to(home if device is None else device).eval()
@@ -127,10 +127,10 @@ def evaluating(model: UNet, device: torch.device | str | None) -> Iterator[None]
 
 
 class Predictor:
-    """A network made ready to predict tiles.
+    """A network that is ready to predict tiles.
 
     Args:
-        model: The network, in evaluation mode, where it is to compute.
+        model: The network, in evaluation mode, on the device to compute on.
         options: What to predict, and how.
 
     Raises:
@@ -181,11 +181,11 @@ class Predictor:
         return torch.uint8 if small else torch.int64
 
     def shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the result for an image of that size."""
+        """Returns the shape of the result for an image of that size."""
         return (self.classes, *size) if self.output in ("scores", "probabilities") else size
 
     def plan(self, image: tuple[int, int], device: str | None = None) -> Tiling:
-        """Chooses tiles for an image of that size, for this device or that type of device."""
+        """Chooses the tiles for an image of that size, on this device or another type of device."""
         precision = self.precision
         if torch.is_autocast_enabled(self.device.type):
             precision = torch.get_autocast_dtype(self.device.type)
@@ -193,7 +193,7 @@ class Predictor:
             self.model,
             image,
             device=device or self.device.type,
-            # A turned tile lies in one of up to twice its pixels.
+            # The bounding box of a rotated tile has up to twice its pixels.
             value_bytes=precision.itemsize * (2 if self.turns else 1),
             tile=self.options.tile,
             memory_budget=self.options.budget,
@@ -209,7 +209,7 @@ class Predictor:
     ) -> Tensor:
         """Predicts an image into memory; see :meth:`run`. `progress` is called for each tile."""
         result = torch.empty(self.shape(tiling.image), dtype=self.dtype)
-        array = result.numpy()  # to be filled without torch's threads, which are computing
+        array = result.numpy()  # filled without torch's threads, which compute
 
         def write(origin: tuple[int, int], part: Tensor) -> None:
             rows, columns = (slice(o, o + n) for o, n in zip(origin, part.shape[-2:], strict=True))
@@ -227,16 +227,16 @@ class Predictor:
         write: Callable[[tuple[int, int], Tensor], None],
         groups: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> None:
-        """Predicts tiles; the next ones are read and the last ones written meanwhile.
+        """Predicts tiles, while the next ones are read and the last ones written.
 
         Args:
             tiling: The tiles.
             pixels: Reads the image, in another thread.
-            values: Its normalisation, or None.
-            write: Takes the first pixel of a tile and its prediction, cut off where the image ends,
-                on the CPU; in another thread, one tile at a time.
-            groups: Which tiles, by their first pixels, in groups that no batch exceeds; None: all,
-                as one group.
+            values: Normalisation of the image, or None.
+            write: Called with the first pixel of a tile and its prediction, on the CPU and cut off
+                where the image ends; in another thread, one tile at a time.
+            groups: First pixels of the tiles to predict, in groups; no batch holds tiles of two
+                groups. None: all tiles, as one group.
         """
         size = tiling.batch
         batches = [
@@ -255,8 +255,8 @@ class Predictor:
                 rows, columns = (n - o for n, o in zip(tiling.image, origin, strict=True))
                 write(origin, result[..., :rows, :columns])
 
-        # NumPy, torch and compressors let other threads run while they work. The network stays in
-        # this one: autocast and inference mode are a thread's own.
+        # NumPy, torch and compressors release the interpreter while they work. The network stays in
+        # this thread, because autocast and inference mode are set for each thread.
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             ahead = reader.submit(read, batches[0])
             behind: Future[None] | None = None
@@ -274,7 +274,7 @@ class Predictor:
     def _parts(
         self, tiling: Tiling, pixels: Pixels, values: Range | None, origin: tuple[int, int]
     ) -> list[Tensor]:
-        """What each view needs of the plane for a tile."""
+        """Reads the part of the plane that each view needs for a tile."""
         read: dict[Region, Tensor] = {}
         for view in self.views:
             region = view.region(tiling, origin)
@@ -286,9 +286,9 @@ class Predictor:
     def _compute(
         self, tiling: Tiling, parts: list[list[Tensor]], origins: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Predictions of a batch of tiles."""
+        """Predicts a batch of tiles."""
         total = torch.zeros((), device=self.device)
-        # A view at a time: they may have different shapes, and memory is that of one.
+        # One view at a time: views may have different shapes, and only one takes memory.
         for view, of_view in zip(self.views, zip(*parts, strict=True), strict=True):
             there = [part.to(self.device, self.weights) for part in of_view]
             pairs = zip(there, origins, strict=True)
@@ -317,7 +317,7 @@ class Predictor:
 def _plane(
     pixels: Pixels, size: tuple[int, int], region: Region, values: Range | None
 ) -> NDArray[np.float32]:
-    """A part of the mirrored plane, (C, h, w)."""
+    """Reads a part of the mirrored plane, (C, h, w)."""
     spans = zip(region[:2], region[2:], size, strict=True)
     rows, columns = (mirrored(start, length, n) for start, length, n in spans)
     box = [slice(int(i.min()), int(i.max()) + 1) for i in (rows, columns)]

@@ -1,10 +1,10 @@
-"""Which parts of an image a network sees at a time, such that the parts agree with the whole.
+"""Tiles of an image such that their predictions agree with that of the whole image.
 
 Think of the image as continued by mirroring into an infinite plane, and of the network as running
-over all of it, its poolings on pixels 0, 2^depth, 2 2^depth, ... The prediction is what that gives
-inside the image. A part of the plane gives the same numbers if two things hold: its origin is a
-multiple of 2^depth away from 0, for the network commutes with those shifts only; and it reaches as
-far beyond what is kept as the network sees. docs/prediction.md has the proof.
+over all of it, its poolings aligned to multiples of 2^depth. The prediction is the part of its
+output inside the image. A part of the plane gives the same numbers on two conditions: its origin is
+a multiple of 2^depth, because the network commutes with those shifts only; and it reaches beyond
+the pixels that are kept as far as the network's receptive field. docs/prediction.md has the proof.
 """
 
 import math
@@ -20,31 +20,31 @@ from torch import nn
 from ..unet import UNet
 
 LARGEST = {"cpu": 1024, "cuda": 2048}
-"""Longest side of a tile that is chosen here: on a CPU larger ones are slower, for the memory that
-they need is new to its caches; on a GPU there is little left to gain."""
+"""Longest side of a tile that is chosen here. Larger ones are slower on a CPU, because they need
+memory that is not in its caches, and gain little on a GPU."""
 BUDGET = {"cpu": 2**30, "cuda": 2**32}
-"""Bytes for the tiles in work, if the caller says nothing. Constants, and not what is free at the
+"""Default memory for the tiles being processed, in bytes. Constant rather than what is free at the
 moment, so that the same call gives the same bits."""
 _WORKSPACE = 1.25
-"""What convolutions need beside their results, as a factor; measured on CPUs."""
+"""Factor for the memory of convolutions beside their results; measured on CPUs."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """A network's tiles of an image: equal, side by side from pixel (0, 0) on."""
+    """The tiles of an image for a network: equal, side by side from pixel (0, 0) on."""
 
     image: tuple[int, int]
     tile: tuple[int, int]
-    """Pixels of the output that are kept: multiples of 2^depth, or the image's side if that is
-    less. The last tiles reach beyond the image."""
+    """Sides of the part of the output that is kept: multiples of 2^depth, or the image's side if
+    that is less. The last tiles may reach beyond the image."""
     halo: int
-    """Pixels of the output before and behind them that are dropped."""
+    """Pixels of the output that are dropped on each side of the tile."""
     border: int
-    """Pixels that the network's input begins before its output."""
+    """Pixels from the first pixel of the network's input to that of the tile, along each axis."""
     input: tuple[int, int]
-    """The shape that enters the network."""
+    """Spatial shape of the network's input."""
     batch: int
-    """Tiles that enter it at once."""
+    """Tiles in a batch."""
 
     @property
     def origins(self) -> list[tuple[int, int]]:
@@ -68,18 +68,18 @@ def plan(
     memory_budget: int | None = None,
     batch_size: int | None = None,
 ) -> Tiling:
-    """Chooses tiles.
+    """Chooses the tiles of an image.
 
     Args:
         model: The network.
-        image: Its size in pixels, (H, W).
+        image: Size of the image in pixels, (H, W).
         device: "cpu" or "cuda".
-        value_bytes: Of a number within the network.
+        value_bytes: Bytes of one activation of the network.
         tile: Side or sides of a tile, >= 1, rounded up to multiples of 2^depth; None: the largest
             that the budget holds, up to :data:`LARGEST`.
-        memory_budget: Bytes for the tiles in work; the network, the image and the result come on
-            top. None: :data:`BUDGET`, or what a given tile takes.
-        batch_size: Tiles at once, >= 1; None: as many small ones as are the work of a large one, if
+        memory_budget: Bytes for the tiles being processed, besides the network, the image and the
+            result. None: :data:`BUDGET`, or what a given tile takes.
+        batch_size: Tiles in a batch, >= 1; None: as many as have the pixels of the largest tile, if
             the budget holds them.
 
     Raises:
@@ -116,10 +116,10 @@ def plan(
 def _fitting(
     model: UNet, image: tuple[int, int], largest: int, budget: int, value_bytes: int
 ) -> Tiling:
-    """Tiles of about equal sides, as large as the budget allows."""
+    """Returns the largest tiles of about equal sides that the budget allows."""
 
     def tiles(side: int) -> Tiling:
-        # Equal parts: no narrow rest, whose halo would cost more than its pixels.
+        # Equal parts leave no narrow rest, whose halo would cost more than its pixels.
         parts = [-(-n // side) for n in image]
         return _tiling(model, image, [-(-n // p) for n, p in zip(image, parts, strict=True)])
 
@@ -139,11 +139,11 @@ def _tiling(model: UNet, image: tuple[int, int], tile: Sequence[int]) -> Tiling:
 
 
 def halo_of(model: UNet) -> int:
-    """Pixels at each side of the output that depend on where the input ends, rounded up to 2^depth.
+    """Returns the halo: output pixels on each side that depend on where the input ends.
 
-    Zero for the unpadded network of the paper: it drops them itself. Padded convolutions put zeros
-    behind the last pixel, bilinear interpolation repeats it. What a layer gets wrong there counts
-    in pixels of its own level.
+    Rounded up to a multiple of 2^depth. Zero for the unpadded network of the paper, which drops
+    such pixels itself. Padded convolutions put zeros behind the last pixel, bilinear interpolation
+    repeats it. What a layer gets wrong there counts in pixels of its own level.
     """
     step = 1 << model.depth
     padded = 2 if model.padding == "same" else 0  # two convolutions of 3x3
@@ -160,7 +160,7 @@ def halo_of(model: UNet) -> int:
 
 
 def not_tileable(model: UNet) -> str | None:
-    """Why a network in evaluation mode would give a tile other numbers than the image; or None."""
+    """Returns why tiles would differ from the whole image in evaluation mode, or None."""
     for module in model.modules():
         name = type(module).__name__
         if isinstance(module, nn.InstanceNorm2d | nn.GroupNorm):
@@ -171,15 +171,15 @@ def not_tileable(model: UNet) -> str | None:
 
 
 def tile_bytes(model: UNet, tiling: Tiling, value_bytes: int) -> int:
-    """Memory that a tile takes in work, about."""
+    """Returns about how many bytes a tile takes while it is predicted."""
     return round(_WORKSPACE * value_bytes * _values(model.config, tiling.input))
 
 
 def _values(config: dict[str, Any], input: tuple[int, int]) -> int:
-    """Numbers that a forward pass on one image holds at once, at most: results still needed.
+    """Returns the largest number of values that a forward pass on one image holds at once.
 
-    These are the input, which the caller holds, the skips so far, and what a layer reads and
-    writes. Normalisation and dropout are taken to work in place.
+    Held are the input, by the caller, the skips so far, and what a layer reads and writes.
+    Normalisation and dropout are taken to work in place.
     """
     rim = 2 if config["padding"] == "valid" else 0
     widths = [config["base_channels"] * 2**level for level in range(config["depth"] + 1)]
@@ -188,7 +188,7 @@ def _values(config: dict[str, Any], input: tuple[int, int]) -> int:
     most = 0
 
     def holds(*tensors: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Takes note of tensors, (channels, height, width), that are needed at one time."""
+        """Counts tensors, (channels, height, width), that are needed at the same time."""
         nonlocal most
         alive = {id(x): math.prod(x) for x in (image, *skips, *tensors)}
         most = max(most, sum(alive.values()))
@@ -219,7 +219,7 @@ def _values(config: dict[str, Any], input: tuple[int, int]) -> int:
 
 
 def mirrored(start: int, length: int, n: int) -> NDArray[np.intp]:
-    """Pixels start, start + 1, ... of an axis of n pixels continued by mirroring.
+    """Returns pixels start, start + 1, ... of an axis of n pixels that is continued by mirroring.
 
     The edge pixel is not repeated: the period is 2 n - 2, at any distance.
     """

@@ -1,6 +1,6 @@
-"""Test-time averaging: the network sees the plane turned and flipped, its scores are turned back.
+"""Test-time augmentation: scores of rotated and flipped views of the plane are averaged.
 
-docs/prediction.md says why tiles agree here, too.
+docs/prediction.md explains why tiles agree with the whole image here, too.
 """
 
 import math
@@ -19,25 +19,25 @@ Region = tuple[int, int, int, int]
 
 
 class View(Protocol):
-    """One way to see the plane. What it gives for a tile does not depend on how tiles are cut."""
+    """A view of the plane. What it gives for a tile does not depend on how tiles are cut."""
 
     def region(self, tiling: Tiling, origin: tuple[int, int]) -> Region:
-        """The part of the plane that it needs for a tile."""
+        """Returns the part of the plane that the view needs for a tile."""
 
     def enter(self, part: Tensor, tiling: Tiling, origin: tuple[int, int]) -> Tensor:
-        """A part of the plane, (C, h, w), as the network's input, (C, H, W)."""
+        """Turns a part of the plane, (C, h, w), into the network's input, (C, H, W)."""
 
     def leave(self, scores: Tensor, tiling: Tiling, origin: tuple[int, int]) -> Tensor:
-        """The network's output, (K, H', W'), back on the tile, (K, rows, columns)."""
+        """Turns the network's output, (K, H', W'), into that of the tile, (K, rows, columns)."""
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """A flip of the columns, or not, and then quarter turns.
+    """A flip of the columns or none, then quarter turns.
 
-    The network's input and output lie symmetrically about each other, so the tile's own input,
-    turned, gives the tile's scores, turned; and its sides are all of one residue modulo 2^depth, so
-    the poolings of neighbouring tiles still fall on one grid.
+    The network's input and output are concentric, so the tile's own input, turned, gives the tile's
+    scores, turned. Sides of the input are equal modulo 2^depth, so the poolings of neighbouring
+    tiles still fall on one grid.
     """
 
     flip: bool = False
@@ -102,18 +102,18 @@ class Rotation:
         return _sampled(scores, self._forth(axes[0][:, None], axes[1]), first)
 
     def _back(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """From the turned plane to the plane."""
+        """Maps positions in the turned plane to the plane."""
         return self.cosine * row + self.sine * column, self.cosine * column - self.sine * row
 
     def _forth(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         return self.cosine * row - self.sine * column, self.cosine * column + self.sine * row
 
     def _turned(self, tiling: Tiling, origin: tuple[int, int]) -> tuple[list[int], list[int]]:
-        """Start and size of what covers a tile in the turned plane; the size is that of all."""
+        """Returns start and size of the box around a turned tile; the size is that of all tiles."""
         step = 2**self.model.depth
         ends = [(o, o + n - 1) for o, n in zip(origin, tiling.tile, strict=True)]
         start = [math.floor(x.min()) // step * step for x in self._forth(*_corners(ends))]
-        # Behind the last pixel one to interpolate; up to step - 1 in front.
+        # One more pixel at the end, to interpolate; up to step - 1 more at the start.
         high, wide = (n - 1 for n in tiling.tile)
         sine, cosine = abs(self.sine), abs(self.cosine)
         spans = cosine * high + sine * wide, cosine * wide + sine * high
@@ -132,7 +132,7 @@ GROUPS: dict[str, list[View]] = {
 
 
 def views_of(model: UNet, tta: str | Sequence[float] | None) -> list[View]:
-    """The views that are averaged.
+    """Returns the views to average.
 
     Args:
         model: The network.
@@ -140,7 +140,7 @@ def views_of(model: UNet, tta: str | Sequence[float] | None) -> list[View]:
             270 degrees; ``"square"``, these with and without a flip; or angles in degrees.
 
     Raises:
-        ValueError: If it is something else, or an angle is not finite.
+        ValueError: If `tta` is something else, or an angle is not finite.
     """
     if tta is None:
         return [Symmetry()]
@@ -164,7 +164,7 @@ def _corners(ends: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 
 
 def _sampled(part: Tensor, at: tuple[Tensor, Tensor], first: tuple[int, int]) -> Tensor:
-    """Bilinear values at positions of the plane, of (C, h, w) whose first pixel lies at `first`."""
+    """Reads `part`, (C, h, w), whose first pixel lies at `first`, bilinearly at positions `at`."""
     width = part.shape[-1]
     floors = [x.floor() for x in at]
     down, right = ((x - f).to(part.dtype) for x, f in zip(at, floors, strict=True))

@@ -1,4 +1,4 @@
-"""Plain PyTorch and SciPy versions of the operators: the truth the kernels are tested against."""
+"""Plain PyTorch and SciPy versions of the operators, against which the kernels are tested."""
 
 from ._border_weight_map import border_weight_map, border_weights, separate_touching, two_nearest
 from ._elastic_deform import elastic_deform

@@ -1,4 +1,4 @@
-"""References of the distance transform, the border weight map and the ridge between instances."""
+"""References of the distance transform, the border weight map and the ridge between objects."""
 
 import itertools
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
 
 
 def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
-    """Makes background of the pixels along which different objects touch.
+    """Turns the pixels along which different objects touch into background.
 
     Args:
         labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
@@ -120,15 +120,15 @@ def border_weight_map(
 
     Args:
         labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
-            (N, D, H, W). Distances are measured to these objects, so give them before carving.
+            (N, D, H, W). Distances are measured to these objects, so give them unseparated.
         w0: Height of the border term, >= 0.
-        sigma: Its width, > 0, in pixels or the unit of `spacing`.
+        sigma: Width of the border term, > 0, in pixels or the unit of `spacing`.
         class_weight: w_c: None for 1; weights >= 0 of background and foreground, as numbers or as
             a tensor (on CUDA the values of a tensor are not checked); or ``"balanced"``,
             pixels / (classes present x pixels of the class), counted in each image by itself.
         where: ``"background"``, the border term on background only, or ``"everywhere"``.
-        foreground: Which pixels are cells, bool, of the shape of `labels`; None for `labels` > 0.
-            Give the carved labels here to weight the ridge as background.
+        foreground: Foreground pixels, bool, of the shape of `labels`; None for `labels` > 0. Give
+            separated labels > 0 here to weight the ridge as background.
         halo: None, or (v, s): adds (1 - v) exp(-d1^2 / (2 s^2)) on background (Falk et al. 2019).
         spacing: Size of a pixel along each spatial axis, 1e-12 to 1e12; None for 1.
 
@@ -165,20 +165,20 @@ def border_weights(
     halo: tuple[float, float] | None = None,
     spacing: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Targets and weights of instances, of one class or of several.
+    """Computes targets and weights of instances, of one class or of several.
 
-    Distances and ridge are those of the objects of each class by itself; the terms of all classes
-    are added up, on background.
+    Distances and ridge are computed for each class by itself; the terms of all classes are added
+    up, on background.
 
     Args:
         labels: Instance maps, as in :func:`border_weight_map`.
         classes: The class of every pixel, uint8 or another integer type, of the shape of `labels`:
-            0 background, 1... classes, 255 ignored; None for one class. A pixel of a class without
-            an object (label 0) keeps its class and has no part in distances.
-        num_classes: How many classes there are with the background, 2 to 254; None: 2 or, with
-            `classes`, one more than the greatest (read from the device: on CUDA the host waits).
+            0 background, 1... classes, 255 ignored; None for one class. A pixel with a class but no
+            object (label 0) keeps its class, and does not affect distances.
+        num_classes: Number of classes, background included, 2 to 254; None: 2 or, with `classes`,
+            one more than the greatest (read from the device: on CUDA the host waits).
         ridge: As in :func:`separate_touching`; the ridge is background.
-        ignore_label: Label of pixels that do not count and are no object, or None.
+        ignore_label: Label of pixels that are ignored, and are no object; or None.
         w0: As in :func:`border_weight_map`.
         sigma: As in :func:`border_weight_map`.
         class_weight: As in :func:`border_weight_map`, a weight for each class; counts of
@@ -227,7 +227,7 @@ def _weights(
     halo: tuple[float, float] | None,
     spacing: Sequence[float] | None,
 ) -> Tensor:
-    """The weights of the classes and the terms of all maps of objects."""
+    """Returns class weights plus the terms of all maps of objects."""
     of_class = torch.stack([target == c for c in range(num_classes)])
     spatial = tuple(range(-spatial_axes(target), 0))
     if table is None:  # balanced
@@ -248,12 +248,9 @@ def _weights(
 
 
 def _shifted(labels: Tensor, offset: tuple[int, ...]) -> Tensor:
-    """The neighbour of every pixel at `offset`; 0 outside the image."""
+    """Returns the neighbour of every pixel at `offset`; 0 outside the image."""
     padded = F.pad(labels, [1, 1] * len(offset))
     for axis, step in enumerate(offset):
         dim = labels.dim() - len(offset) + axis
         padded = padded.narrow(dim, 1 + step, labels.shape[dim])
     return padded
-
-
-# Validation, shared with the kernels' public functions.

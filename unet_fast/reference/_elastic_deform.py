@@ -36,15 +36,15 @@ def elastic_deform(
     offset: Tensor | None = None,
     source: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Deforms images, and their labels alike, by a coarse grid of displacements and an affine map.
+    r"""Deforms images and their labels by a coarse grid of displacements and an affine map.
 
     Output pixel x is read at the input position
 
     .. math:: A x + u(x) + o,\quad \text{or}\quad A (x + u(x)) + o
 
-    the second for the approximating grid, u between the displacements of the grid. Pixel centres
-    have integer coordinates. A position that is not finite, or farther than 2^30 pixels, gives NaN
-    (integer images and labels: 0).
+    where u(x) is the field between the displacements of the grid, and the second form is that of
+    the approximating grid. Pixel centres have integer coordinates. A position that is not finite,
+    or farther than 2^30 pixels, gives NaN (integer images and labels: 0).
 
     Args:
         image: (N, C, H, W), float16, bfloat16, float32, float64, uint8 or uint16.
@@ -54,10 +54,10 @@ def elastic_deform(
             None for identity.
         gray_curve: (N, C, K) or (N, 1, K), K >= 2, floating point: new grey values at K evenly
             spaced old ones from 0 to 1, linear between them and beyond; applied after
-            interpolation. Of integer images 1 stands for the greatest value of the type. None for
+            interpolation. In integer images, 1 stands for the greatest value of the type. None for
             no change. Gain a and offset b: (b, a + b); gamma: K values of x^gamma.
         order: Interpolation of the image: 0, the nearest pixel; 1, linear; 3, cubic B-spline
-            through the pixels. Of all channels, or a sequence with one for each.
+            through the pixels. One for all channels, or a sequence of one for each.
         grid: What u is between the displacements. ``"interpolating"``: the cubic B-spline through
             them, mirrored at the ends (as the package elasticdeform). ``"approximating"``: cubic
             B-splines with the displacements as coefficients, so that u varies less than they do (as
@@ -72,21 +72,21 @@ def elastic_deform(
         boundary: What lies outside the input: ``"mirror"`` without repeating the edge (period
             2 n - 2), ``"constant"`` (`cval` for every position outside [0, n - 1]), ``"nearest"``
             or ``"wrap"`` (period n - 1).
-        cval: The constant, for the image, before the grey curve; labels take 0.
+        cval: Constant for the image, before the grey curve; labels take 0.
         output_shape: Spatial shape of the output; None for that of the image.
         label_shape: Spatial shape of the label output, which is centred in the output; None for
             `output_shape`. The difference must be even.
         offset: o, (N, 2), floating point: input position of output pixel (0, 0), in pixels; None
             for 0.
-        source: (N,), integer: which image, in [0, M - 1], each of N outputs reads of M images and
-            labels, (M, C, H, W) and (M, H, W); None: each its own.
+        source: (N,), integer, in [0, M - 1]: the image and labels, of M, that each of N outputs
+            reads; `image` is then (M, C, H, W) and `labels` (M, H, W). None: each its own.
 
     Returns:
         The image, (N, C, \*output_shape), or (image, labels) if labels are given; dtypes as given,
         integers rounded and clamped.
 
     Raises:
-        TypeError: If a kind or dtype is none of the above.
+        TypeError: If an argument is of another type or dtype than above.
         ValueError: If a shape or value breaks a rule above.
 
     Source: the augmentation of O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section
@@ -133,7 +133,7 @@ def elastic_deform(
     moved = labels.new_empty(len(labels), *inner)
     for ids, p, y in zip(labels, positions, moved, strict=True):
         index, inside = _nearest(p.detach(), ids.shape, boundary)
-        # As bytes: torch indexes no tensors of uint16, uint32 or uint64.
+        # Indexed as bytes, because torch cannot index tensors of uint16, uint32 or uint64.
         taken = ids.contiguous().view(torch.uint8).view(*ids.shape, -1)[index]
         y.copy_(torch.where(inside[..., None], taken, 0).view(y.dtype).view(inner))
     return deformed, moved
@@ -149,7 +149,7 @@ def _positions(
     grid_extent: str,
     scales: Sequence[float],
 ) -> Tensor:
-    """Input position of every output pixel, (N, 2, *shape), float64."""
+    """Returns the input position of every output pixel, (N, 2, *shape), float64."""
     n, device = image.shape[0], image.device
     o = torch.zeros(n, 2, device=device) if offset is None else offset
     o = o.double()[:, :, None]
@@ -172,7 +172,7 @@ def _positions(
 
 
 def _grid_matrix(q: Tensor, points: int, scale: float, grid: str) -> Tensor:
-    """Weights of the displacements along one axis at pixels q, (N, n, points)."""
+    """Returns weights of the displacements along one axis at pixels q, (N, n, points)."""
     cells = points - 3 if grid == "approximating" else max(points - 1, 1)
     g = (q * scale).clamp(0, cells)
     if grid == "approximating":  # displacement 1 at g = 0
@@ -185,14 +185,14 @@ def _grid_matrix(q: Tensor, points: int, scale: float, grid: str) -> Tensor:
 
 
 def _spline_matrix(g: Tensor, points: int) -> Tensor:
-    """Cubic B-splines around each point, mirrored at the ends, at coordinates g."""
+    """Returns cubic B-splines around each point, mirrored at the ends, at coordinates g."""
     cells = max(points - 1, 1)
     mirrored = [_mirror(k, points) for k in range(-1, cells + 2)]
     return _cubic_matrix(g, _bspline(g - _cell(g, cells)), mirrored)
 
 
 def _cubic_matrix(g: Tensor, weights: list[Tensor], taps: Sequence[int]) -> Tensor:
-    """(*g.shape, points): in cell e, weight k is that of the point taps[e + k]."""
+    """Returns (*g.shape, points): in cell e, weight k is that of the point taps[e + k]."""
     units = torch.eye(max(taps) + 1, dtype=torch.float64, device=g.device)[list(taps)]
     first = _cell(g, len(taps) - 3).long()
     return torch.stack([w[..., None] * units[first + k] for k, w in enumerate(weights)]).sum(0)
@@ -233,7 +233,7 @@ def _mirror(k: int, n: int) -> int:
 
 
 def _fold(position: Tensor, n: int, boundary: str) -> Tensor:
-    """The position inside [0, n - 1] that stands for one outside."""
+    """Folds positions into [0, n - 1]."""
     last = n - 1
     if last == 0:
         return 0 * position
@@ -246,7 +246,7 @@ def _fold(position: Tensor, n: int, boundary: str) -> Tensor:
 
 
 def _inside(positions: Tensor, shape: Sequence[int], boundary: str) -> tuple[Tensor, Tensor]:
-    """(which positions can be used, which are read: the others take the constant)."""
+    """Returns which positions can be used, and which of them are read; others take the constant."""
     usable = (positions.abs() < FARTHEST).all(0)
     read = usable
     if boundary == "constant":
@@ -258,7 +258,7 @@ def _inside(positions: Tensor, shape: Sequence[int], boundary: str) -> tuple[Ten
 def _nearest(
     positions: Tensor, shape: Sequence[int], boundary: str
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The indices of the nearest pixels, and which of them are read."""
+    """Returns the indices of the nearest pixels, and which of them are read."""
     _, read = _inside(positions, shape, boundary)
     folded = [
         _fold(torch.where(read, p, 0), n, boundary) for p, n in zip(positions, shape, strict=True)
@@ -291,7 +291,7 @@ def _sample(image: Tensor, positions: Tensor, order: int, boundary: str, cval: f
 
 
 def _taps(position: Tensor, n: int, order: int) -> list[tuple[Tensor, Tensor]]:
-    """The pixels read along an axis and their weights."""
+    """Returns the pixels that are read along an axis, and their weights."""
     first = position.detach().floor().clamp(0, max(n - 2, 0))
     t = position - first
     weights = [1 - t, t] if order == 1 else _bspline(t)

@@ -1,1 +1,1 @@
-"""How well predictions agree with labels."""
+"""Scores of predictions against labels."""

@@ -1,4 +1,4 @@
-"""The scores of challenges."""
+"""Scores of segmentation challenges."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from .topology import left_over, warp
 
 @dataclass(frozen=True)
 class ISBI2012:
-    """Scores of the ISBI 2012 challenge: each the best over the thresholds of the mean of slices.
+    """Scores of the ISBI 2012 challenge: each is the best mean over slices among the thresholds.
 
-    V_rand and V_info are those of the challenge since its workshop, "thinned" after the predicted
-    borders were thinned to one pixel; the last three are those of the ranking of 2012.
+    V_rand and V_info are the scores of the challenge since its workshop; "thinned" ones are taken
+    after predicted borders were thinned to one pixel. The three errors ranked the challenge of
+    2012.
     """
 
     v_rand: SplitMerge
@@ -31,26 +32,26 @@ class ISBI2012:
     rand_error: float
     """1 - V_rand."""
     warping_error: float
-    """Splits and mergers left after :func:`warping`, by the number of pixels; of the thresholds
-    between 0 and 1, for where all or nothing is predicted, little is left to split or merge."""
+    """Splits and mergers left after :func:`warping`, divided by the number of pixels. Thresholds 0
+    and 1 are left out: where all or nothing is predicted, little can be split or merged."""
     thresholds: dict[str, float]
-    """Where each of them is best."""
+    """Threshold at which each score is best."""
 
 
 THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(11))
-"""Of the ISBI 2012 challenge."""
+"""Thresholds of the ISBI 2012 challenge."""
 
 
 def isbi2012(truth: ArrayLike | Tensor, probability: ArrayLike | Tensor) -> ISBI2012:
-    """The scores of the ISBI 2012 challenge (segmentation of neuronal structures in EM).
+    """Computes the scores of the ISBI 2012 challenge (segmentation of neuronal structures in EM).
 
-    At thresholds 0, 0.1, ... 1 pixels of greater probability are foreground; its parts that are
-    connected along the axes are the objects, likewise in the truth. Borders are thinned by
-    flooding them from the objects, nearest first, until floods meet.
+    At each threshold 0, 0.1, ... 1, pixels of greater probability are foreground, and its
+    components connected along the axes are the objects, likewise in the truth. Borders are thinned
+    by flooding them from the objects, nearest first, until floods meet.
 
     Args:
         truth: Integer or bool, (H, W) or (N, H, W), N slices; 0 membrane, else inside of a cell.
-        probability: Of not being membrane, floats in [0, 1], of that shape.
+        probability: Probability of not being membrane, floats in [0, 1], of the same shape.
 
     Raises:
         TypeError: If `truth` holds floats or `probability` does not.
@@ -73,7 +74,7 @@ def isbi2012(truth: ArrayLike | Tensor, probability: ArrayLike | Tensor) -> ISBI
 
 
 def best_of(slices: Sequence[NDArray[np.float64]]) -> ISBI2012:
-    """The best means over slices, of which :func:`isbi2012_scores` gave the scores."""
+    """Returns the best means over slices, given their scores by :func:`isbi2012_scores`."""
     means = np.mean(slices, 0)
     best: dict[str, int] = {}
     for name in _SCORES:
@@ -108,7 +109,7 @@ _SCORES = {
 def isbi2012_scores(
     truth: NDArray[np.integer], probability: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """All scores of one slice, (thresholds, scores); arguments as for :func:`isbi2012`."""
+    """Returns all scores of one slice, (thresholds, scores); arguments as for :func:`isbi2012`."""
     cells = truth != 0
     objects = ndimage.label(cells)[0]
     rows = []
@@ -120,7 +121,7 @@ def isbi2012_scores(
         for score in (*(rand_of(x) for x in shares), *(info_of(x) for x in shares)):
             row += [score.score, score.split, score.merge]
         row.append(dice(cells, mask))
-        error = 1.0  # not looked at: see ISBI2012
+        error = 1.0  # left out at thresholds 0 and 1
         if 0 < threshold < 1:
             left = left_over(warp(cells, mask, np.abs(probability - threshold)), mask)
             error = (left.splits + left.mergers) / truth.size
@@ -130,10 +131,10 @@ def isbi2012_scores(
 
 
 def thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Objects grown into the background between them until one pixel is left, as ISBI 2012 asks."""
+    """Grows objects until the background between them is one pixel wide, as in ISBI 2012."""
     if not objects.any():
         return objects
-    # Floods that rise step by step along the axes bring each pixel the object nearest in steps.
+    # Floods that rise step by step along the axes give each pixel the object nearest in steps.
     nearest = ndimage.distance_transform_cdt(
         objects == 0, "taxicab", return_distances=False, return_indices=True
     )
@@ -141,7 +142,7 @@ def thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:
     for ids, old in ((grown, objects), (grown.T, objects.T)):
         one, other = ids[:-1], ids[1:]
         meets = (one != other) & (one > 0) & (other > 0)
-        # Of two that meet, one at least was background: the line runs there.
+        # Where two meet, at least one pixel was background: the border runs there.
         other[meets & (old[1:] == 0)] = 0
         one[meets & (old[1:] > 0)] = 0
     return grown

@@ -24,21 +24,21 @@ from .partitions import info_split_merge, rand_split_merge
 from .report import Evaluation, Kind, Row, short
 
 Place = tuple[Files, int]
-"""Files and the number of a plane of theirs."""
+"""Files, and the number of one of their planes."""
 Maps = tuple[NDArray[np.integer], NDArray[np.integer]]
 """Reference and predicted objects, (H, W)."""
 
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-"""Thresholds of detection."""
+"""IoU thresholds of detection."""
 LONGEST = 2048
-"""Longest side of an image in the picture; of larger ones every second, third... pixel is drawn."""
+"""Longest side of an image in the picture, in pixels; larger ones are subsampled."""
 
 _RANKED_BY = {
     "objects": ("pq_50", "PQ"),
     "masks": ("v_rand", "V_rand"),
     "probabilities": ("v_rand", "V_rand"),
 }
-"""The score that makes an image the best or the worst, and its name."""
+"""The score that ranks images from worst to best, and its name."""
 
 
 def evaluate_files(
@@ -56,19 +56,19 @@ def evaluate_files(
     Args:
         predictions: Label images, or one; or, for the scores of the ISBI 2012 challenge, TIFF or
             Zarr of floats in [0, 1]: probabilities of foreground, or of all classes, background
-            first. PNG, JPEG, BMP, TIFF (also OME and ImageJ), OME-Zarr; of a stack each plane
-            counts as an image.
+            first. Formats: PNG, JPEG, BMP, TIFF (also OME and ImageJ), OME-Zarr; each plane of a
+            stack counts as an image.
         labels: Label images of the same names, sizes and planes, or one; those without a prediction
             are left out, and counted in the summary.
-        images: What the predictions are of, by the same names, to draw the examples over; None:
-            they are drawn without.
-        label_type: What the labels hold: "instances", or "semantic", where the connected parts of
-            what is not 0 are the objects; "auto" takes the latter where all files together have one
-            value beside 0.
-        objects: How objects are made of predictions that hold masks, classes or probabilities;
-            None: they hold objects, or their probabilities are scored.
-        ignore_label: Value of the labels where nothing counts, or None.
-        missing_chunks: Whether chunks that a prediction in Zarr lacks count as its fill value.
+        images: The images that were predicted, of the same names, on which examples are drawn;
+            None: the labels are drawn instead.
+        label_type: What the labels hold: "instances", or "semantic", where the connected components
+            of what is not 0 are the objects; "auto": semantic if all files together have one value
+            beside 0.
+        objects: The rule that makes objects of predicted masks, classes or probabilities; None:
+            predictions hold objects, or their probabilities are scored.
+        ignore_label: Value of ignored pixels in the labels, or None.
+        missing_chunks: Whether chunks that a prediction in Zarr lacks are read as its fill value.
 
     Returns:
         Scores by pixels, by pairs of pixels and by objects. In the summary SEG is over all
@@ -97,7 +97,7 @@ def evaluate_files(
 
 @dataclass(frozen=True)
 class _Reader:
-    """How pixels of files become what is scored."""
+    """Turns the pixels of files into what is scored."""
 
     semantic: bool
     objects: ObjectRule | None
@@ -106,7 +106,7 @@ class _Reader:
     """Whether predictions are probabilities."""
 
     def truth(self, plane: Plane) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Reference objects, (H, W), and where nothing counts."""
+        """Returns reference objects, (H, W), and a mask of ignored pixels."""
         labels = plane.labels()
         hole = np.zeros(labels.shape, bool)
         if self.ignore_label is not None:
@@ -117,9 +117,9 @@ class _Reader:
         return labels, hole
 
     def maps(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
-        """Reference and predicted objects, (H, W), and the number of pixels that do not count."""
+        """Returns reference and predicted objects, (H, W), and the number of ignored pixels."""
         truth, hole = self.truth(trio.truth)
-        # Objects are those of the whole prediction: what is ignored neither tears nor joins them.
+        # Objects are made before pixels are ignored, which thus neither tears nor joins them.
         if self.objects is None:
             found = trio.found.labels()
         elif self.probable:
@@ -131,7 +131,7 @@ class _Reader:
         return truth, found, int(hole.sum())
 
     def probability(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Reference objects, parted by background where they touch, and probabilities, (H, W)."""
+        """Returns reference objects, separated where they touch, and probabilities, (H, W)."""
         truth, _ = self.truth(trio.truth)
         probability = _probability(trio.found)
         if not truth.any():
@@ -160,7 +160,7 @@ def _of_objects(files: Sequence[Files], reader: _Reader, missing: int) -> Evalua
         )
     rows = [{"image": name} | scores([x]) for name, x in zip(names, tallies, strict=True)]
     summary = {"images": len(rows), "labels_without_prediction": missing} | scores(tallies)
-    # More than half of the pixels in several objects: what parts them is thin.
+    # Several objects on more than half of the pixels: the borders between them are thin.
     inside, pixels = sum(x.truth for x in tallies), sum(x.pixels for x in tallies)
     several = summary["reference_objects"] >= 2 * len(rows)
     masks = reader.semantic and several and 2 * inside > pixels
@@ -173,7 +173,7 @@ def _of_objects(files: Sequence[Files], reader: _Reader, missing: int) -> Evalua
 
 
 def _planes(files: Sequence[Files]) -> Iterator[tuple[Place, Trio]]:
-    """All planes and where they are; one file of each kind is open at a time."""
+    """Yields all planes and their places; one file of each kind is open at a time."""
     return (((x, i), trio) for x in files for i, trio in enumerate(x.planes()))
 
 
@@ -182,12 +182,12 @@ def object_scores(
     found: Sequence[NDArray[np.integer]],
     ignored: Sequence[int],
 ) -> tuple[list[Row], Row]:
-    """Scores of each image and of all together; see :func:`evaluate_files`.
+    """Computes the scores of each image and of all together; see :func:`evaluate_files`.
 
     Args:
         truth: Instance maps, (H, W) each.
-        found: The predicted ones; both are 0 where nothing counts.
-        ignored: How many such pixels each has.
+        found: Predicted instance maps, (H, W) each; both maps are 0 where pixels are ignored.
+        ignored: Number of ignored pixels of each image.
     """
     tallies = [tally(*image) for image in zip(truth, found, ignored, strict=True)]
     return [scores([x]) for x in tallies], scores(tallies)
@@ -195,7 +195,7 @@ def object_scores(
 
 @dataclass(frozen=True)
 class Tally:
-    """What the scores of an image, and of several together, are made of."""
+    """The sums from which the scores of an image, or of several together, are computed."""
 
     pixels: int
     """Pixels that count."""
@@ -206,14 +206,14 @@ class Tally:
     both: int
     """Pixels that are foreground in both."""
     seg: float
-    """The sum over the reference objects."""
+    """Sum of SEG over the reference objects."""
     detections: list[Detection]
-    """At :data:`IOUS`."""
+    """Detections at each of :data:`IOUS`."""
     partition: Row
 
 
 def tally(truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) -> Tally:
-    """Sums of one image; arguments as for :func:`object_scores`."""
+    """Computes the sums of one image; arguments as for :func:`object_scores`."""
     return Tally(
         pixels=truth.size - ignored,
         truth=int(np.count_nonzero(truth)),
@@ -226,7 +226,7 @@ def tally(truth: NDArray[np.integer], found: NDArray[np.integer], ignored: int) 
 
 
 def scores(tallies: Sequence[Tally]) -> Row:
-    """Scores of images together."""
+    """Computes the scores of images together."""
     pixels, truth, found, both = (
         sum(getattr(x, name) for x in tallies) for name in ("pixels", "truth", "found", "both")
     )
@@ -254,7 +254,7 @@ def scores(tallies: Sequence[Tally]) -> Row:
 
 
 def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
-    """V_rand and V_info; None without a reference object, V_info without two to tell apart."""
+    """Computes V_rand and V_info; None without a reference object, V_info also with only one."""
     row: Row = {}
     count = len(np.unique(truth[truth > 0]))
     both = ("v_rand", rand_split_merge, 1), ("v_info", info_split_merge, 2)
@@ -267,7 +267,7 @@ def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
 
 
 def _holds_probabilities(files: Files) -> bool:
-    """Whether a prediction does; floats that are whole numbers are labels, as some write them."""
+    """Whether a prediction holds probabilities; whole numbers stored as floats are labels."""
     if files.found.suffix.lower() not in (".tif", ".tiff") and files.found.is_file():
         return False  # other pictures hold integers
     source = files.open_found()
@@ -281,7 +281,7 @@ def _floats(plane: Plane) -> NDArray[np.float32]:
 
 
 def _probability(plane: Plane) -> NDArray[np.float32]:
-    """The probability of foreground, (H, W)."""
+    """Reads the probability of foreground, (H, W)."""
     if plane.source.array.dtype.kind != "f":
         raise ValueError(f"{plane.path}: must hold probabilities as the other files, got integers")
     values = _floats(plane)
@@ -324,7 +324,7 @@ def _examples(
     kind: Kind,
     read: Callable[[Trio, Row], Maps],
 ) -> list[Example]:
-    """The best, the median and the worst image, read once more."""
+    """Returns the best, the median and the worst image, which are read once more."""
     key, name = _RANKED_BY[kind]
     scored = [(row[key], i) for i, row in enumerate(rows) if row[key] is not None]
     order = [i for _, i in sorted(scored)]
@@ -346,7 +346,7 @@ def _examples(
             Example(
                 title=chosen[i] + trio.found.name,
                 image=image,
-                labels=truth[::step, ::step].copy(),  # not a view of all
+                labels=truth[::step, ::step].copy(),  # a copy: a view would keep all
                 errors=object_errors(truth, found, step),
                 result=f"{name} {short(rows[i][key])}: {pairs.found} found, "
                 f"{pairs.missed} missed, {pairs.excess} in excess",
@@ -356,7 +356,7 @@ def _examples(
 
 
 def flat(scores: ISBI2012) -> Row:
-    """The scores under one name each."""
+    """Flattens the scores to one name each."""
     row: Row = {}
     for name, value in asdict(scores).items():
         if name == "thresholds":

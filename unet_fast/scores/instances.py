@@ -44,7 +44,7 @@ def seg(truth: Images, prediction: Images) -> float:
 
 
 def seg_sum(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> tuple[float, int]:
-    """The sum of :func:`seg` over the reference objects of an image, and how many there are."""
+    """Returns the sum of :func:`seg` over an image's reference objects, and their number."""
     table = Overlap("seg", truth, prediction)
     match = 2 * table.common > table.sizes[table.row]
     return float(table.iou[match].sum()), table.sizes.size
@@ -52,14 +52,14 @@ def seg_sum(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class Detection:
-    """Objects found, at an IoU that counts as found."""
+    """Objects found, missed and in excess at a threshold of IoU."""
 
     found: int
     """Reference objects with a partner of their own (true positives)."""
     missed: int
-    """Reference objects without (false negatives)."""
+    """Reference objects without a partner (false negatives)."""
     excess: int
-    """Predicted objects without (false positives)."""
+    """Predicted objects without a partner (false positives)."""
     quality: float
     """Mean IoU of the pairs; 0 without a pair."""
 
@@ -104,7 +104,7 @@ def detection(
 def detections(
     truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, thresholds: Sequence[float]
 ) -> list[Detection]:
-    """:func:`detection` at several thresholds."""
+    """Runs :func:`detection` at several thresholds."""
     return _detections("detections", truth, prediction, thresholds)
 
 
@@ -129,7 +129,7 @@ def _detections(
 
 
 def pooled(images: Sequence[Detection]) -> Detection:
-    """All objects of several images together."""
+    """Adds up the objects of several images."""
     found = sum(x.found for x in images)
     quality = sum(x.found * x.quality for x in images) / found if found else 0.0
     return Detection(found, sum(x.missed for x in images), sum(x.excess for x in images), quality)
@@ -138,5 +138,5 @@ def pooled(images: Sequence[Detection]) -> Detection:
 def average_precision(
     truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, threshold: float = 0.5
 ) -> float:
-    """Pairs with IoU above `threshold` / (pairs + objects without partner): :func:`detection`."""
+    """Average precision, pairs / (pairs + objects without partner); see :func:`detection`."""
     return _detections("average_precision", truth, prediction, [threshold])[0].average_precision

@@ -1,4 +1,4 @@
-"""Which objects of two label maps share how many pixels."""
+"""Overlaps of the objects of two label maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Images = ArrayLike | Tensor | Sequence[ArrayLike | Tensor]
 def as_pair(
     op: str, truth: NDArray[Any], probability: NDArray[Any], name: str
 ) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
-    """A map and probabilities, checked."""
+    """Checks a map and probabilities."""
     as_maps(op, truth, truth)
     if probability.shape != truth.shape:
         raise ValueError(
@@ -27,9 +27,9 @@ def as_pair(
 
 
 class Overlap:
-    """Which objects share how many pixels; a few passes over the pixels, whatever their number.
+    """Overlaps of objects in pixels, by a few passes whatever the number of objects.
 
-    Objects are counted from 0 in the order of their ids. `op` is who asks, for messages.
+    Objects are counted from 0 in the order of their ids. `op` names the caller in messages.
     """
 
     row: NDArray[np.integer]
@@ -45,7 +45,7 @@ class Overlap:
 
     def __init__(self, op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> None:
         r, s = (x.ravel() for x in as_maps(op, truth, prediction))
-        # Objects are wide: of a run of pixels in the same two, only the first is looked at.
+        # Objects are wide: a run of pixels in the same two objects is counted at once.
         first = np.ones(r.shape, bool)
         np.not_equal(r[1:], r[:-1], out=first[1:])
         first[1:] |= s[1:] != s[:-1]
@@ -61,7 +61,7 @@ class Overlap:
             table = np.bincount(pair, lengths)
             pairs = np.flatnonzero(table)
             pixels = table[pairs].astype(np.int64)
-        else:  # as many objects as pixels, nearly
+        else:  # nearly as many objects as pixels
             pairs, index = np.unique(pair, return_inverse=True)
             pixels = np.bincount(index, lengths, len(pairs)).astype(np.int64)
         r, self.sizes = _sizes(pairs // step, pixels)
@@ -71,18 +71,18 @@ class Overlap:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """|R and S| / |R or S| of each such pair."""
+        """|R and S| / |R or S| of each pair that shares pixels."""
         together = self.sizes[self.row] + self.other_sizes[self.column] - self.common
         ratio: NDArray[np.float64] = self.common / together
         return ratio
 
 
 def matched(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Where predicted objects are that have an IoU above 0.5 with a reference object.
+    """Marks predicted objects that have an IoU above 0.5 with a reference object.
 
     Args:
         truth: Instance map, (H, W), 0 background.
-        prediction: The predicted one.
+        prediction: Predicted instance map, (H, W).
     """
     table = Overlap("matched", truth, prediction)
     ids = np.unique(prediction[prediction > 0])
@@ -90,12 +90,12 @@ def matched(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> NDAr
 
 
 def _highest(ids: NDArray[np.integer]) -> int:
-    """One more than the greatest."""
+    """Returns one more than the greatest id."""
     return int(ids.max(initial=0)) + 1
 
 
 def _numbered(ids: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Objects numbered from 1 without gaps; 0 stays."""
+    """Numbers objects from 1 without gaps; 0 stays."""
     present, index = np.unique(ids, return_inverse=True)
     number: NDArray[np.int64] = index + int(present.size > 0 and present[0] != 0)
     return number
@@ -104,7 +104,7 @@ def _numbered(ids: NDArray[np.integer]) -> NDArray[np.int64]:
 def _sizes(
     ids: NDArray[np.integer], pixels: NDArray[np.integer]
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Which object, from 0, each entry of a table belongs to, -1 background; pixels of each."""
+    """Returns each entry's object, from 0 (-1: background), and the pixels of each object."""
     present, index = np.unique(ids, return_inverse=True)
     sizes = np.zeros(len(present), np.int64)
     np.add.at(sizes, index, pixels)
@@ -113,7 +113,7 @@ def _sizes(
 
 
 def as_array(value: ArrayLike | Tensor) -> NDArray[Any]:
-    """A tensor or what NumPy takes as an array."""
+    """Converts a tensor or what NumPy takes to an array."""
     if not isinstance(value, Tensor):
         return np.asarray(value)
     value = value.detach().cpu()
@@ -121,7 +121,7 @@ def as_array(value: ArrayLike | Tensor) -> NDArray[Any]:
 
 
 def as_images(op: str, truth: Any, prediction: Any) -> list[tuple[Any, Any]]:
-    """The images of lists, or the one image."""
+    """Pairs the images of two lists, or two single images."""
     lists = [
         isinstance(x, list | tuple) and all(isinstance(y, Tensor) or np.ndim(y) > 1 for y in x)
         for x in (truth, prediction)
@@ -139,7 +139,7 @@ def as_images(op: str, truth: Any, prediction: Any) -> list[tuple[Any, Any]]:
 def as_maps(
     op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Two label maps as arrays, checked: integers >= 0 of one shape."""
+    """Converts two label maps to arrays, and checks them: integers >= 0 of one shape."""
     arrays = []
     for name, value in (("truth", truth), ("prediction", prediction)):
         array = as_array(value)
@@ -159,17 +159,17 @@ def as_maps(
 def object_errors(
     truth: NDArray[np.integer], found: NDArray[np.integer], step: int = 1
 ) -> NDArray[np.uint8]:
-    """What is right and wrong, object by object; objects are found by a pair of IoU above 0.5.
+    """Tells correct from wrong pixels, object by object; pairs have an IoU above 0.5.
 
     Args:
         truth: Instance map, (H, W), 0 background.
-        found: The predicted one.
+        found: Predicted instance map, (H, W).
         step: Only every `step`-th row and column is returned.
 
     Returns:
-        (H / step, W / step), rounded up: 0 background; 1 in both of a pair; 2 in a reference object
-        without partner, 3 in a predicted one, 4 in one of each; 5 in the reference object of a pair
-        only, 6 in the predicted one only.
+        (H / step, W / step), rounded up: 0 background; 1 in both objects of a pair; 2 in a
+        reference object without partner, 3 in a predicted one, 4 in one of each; 5 only in the
+        reference object of a pair, 6 only in its predicted one.
     """
     # Objects numbered without gaps, in the order of their ids, as in the table of overlaps.
     one, other = (

@@ -15,20 +15,20 @@ from ..images.zarr import is_zarr
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane of a file, read when it is asked for."""
+    """A plane of a file, which is read on demand."""
 
     source: Source
     index: tuple[int, ...] = ()
-    """Its place in the stack; empty where there is none."""
+    """Index of the plane in its stack; empty for a single plane."""
 
     @property
     def name(self) -> str:
-        """Name of the file; in a stack with the place, as in cells[3] or cells[t0 z3]."""
+        """Name of the file, in a stack with the plane, as in cells[3] or cells[t0 z3]."""
         return stem_of(self.source.path) + self._place
 
     @property
     def path(self) -> Path:
-        """The same with the folder, for messages."""
+        """Path of the file, in a stack with the plane, for messages."""
         return Path(f"{self.source.path}{self._place}")
 
     @property
@@ -43,12 +43,12 @@ class Plane:
         return self.source.pixels(self.index)(slice(None, None, step), slice(None, None, step))
 
     def labels(self) -> NDArray[np.int32]:
-        """The pixels as an instance map, (H, W): see :func:`unet_fast.imageio.read_labels`."""
+        """Reads the pixels as an instance map, (H, W); see :func:`as_labels`."""
         return as_labels(self.path, self.pixels())
 
 
 def planes_of(source: Source) -> Iterator[Plane]:
-    """All planes of a file."""
+    """Yields all planes of a file."""
     return (Plane(source, index) for index in source.planes)
 
 
@@ -72,17 +72,17 @@ class Files:
     """Whether chunks that a prediction in Zarr lacks count as its fill value."""
 
     def open_found(self) -> Source:
-        """The prediction."""
+        """Opens the prediction."""
         return open_source(
             self.found, None, missing_chunks=self.missing_chunks, palette_as_colour=False
         )
 
     def open_truth(self) -> Source:
-        """The labels. Zarr need not store chunks of background: there they may be missing."""
+        """Opens the labels; chunks may be missing, as Zarr need not store those of background."""
         return open_source(self.truth, None, missing_chunks=True, palette_as_colour=False)
 
     def planes(self) -> list[Trio]:
-        """All planes, of which nothing is read yet.
+        """Returns all planes, none of which is read yet.
 
         Raises:
             ValueError: If sizes or stacks differ; one line that names two files.
@@ -107,12 +107,12 @@ def find_files(
 
     Args:
         predictions: A folder, or one file or Zarr folder.
-        labels: The same.
-        images: The same, or None.
+        labels: A folder, or one file or Zarr folder.
+        images: A folder, or one file or Zarr folder; or None.
         missing_chunks: See :class:`Files`.
 
     Returns:
-        What belongs together, by name, and how many labels have no prediction.
+        The files that belong together, by name, and the number of labels without a prediction.
 
     Raises:
         ValueError: If a prediction has no partner; one line that names it.
@@ -135,7 +135,7 @@ def find_files(
 
 
 def _same(plane: Plane, other: Source) -> Plane:
-    """The plane of another file; by the names of the axes if they are the same ones."""
+    """Returns the same plane of another file, by the names of the axes if they are the same."""
     place = dict(zip(plane.source.stack, plane.index, strict=True))
     if place.keys() == other.stack.keys():
         return Plane(other, tuple(place[axis] for axis in other.stack))

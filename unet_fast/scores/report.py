@@ -1,4 +1,4 @@
-"""What an evaluation found: in a table, in a file, in words, in a picture."""
+"""Results of an evaluation: as a table, a file, a text and a picture."""
 
 import csv
 import io
@@ -36,25 +36,25 @@ _PROBABILITIES = {
     "warping_error": ("warping error", "splits and mergers that moving borders leaves, per pixel"),
 }
 _SHOWN = {"objects": _OBJECTS, "masks": _MASKS, "probabilities": _PROBABILITIES}
-"""Of each kind the scores that are printed: what they are called and what they mean."""
+"""For each kind the scores that are printed: names and meanings."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate_files` found."""
+    """The result of :func:`evaluate_files`."""
 
     rows: list[Row]
     """The name and the scores of each image; None where there is no reference object."""
     summary: Row
     """The scores of all images together."""
     kind: Kind
-    """What was scored: objects; masks of mostly foreground, whose thin borders part objects, as of
-    membranes in EM; probabilities."""
+    """What was scored: objects; masks, mostly foreground, with thin borders between objects, such
+    as membranes in EM; or probabilities."""
     examples: list[Example] = field(compare=False)
     """The best, the median and the worst image, each once."""
 
     def write(self, out: Path) -> None:
-        """Writes rows as CSV, all as JSON and a picture of the examples into a folder.
+        """Writes rows as CSV, all scores as JSON and a picture of the examples into a folder.
 
         The folder is made if it is missing.
         """
@@ -68,7 +68,7 @@ class Evaluation:
         draw_evaluation(out / PICTURE, self.examples)
 
     def text(self) -> str:
-        """The scores of all images that fit what was scored, a line each with what it means."""
+        """Returns the scores of all images that suit the kind, each with its meaning on a line."""
         left_out = self.summary["labels_without_prediction"]
         more = f", {left_out} labels without prediction left out" if left_out else ""
         lines = [("images", f"{self.summary['images']}{more}")]
@@ -84,7 +84,7 @@ class Evaluation:
 
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
-    """The content of a file; what a row lacks is empty."""
+    """Formats rows as CSV; what a row lacks is empty."""
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
@@ -97,13 +97,13 @@ def _counted(summary: Row) -> str:
 
 
 def _parts(summary: Row, key: str) -> str:
-    """The two scores that an F-score is made of."""
+    """Formats the two scores that an F-score is made of."""
     split, merge = (short(summary.get(f"{key}_{part}")) for part in ("split", "merge"))
     return f"split {split} (low: torn), merge {merge} (low: joined)"
 
 
 def short(value: float | None) -> str:
-    """A score with four digits."""
+    """Formats a score with four decimals, or three digits below 0.01."""
     if value is None:
         return "none"
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"

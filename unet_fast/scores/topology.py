@@ -18,13 +18,13 @@ from .overlap import as_array, as_maps, as_pair
 Mask = NDArray[np.bool_]
 
 _RING = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
-"""The eight neighbours in a circle, as bits 0 to 7 of a code; those along the axes are odd."""
+"""The eight neighbours in a circle, as bits 0 to 7 of a code; odd bits lie along the axes."""
 
 
 def _is_simple(code: int) -> bool:
     """Whether a pixel with such foreground neighbours can change without changing the topology.
 
-    So it is if the connectivity number is 1: the sum over the neighbours x_k along the axes of
+    It can if the connectivity number is 1: the sum over the neighbours x_k along the axes of
     x_k - x_k x_k+1 x_k+2. Source: S. Yokoi et al., "Topological properties in digitized binary
     pictures", Systems, Computers, Controls 4, 1973.
     """
@@ -38,13 +38,13 @@ _SIMPLE = bytes(_is_simple(code) for code in range(256))
 def warp(truth: Mask, wanted: Mask, urgency: NDArray[np.floating]) -> Mask:
     """Moves the borders of one mask towards those of another without changing its topology.
 
-    Sweeps over the pixels that differ, the most urgent first (ties row by row), flip each that is
-    simple at that moment, until a sweep flips none.
+    Sweeps over the pixels that differ, the most urgent first (ties row by row), flipping each that
+    is simple at that moment, until a sweep flips none.
 
     Args:
-        truth: The mask, (H, W).
-        wanted: The other, (H, W).
-        urgency: (H, W).
+        truth: Mask to change, (H, W).
+        wanted: Mask to approach, (H, W).
+        urgency: Priority of each pixel, greater first, (H, W).
     """
     width = truth.shape[1] + 2
     pixels = bytearray(np.pad(truth, 1).astype(np.uint8).tobytes())
@@ -57,8 +57,9 @@ def warp(truth: Mask, wanted: Mask, urgency: NDArray[np.floating]) -> Mask:
     ranks, order = rank.tolist(), places.tolist()
     ring = [row * width + column for row, column in _RING]
     around = tuple(enumerate(ring))
-    # A pixel that was not simple is so again only after a neighbour has changed, so a sweep visits
-    # no others. A turn is sweep * count + rank; the list of all first turns is a heap already.
+    # A pixel that was not simple can become so only after a neighbour has changed, so a sweep
+    # visits no others. A turn is sweep * count + rank; the list of all first turns is already a
+    # heap.
     turns = list(range(count))
     waiting = bytearray(different.astype(np.uint8).tobytes())
     while turns:
@@ -86,10 +87,10 @@ def warp(truth: Mask, wanted: Mask, urgency: NDArray[np.floating]) -> Mask:
 
 @dataclass(frozen=True)
 class Warping:
-    """What differs after :func:`warp`."""
+    """The differences that :func:`warp` leaves."""
 
     pixels: int
-    """Pixels."""
+    """Pixels that differ."""
     splits: int
     """Connected groups of missing pixels that tear an object apart."""
     mergers: int
@@ -101,7 +102,7 @@ class Warping:
 
 
 def left_over(warped: Mask, wanted: Mask) -> Warping:
-    """Classifies what differs after :func:`warp`, by how many objects each group touches.
+    """Classifies the differences that :func:`warp` leaves, by how many objects each group touches.
 
     Groups that touch one object make or fill a hole of it, and count as pixels only.
     """
@@ -109,7 +110,7 @@ def left_over(warped: Mask, wanted: Mask) -> Warping:
     excess, missing = wanted & ~warped, warped & ~wanted
     groups, number = ndimage.label(excess)
     joined = _neighbours(groups, number, objects)
-    # A group of missing pixels is connected as background is, but within its object.
+    # A group of missing pixels is connected like background, diagonally too, but within its object.
     groups = ndimage.label(missing, np.ones((3, 3)))[0]
     _, index = np.unique(np.stack([groups[missing], objects[missing]]), axis=1, return_inverse=True)
     groups[missing] = index + 1
@@ -126,7 +127,7 @@ def left_over(warped: Mask, wanted: Mask) -> Warping:
 def _neighbours(
     groups: NDArray[np.integer], number: int, objects: NDArray[np.integer]
 ) -> NDArray[np.integer]:
-    """How many objects each of the groups 1... touches along the axes."""
+    """Returns how many objects each of the groups 1... touches along the axes."""
     pairs = []
     for a, b in ((groups, objects), (groups.T, objects.T)):
         pairs += [(a[1:].ravel(), b[:-1].ravel()), (a[:-1].ravel(), b[1:].ravel())]
@@ -161,15 +162,15 @@ def warping_error(
 def warping(
     truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor, threshold: float = 0.5
 ) -> Warping:
-    """What stays wrong once the borders of the truth have moved towards those of the prediction.
+    """Classifies what stays wrong after borders of the truth moved towards those of the prediction.
 
-    Only simple points change, pixels whose change leaves the topology as it is (foreground is
-    connected along the axes), the ones of clearest prediction first.
+    Only simple points change, those whose change leaves the topology as it is (foreground is
+    connected along the axes), and those of clearest prediction first.
 
     Args:
         truth: Labels or mask, integer or bool, (H, W); everything not 0 is foreground.
         prediction: Labels or mask alike; or floats in [0, 1], the probability of foreground.
-        threshold: In [0, 1]; above it a probability is foreground. Of no matter for masks.
+        threshold: In [0, 1]; above it a probability is foreground. Ignored for masks.
 
     Raises:
         TypeError: If `truth` holds floats.

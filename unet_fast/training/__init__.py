@@ -1,1 +1,1 @@
-"""From annotated images to a network."""
+"""Training of a network on annotated images."""

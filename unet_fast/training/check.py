@@ -1,4 +1,4 @@
-"""Looks at images and labels before training, and says what is wrong with them."""
+"""Checks images and labels before training, and reports what is wrong with them."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -27,10 +27,10 @@ _Ids = NDArray[np.int32]
 
 @dataclass
 class Report:
-    """What :func:`check` found."""
+    """The findings of :func:`check_data`."""
 
     findings: list[tuple[Level, str]] = field(default_factory=list)
-    """Errors: training would refuse them; warnings: it would not, but see them; notes."""
+    """Errors, which training would refuse; warnings, which it would not; notes."""
     suggestion: TrainConfig | None = None
     """Settings that fit; None where there are errors."""
 
@@ -41,7 +41,7 @@ class Report:
         self.findings.append((level, text + (": " + ", ".join(names[:5]) + more if names else "")))
 
     def exit_code(self, strict: bool) -> int:
-        """0 fine, 1 warnings and `strict`, 2 training would refuse."""
+        """Returns 0: fine; 1: warnings, if `strict`; 2: training would refuse."""
         levels = {level for level, _ in self.findings}
         return 2 if "error" in levels else int(strict and "warning" in levels)
 
@@ -56,11 +56,11 @@ def check_data(
     ignore_label: int | None = None,
     picture: Path | None = None,
 ) -> Report:
-    """Looks for what makes training fail or end in a useless network.
+    """Checks for anything that makes training fail or end in a useless network.
 
-    Unpaired files, sizes, masks of 0 and 255, palettes, colours, floats, interpolated or empty
-    labels, class maps taken for instances, touching objects in a mask, objects in several parts,
-    class balance, intensities, small images, copies of an image.
+    Looks at pairing of files, sizes, masks of 0 and 255, palettes, colours, floats, interpolated or
+    empty labels, class maps taken for instances, touching objects in a mask, objects in several
+    parts, class balance, intensities, small images, copies of an image.
 
     Args:
         images: Folder of images.
@@ -119,7 +119,7 @@ def _pairs(images: Path, labels: Path, report: Report) -> list[tuple[Path, Path]
 
 
 def _read(files: Sequence[tuple[Path, Path]], report: Report) -> list[Sample]:
-    """What can be read; the rest is reported."""
+    """Reads what can be read, and reports the rest."""
     samples: list[Sample] = []
     for image_path, label_path in files:
         try:
@@ -324,10 +324,10 @@ def _look_at_sizes(samples: list[Sample], report: Report) -> None:
 
 
 def suggested_settings(config: TrainConfig) -> dict[str, Any]:
-    """Settings that fit the sizes of the images, and the device.
+    """Suggests settings that fit the sizes of the images, and the device.
 
     Args:
-        config: Where the images are.
+        config: Settings that name images, labels and device.
 
     Raises:
         ValueError: One line, if files cannot be paired or labels not be read.
@@ -374,7 +374,7 @@ def _draw(
 
 
 def parts_of(labels: _Ids, ignore_label: int | None = None) -> dict[int, int]:
-    """The number of connected parts (8 neighbours) of each object."""
+    """Returns the number of connected components (8 neighbours) of each object."""
     parts: dict[int, int] = {}
     for value, box in _boxes(labels, ignore_label):
         parts[value] = int(ndimage.label(labels[box] == value, np.ones((3, 3)))[1])
@@ -382,10 +382,10 @@ def parts_of(labels: _Ids, ignore_label: int | None = None) -> dict[int, int]:
 
 
 def interpolated(labels: _Ids) -> bool:
-    """Whether values in between lie along the edges, as after resizing with interpolation.
+    """Whether labels seem resized with interpolation: values in between lie along the edges.
 
-    Such a pixel has none of its value beside it, and a smaller one on one side, a larger on the
-    other. A map of objects has few of them.
+    Such a pixel has no neighbour of its own value, but a smaller one on one side and a larger one
+    on the other. A map of objects has few such pixels.
     """
     middle = labels[1:-1, 1:-1]
     if middle.size == 0:
@@ -401,7 +401,7 @@ def interpolated(labels: _Ids) -> bool:
 
 
 def merged_parts(mask: NDArray[np.bool_]) -> int:
-    """How many connected parts of a mask have several thick places with thin ones between."""
+    """Counts the connected components of a mask with several thick places and thin ones between."""
     parts, count = ndimage.label(mask)
     if count == 0:
         return 0
@@ -422,7 +422,7 @@ def _ids_of(labels: _Ids, ignore_label: int | None) -> NDArray[np.int32]:
 
 
 def _boxes(labels: _Ids, ignore_label: int | None) -> list[tuple[int, tuple[slice, ...]]]:
-    """Each object's value and bounding box."""
+    """Returns each object's value and bounding box."""
     values, dense = np.unique(labels, return_inverse=True)
     boxes = ndimage.find_objects(dense.reshape(labels.shape) + 1)
     pairs = zip(values.tolist(), boxes, strict=True)

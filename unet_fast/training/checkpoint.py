@@ -1,4 +1,4 @@
-"""What a run needs to go on: one file, written whole or not at all."""
+"""The state that a run needs to be resumed: one file, written whole or not at all."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,25 +16,25 @@ from .config import CONFIG, DEFAULT_TILE, TrainConfig
 STATE = "state.safetensors"
 """The training state: weights, optimiser and, in the header, all else."""
 LOG = "log.jsonl"
-"""The file of a run that holds a line a step."""
+"""The log of a run, one line per step."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; what its next steps depend on beside tensors and settings."""
+    """The state of a run, besides tensors and settings, on which its next steps depend."""
 
     step: int = 0
     """Steps done."""
     best: float | None = None
     """Score of the best evaluation; greater is better."""
     best_step: int = 0
-    """When it was."""
+    """Step of the best evaluation."""
     since_best: int = 0
-    """Evaluations after it."""
+    """Evaluations since the best one."""
     objects: dict[str, Any] | None = None
-    """The rule of objects of the last evaluation."""
+    """Object rule of the last evaluation."""
     seconds: float = 0.0
-    """Time spent, before the run was taken up again; kept in the log only."""
+    """Seconds spent before the run was resumed; stored in the log only."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the gradient scaler."""
 
@@ -49,14 +49,14 @@ def save_state(
     """Writes the training state.
 
     Args:
-        folder: The run.
-        progress: Where it stands.
-        settings: Those that must be the same when it goes on.
-        modules: The network and what else holds tensors, by name.
+        folder: Folder of the run.
+        progress: State of the run.
+        settings: Settings that must be the same when the run is resumed.
+        modules: The network and all else that holds tensors, by name.
         optimizer: The optimiser.
 
     Raises:
-        ValueError: If it cannot be written; the state before is still there.
+        ValueError: If it cannot be written; the earlier state is still there.
     """
     tensors = {
         f"{name}.{key}": x for name, m in modules.items() for key, x in m.state_dict().items()
@@ -77,7 +77,7 @@ def load_state(
     """Reads the training state into network and optimiser.
 
     Raises:
-        ValueError: If it is not whole, or was written with other settings.
+        ValueError: If it is damaged, or was written with other settings.
     """
     file = folder / STATE
     tensors, description = unpack(file, "a training state")
@@ -86,7 +86,7 @@ def load_state(
         earlier = description["settings"]
     except (KeyError, TypeError):
         raise ValueError(f"{file}: must hold a training state, but has none") from None
-    if earlier.get("tile") is None:  # older runs kept the default as it was given
+    if earlier.get("tile") is None:  # older runs did not resolve the default
         earlier = earlier | {"tile": DEFAULT_TILE[earlier.get("padding", "valid")]}
     now, then = _flat(settings), _flat(earlier)
     for name in sorted(now.keys() | then.keys()):
@@ -98,7 +98,7 @@ def load_state(
     try:
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, f"{name}."))
-        # With a gradient scaler the first steps may have been left out.
+        # With a gradient scaler the first steps may have been skipped.
         _load_optimizer(optimizer, tensors, stepped=progress.step > 0 and not progress.scaler)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -107,7 +107,7 @@ def load_state(
 
 
 def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], stepped: bool) -> None:
-    stepped = stepped and isinstance(optimizer, Adam)  # which has nothing before its first step
+    stepped = stepped and isinstance(optimizer, Adam)  # Adam has no state before its first step
     saved = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -115,7 +115,7 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], stepped: b
         slots = _below(tensors, f"optimizer.{i}.")
         if not slots and (stepped or optimizer.state.get(parameter)):
             raise ValueError("the optimiser has nothing of some weights")
-        # In the order of memory of the parameter, which the fused steps ask for.
+        # In the parameter's memory format, which fused optimisers need.
         state[i] = {
             slot: torch.empty_like(parameter).copy_(x) if x.shape == parameter.shape else x
             for slot, x in slots.items()
@@ -125,9 +125,9 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], stepped: b
 
 
 def cut_log(folder: Path, step: int, ended: bool) -> float:
-    """Drops what the log says of steps after a checkpoint. Returns the seconds up to it.
+    """Drops what the log says of steps after a checkpoint. Returns the seconds until then.
 
-    If the run has not ended there, nor is a model the best one yet.
+    Unless the run ended there, rows also lose "best", because no model is the best one yet.
     """
     path = folder / LOG
     kept, seconds = [], 0.0
@@ -142,7 +142,7 @@ def cut_log(folder: Path, step: int, ended: bool) -> float:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the log; a line that was cut off while it was written is left out."""
+    """Reads the rows of the log; a line that was cut off while being written is left out."""
     path = folder / LOG
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -159,7 +159,7 @@ def check_unused(out: Path, config: TrainConfig) -> None:
     """Makes sure that no run is overwritten.
 
     Raises:
-        ValueError: If there is one, or one to go on from is not whole.
+        ValueError: If `out` holds a run, or the run to resume is damaged.
     """
     models = [out / name for name in (BEST, LAST, MODEL) if (out / name).exists()]
     others = [out / name for name in (STATE, LOG, CONFIG) if (out / name).exists()]
@@ -170,7 +170,7 @@ def check_unused(out: Path, config: TrainConfig) -> None:
                 f"{(models + others)[0]}"
             )
         return
-    # Without a state they are of a first checkpoint that was cut off, or somebody's.
+    # Models without a state are of a first checkpoint that was cut off, or of another origin.
     first = next(step for step in range(1, config.length + 1) if config.saves(step))
     begun = others and max((row["step"] for row in read_log(out)), default=0) <= first
     if models and not (out / STATE).exists() and not begun:
@@ -182,7 +182,7 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
+    """Flattens nested settings to dotted names."""
     result: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict):

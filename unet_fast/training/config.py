@@ -17,16 +17,17 @@ DEFAULT_TILE = {"valid": 388, "same": 384}
 CONFIG, SPLIT = "config.toml", "split.json"
 """Files of a run: its settings, and which files it trains on."""
 STEPS = 5000
-"""Of a run, if nothing is said."""
+"""Default number of steps of a run."""
 LEARNING_RATE = {"sgd": 2e-3, "adam": 1e-3, "adamw": 1e-3}
-"""The defaults, for a loss divided by the sum of the weights; docs/training.md has the evidence."""
+"""Default peak rates, for a loss divided by the sum of the weights: see docs/training.md."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; on the command line the same names with dashes.
 
-    A file of them is TOML with the same names: RUN/config.toml, or what `unet-fast check` suggests.
+    A file of settings is TOML with the same names: RUN/config.toml, or what `unet-fast check`
+    writes.
     """
 
     images: Path
@@ -39,18 +40,18 @@ class TrainConfig:
     steps: int | None = None
     """Training steps, >= 1. None: 5000, or as many as minutes allow."""
     minutes: float | None = None
-    """Time for the whole run, > 0: the first steps are timed, and steps follows from it, once."""
+    """Minutes for the whole run, > 0: the first steps are timed, and steps is set to what fits."""
 
     classes: Path | None = None
     """Folder of class maps, 0 background, for instance labels of several classes."""
     label_type: Literal["auto", "instances", "semantic"] = "auto"
-    """instances: a number for each object; semantic: one for each class; auto: by the values."""
+    """instances: one value for each object; semantic: one for each class; auto: by the values."""
     validation: float = 0.2
     """Share of the files that are kept for validation, in [0, 1); 0: none."""
     split: Path | None = None
-    """File that says which are: JSON, {"train": [names], "validation": [names]}, no suffixes."""
+    """JSON file with the split: {"train": [names], "validation": [names]}, without suffixes."""
     data_budget: float | None = None
-    """Gigabytes of data kept on a GPU, more is streamed. None: half of the memory that is free."""
+    """Gigabytes of data to keep on a GPU; more is streamed. None: half of the free memory."""
 
     base_channels: int = 64
     """Channels of the uppermost level."""
@@ -64,15 +65,15 @@ class TrainConfig:
     """Probability of dropout at the bottom."""
 
     tile: int | None = None
-    """Side of the output tile in pixels, rounded up to a valid one; None: 388, with same 384."""
+    """Side of the output tile in pixels, rounded up to a valid one. None: 388, or 384 with same."""
     batch_size: int = 1
-    """Tiles of a step, of each process."""
+    """Tiles per step in each process."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """sgd with momentum is the paper's."""
     learning_rate: float | None = None
-    """Its greatest value. None: 0.002 for sgd, 0.001 for adam and adamw."""
+    """Peak of the learning rate. None: 0.002 for sgd, 0.001 for adam and adamw."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine to 0, or no change."""
+    """Learning rate after the warm-up: half a cosine to 0, or constant."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises from 0, in [0, 1]."""
     momentum: float = 0.99
@@ -80,33 +81,33 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Weight decay, >= 0."""
     clip_gradient: float | None = 1.0
-    """Greatest norm of the gradient, > 0; a longer one is shortened. None: any."""
+    """Greatest norm of the gradient, > 0; a longer gradient is scaled down. None: no limit."""
     ema: float | None = None
-    """Share that a step keeps of a running mean of the weights, the model then; None: no mean."""
+    """Decay of a running mean of the weights, in (0, 1), which is then the model. None: no mean."""
     loss_reduction: Literal["weighted_mean", "mean", "sum"] = "weighted_mean"
-    """Divides the loss by sum of weights or number of pixels; sum (the paper) wants tiny rates."""
+    """Divisor of the loss: sum of weights or number of pixels; sum (the paper) needs tiny rates."""
     weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)
     """Targets and weights; "balanced" is counted over all training labels."""
     augmentation: Augmentation = field(default_factory=Augmentation.paper_2015)
     """Random deformation."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the convolutions. auto: bfloat16 where the device has units for it."""
+    """Precision of the convolutions. auto: bfloat16 where the device supports it natively."""
     compile: bool = False
     """Compile the network with torch.compile."""
     cuda_graph: bool = False
-    """Replay the step as a CUDA graph: one process on a GPU, not in float16."""
+    """Replay the step as a CUDA graph: needs one process on a GPU, not float16."""
 
     evaluate_every: int | None = None
-    """Steps from one evaluation to the next, >= 1. None: ten evaluations, or what 5 % of the time
-    allows; that also says how many files an evaluation takes."""
+    """Steps between evaluations, >= 1. None: ten evaluations, or what 5 % of the time allows, which
+    also limits how many files an evaluation takes."""
     checkpoint_every: int | None = None
-    """Steps from one checkpoint to the next, >= 1; each evaluation makes one, too. None: 500."""
+    """Steps between checkpoints, >= 1; each evaluation makes one, too. None: 500."""
     best_by: Literal["auto", "pq", "ap", "seg", "v_rand", "mean_iou", "iou", "loss"] = "auto"
-    """What the best evaluation is best in. auto: pq where labels hold objects, v_rand where most of
-    an image is foreground that thin borders part, mean_iou of classes without objects."""
+    """Score that decides which evaluation is best. auto: pq if labels hold objects, v_rand if most
+    of an image is foreground with thin borders, mean_iou for classes without objects."""
     patience: int | None = None
-    """Stop after so many evaluations without a better one, >= 1. None: never."""
+    """Stop after this many evaluations without a better one, >= 1. None: never."""
     previews: int = 3
     """Images drawn at each evaluation, >= 0."""
     tensorboard: bool = False
@@ -114,7 +115,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of all random numbers, >= 0."""
     deterministic: bool = False
-    """Only algorithms whose results repeat bit for bit."""
+    """Use only algorithms whose results repeat bit for bit."""
     device: str = "auto"
     """auto (CUDA if there is one), cpu, cuda or cuda:N; with torchrun a GPU for each process."""
     resume: bool = False
@@ -172,7 +173,7 @@ class TrainConfig:
     def suggested(
         cls, images: Path | str, labels: Path | str, *, out: Path | str, **changes: Any
     ) -> "TrainConfig":
-        """What `unet-fast check` suggests for a folder of images, and `train` takes.
+        """Returns the settings that `unet-fast check` suggests and `unet-fast train` takes.
 
         The defaults of this class are the paper's recipe; these fit the images and the machine.
 
@@ -203,7 +204,7 @@ class TrainConfig:
 
     @property
     def length(self) -> int:
-        """Number of steps, if minutes are not to say it."""
+        """Number of steps, unless `minutes` decides it."""
         return self.steps or STEPS
 
     def rate(self, step: int) -> float:
@@ -233,13 +234,13 @@ FREE = {
     *(*PATHS, "data_budget", "steps", "minutes", "compile", "cuda_graph", "evaluate_every"),
     *("checkpoint_every", "patience", "previews", "tensorboard", "device", "resume"),
 }
-"""Settings that may change when a run goes on."""
+"""Settings that may change when a run is resumed."""
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
-    """The settings as TOML and JSON hold them: paths as strings, tables nested.
+    """Converts settings for TOML and JSON: paths to strings, nested settings to tables.
 
-    None is left out where it is the default, else it is "none", as on the command line.
+    None is left out if it is the default, else it is "none", as on the command line.
     """
     result: dict[str, Any] = {}
     for entry in fields(settings):
@@ -255,7 +256,7 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 
 def as_toml(config: TrainConfig, comments: str = "") -> str:
-    """A file of settings that `unet-fast train --config FILE` takes, but for `resume`."""
+    """Formats settings, without `resume`, as a file for `unet-fast train --config FILE`."""
     settings = as_dict(config)
     for name in PATHS:
         if name in settings:
@@ -266,7 +267,7 @@ def as_toml(config: TrainConfig, comments: str = "") -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What :func:`as_toml` wrote.
+    """Reads a file that :func:`as_toml` wrote.
 
     Raises:
         ValueError: If there is no such file, or it is not TOML.

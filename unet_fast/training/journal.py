@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: log, bar or lines, TensorBoard."""
+"""Reports of a run: log, bar or lines, TensorBoard."""
 
 import json
 import os
@@ -14,15 +14,15 @@ from .previews import Scalars
 
 
 class Journal(ExitStack):
-    """Takes a row for each step, in a `with` statement.
+    """Records a row for each step, in a `with` statement.
 
     Args:
-        out: The run.
+        out: Folder of the run.
         step: Steps done before.
-        last: Steps of the run.
+        last: Last step of the run.
         first: Whether this process writes; the others say nothing.
-        tensorboard: Whether it writes for TensorBoard, too.
-        clock: Tells the time in seconds.
+        tensorboard: Whether to write for TensorBoard, too.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Journal(ExitStack):
         self.begun, self.images = clock(), 0
 
     def add(self, row: dict[str, Any], said: str, images: int) -> None:
-        """Adds a row.
+        """Adds a row to the log, and shows it.
 
         Args:
             row: What the log says of a step.
             said: What the bar says of the last evaluation.
-            images: Tiles of the step.
+            images: Number of tiles of the step.
 
         Raises:
             ValueError: If the log cannot be written.

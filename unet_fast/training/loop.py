@@ -31,8 +31,8 @@ from .validation import said_of
 def train(config: TrainConfig, *, clock: Callable[[], float] = time.perf_counter) -> UNet:
     """Trains a network by the recipe of 2015, with weight maps made after augmentation.
 
-    Each step takes random tiles: each is cut, deformed and changed in grey value in one pass,
-    mirrored where it reaches over its image; targets and weights come from the deformed labels.
+    Each step takes random tiles, each cut, deformed and changed in grey value in one pass, and
+    mirrored where it reaches beyond its image; targets and weights come from the deformed labels.
     Under torchrun every process takes its share of the tiles of a step, and one step of K processes
     is one step of a single process with K times the batch size, but for dropout and batch norm.
 
@@ -50,7 +50,7 @@ def train(config: TrainConfig, *, clock: Callable[[], float] = time.perf_counter
             curves.png, previews  drawn at each evaluation
             ====================  ==================================================================
 
-        clock: Tells the time in seconds; what `config.minutes` counts by.
+        clock: Returns the time in seconds, by which `config.minutes` counts.
 
     Returns:
         The model that :func:`load_model` finds in `config.out`.
@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, clock: Callable[[], float] = time.perf_counter
             output folder that holds a run already or cannot be written.
         FloatingPointError: If loss, gradient or weights are not finite; the line names step and
             files, and `nonfinite.json` holds how they were deformed.
-        RuntimeError: If another process of the run is gone.
+        RuntimeError: If another process of the run is lost.
         KeyboardInterrupt: After SIGINT (Ctrl-C) or SIGTERM, once a checkpoint is written.
     """
     device = local_device(find_device(config.device))
@@ -72,8 +72,8 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
     out, begin = config.out, clock()
     resumed = config.resume and (out / STATE).exists()
     config, train_set, validation_set = load_sets(config, resumed, device)
-    # Signals are held back until the processes have parted: torchrun ends the others of a process
-    # that died by a signal, and they are to say first what happened.
+    # Signals are held back until the processes have left their group: if one dies by a signal,
+    # torchrun ends the others, which are to report first what happened.
     with (
         ExitStack() as signals,
         joined_processes(device) as processes,
@@ -93,12 +93,12 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
             parts = {"train": train_set.names, "validation": validation_set.names}
             replace_file(out / SPLIT, (json.dumps(parts, indent=1) + "\n").encode())
         _loop(run, clock, signals.enter_context(interruption()))
-        processes.wait(device)  # the model is written
+        processes.wait(device)  # until the model is written
         return load_model(out, device=device)
 
 
 def _loop(run: Run, clock: Callable[[], float], interrupted: Callable[[], bool]) -> None:
-    """The steps, until the last one, or until one in which the run is interrupted."""
+    """Runs the steps until the last one, or until the run is interrupted."""
     config, progress, processes, step = run.config, run.progress, run.processes, run.step
     out, first, last, said = config.out, processes.first, config.length, ""
     start = clock() - progress.seconds
@@ -166,7 +166,7 @@ def _build(
 
 
 def seconds_of(config: TrainConfig) -> float:
-    """How long a run of `config.steps` takes on this machine, by its first steps.
+    """Estimates the seconds that a run takes on this machine, from its first steps.
 
     Raises:
         ValueError: As :func:`train`.
@@ -175,13 +175,13 @@ def seconds_of(config: TrainConfig) -> float:
     with device_scope(device), joined_processes(device) as processes, reproducible(config, device):
         config, train_set, validation_set = load_sets(config, False, device)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are said when the run begins
+            warnings.simplefilter("ignore")  # they are shown when the run begins
             run = _build(train_set, validation_set, processes, device, config)
         return _trial(run, time.perf_counter, 1.0)[1] * (config.length + run.planned.cost)
 
 
 TRIAL = 0.03
-"""Share of the time that goes into finding out how long a step takes."""
+"""Share of the time that goes into timing the first steps."""
 
 
 def _in_time(
@@ -190,10 +190,10 @@ def _in_time(
     begin: float,
     clock: Callable[[], float],
 ) -> TrainConfig:
-    """Settings with the steps that fit into the minutes.
+    """Returns settings with the steps that fit into the minutes.
 
-    Those that the run was begun with, if it goes on: the schedule must be the same. Otherwise the
-    first steps are made, timed, and thrown away with all that they changed.
+    A resumed run keeps the steps it was begun with, because the schedule must be the same.
+    Otherwise the first steps are run, timed, and discarded with all that they changed.
     """
     assert config.minutes is not None
     seconds = 60 * config.minutes
@@ -204,13 +204,13 @@ def _in_time(
     run = build(replace(config, minutes=None))
     first, one = _trial(run, clock, TRIAL * seconds)
     seconds -= clock() - begin
-    if config.compile:  # once more
+    if config.compile:  # the run compiles once more
         seconds -= first
     shared = torch.tensor([one, seconds], dtype=torch.float64, device=run.device)
-    run.processes.broadcast(shared)  # all make as many steps
+    run.processes.broadcast(shared)  # all processes take as many steps
     one, seconds = shared.tolist()
     steps, above = 0, 1 + max(0, math.floor(seconds / one))
-    while above - steps > 1:  # steps fit, above do not
+    while above - steps > 1:  # `steps` fit, `above` do not
         middle = (steps + above) // 2
         fits = middle + run.plan(middle).cost <= seconds / one
         steps, above = (middle, above) if fits else (steps, middle)
@@ -223,9 +223,9 @@ def _in_time(
 
 
 def _trial(run: Run, clock: Callable[[], float], seconds: float) -> tuple[float, float]:
-    """How long the first step takes, and a later one, tried for about so many seconds.
+    """Times the first step, and the mean of later ones, for about that many seconds.
 
-    The run is of no use afterwards.
+    The run cannot be used afterwards.
     """
     run.step.record()
     ends, goes_on = [clock()], True
@@ -236,6 +236,6 @@ def _trial(run: Run, clock: Callable[[], float], seconds: float) -> tuple[float,
         ends.append(clock())
         enough = ends[-1] - ends[0] >= seconds or len(ends) > 50
         flag = torch.tensor([float(len(ends) < 4 or not enough)], device=run.device)
-        run.processes.broadcast(flag)  # all of them stop together
+        run.processes.broadcast(flag)  # all processes stop together
         goes_on = bool(flag.item())
     return ends[1] - ends[0], (ends[-1] - ends[1]) / (len(ends) - 2)

@@ -1,4 +1,4 @@
-"""What a run draws while it goes on: tiles, curves, predictions; TensorBoard if asked for."""
+"""Pictures of a run: tiles, curves, predictions; and scalars for TensorBoard."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,19 +17,19 @@ from .validation import Look
 
 
 def tiles_file(out: Path) -> Path:
-    """Where the tiles of the first step are drawn."""
+    """Returns the file for the picture of the first step's tiles."""
     return make_folder(out / "previews") / "tiles.png"
 
 
 def tile_panels(
     data: Dataset, tiles: Tensor, labels: Tensor
 ) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    """Tiles of a step as the network gets them, up to four, for :func:`draw_tiles`.
+    """Returns up to four tiles of a step, as the network gets them, for :func:`draw_tiles`.
 
     Args:
-        data: Where they come from.
+        data: The images that the tiles come from.
         tiles: (N, C, H, W).
-        labels: Of their centres, (N, h, w).
+        labels: Labels of the tiles' centres, (N, h, w).
     """
     _, weights = data.targets(labels)
     return [
@@ -39,12 +39,12 @@ def tile_panels(
 
 
 def run_panels(data: Dataset, looks: Sequence[Look], rule: ObjectRule | None) -> list[Any]:
-    """What a network says of images, for :func:`draw_previews`.
+    """Returns predictions of images, for :func:`draw_previews`.
 
     Args:
         data: The images.
-        looks: What the network says of some of them.
-        rule: How it becomes objects; None: their classes are shown.
+        looks: Predictions of some of the images.
+        rule: Rule that makes objects of them; None: classes are shown.
     """
     return [
         (
@@ -61,13 +61,13 @@ def run_panels(data: Dataset, looks: Sequence[Look], rule: ObjectRule | None) ->
 def draw_run(
     out: Path, rows: list[dict[str, Any]], panels: list[Any], classes: bool, step: int, title: str
 ) -> None:
-    """Draws `curves.png`, and what a network says of images: `previews/step_....png`.
+    """Draws `curves.png`, and predictions of images, `previews/step_....png`.
 
     Args:
-        out: The run.
-        rows: Its log.
-        panels: Of :func:`run_panels`.
-        classes: Whether they show classes, not objects.
+        out: Folder of the run.
+        rows: Rows of the run's log.
+        panels: Panels of :func:`run_panels`.
+        classes: Whether the panels show classes, not objects.
         step: Steps done.
         title: Title of the page of predictions.
     """
@@ -85,7 +85,7 @@ class Artist(AbstractContextManager["Artist"]):
         self._last: Future[None] | None = None
 
     def draw(self, function: Callable[..., None], *args: Any) -> None:
-        """Draws a picture once the one before is done; what went wrong with that is raised."""
+        """Draws a picture once the one before is done; an error in that one is raised here."""
         self._wait()
         self._last = self._pool.submit(function, *args)
 
@@ -94,7 +94,7 @@ class Artist(AbstractContextManager["Artist"]):
             self._last.result()
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Waits for the last one."""
+        """Waits for the last picture."""
         self._pool.shutdown()
         if kind is None:
             self._wait()
@@ -104,8 +104,8 @@ class Scalars:
     """Writes rows of the log for TensorBoard.
 
     Args:
-        out: The run.
-        step: Steps done; what was written of later ones no longer counts.
+        out: Folder of the run.
+        step: Steps done; rows of later steps, written before, no longer count.
 
     Raises:
         ValueError: If TensorBoard is not installed.
@@ -122,7 +122,7 @@ class Scalars:
         self._writer: Any = SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Adds a row."""
+        """Adds the scalars of a row."""
         scalars = {k: row[k] for k in ("loss", "learning_rate", "gradient_norm")}
         for kind in ("validation", "training"):
             scalars |= {f"{kind}/{k}": v for k, v in row.get(kind, {}).items()}
@@ -131,5 +131,5 @@ class Scalars:
                 self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the rest, and closes the file."""
         self._writer.close()

@@ -13,12 +13,12 @@ from torch import Tensor
 from .._files import reason_of
 
 TIMEOUT = timedelta(minutes=10)
-"""After which a process that no longer answers ends the run."""
+"""Time after which a process that no longer answers ends the run."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run."""
+    """The rank of this process, and the number of processes of the run."""
 
     rank: int = 0
     count: int = 1
@@ -46,7 +46,7 @@ class Processes:
 
 @contextmanager
 def joined_processes(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that torchrun started; one by itself without it.
+    """Joins the processes that torchrun started; without torchrun, this process alone.
 
     Args:
         device: Where this process computes; with CUDA they talk through NCCL, else through gloo.
@@ -66,7 +66,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
 
 
 def lost(error: RuntimeError, processes: Processes, step: int) -> RuntimeError | None:
-    """What to say where another process is gone; None of other errors."""
+    """Returns what to raise if another process is lost; None for other errors."""
     reason = reason_of(error).split(". ")[0]
     talk = isinstance(error, torch.distributed.DistError) or "gloo" in reason
     if processes.count == 1 or not talk:

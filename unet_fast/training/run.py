@@ -1,4 +1,4 @@
-"""A training run between its steps: when it is evaluated, what is kept, how it goes on."""
+"""A training run between its steps: evaluation, checkpoints, resuming."""
 
 import json
 import math
@@ -21,15 +21,15 @@ from .validation import Judge, Look, Plan, Scores, best_by_of, has_objects, look
 
 
 class Run:
-    """A network that is trained, with all that goes with it.
+    """A network in training, with its data, its steps and its progress.
 
     Args:
         config: The settings.
         model: The network.
         train_set: The images for training.
         validation_set: Those for validation; it may be empty.
-        processes: Who train it.
-        device: Where this process computes.
+        processes: The processes that train the network.
+        device: Device of this process.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Run:
         self.train_set, self.validation_set = train_set, validation_set
         self.processes, self.device = processes, device
         self.progress = Progress()
-        # Where there are no files for validation, objects are fitted on those of training.
+        # Without files for validation, the rule of objects is fitted on files of training.
         self.kind = "validation" if len(validation_set) else "training"
         self.judged = validation_set if len(validation_set) else train_set
         by = best_by_of(config, train_set)
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether no step is left, or evaluations have not got better for too long."""
+        """Whether no step is left, or evaluations have not improved for too long."""
         progress, patience = self.progress, self.config.patience
         impatient = patience is not None and progress.since_best >= patience
         return impatient or progress.step >= self.config.length
@@ -86,7 +86,7 @@ class Run:
         return self.step.saved_model
 
     def resume(self) -> None:
-        """Goes back to the checkpoint in the output folder."""
+        """Restores the checkpoint in the output folder."""
         self.progress = load_state(
             self.config.out, self.settings, self.step.modules, self.step.optimizer
         )
@@ -99,14 +99,14 @@ class Run:
             self.progress.seconds = cut_log(self.config.out, self.progress.step, self.ended)
 
     def evaluate(self) -> tuple[list[Look], Scores, dict[str, Any] | None]:
-        """Scores the network and fits the rule of its objects; keeps it if it is the best.
+        """Scores the network, fits its object rule, and saves it if it is the best.
 
-        The last evaluation takes more files than those before, and the best model so far is kept
-        only if it is better than the last one there, too.
+        The last evaluation takes more files than those before. The best model so far is kept only
+        if it is better than the last one on these files, too.
 
         Returns:
-            What this process saw of the files, the scores, and, at the last evaluation, those of
-            the best model with its step.
+            What this process saw of the files; the scores; and, at the last evaluation, those of
+            the best model with its step, else None.
         """
         progress, processes, planned = self.progress, self.processes, self.planned
         try:
@@ -124,15 +124,15 @@ class Run:
                     rival = load_model(self.config.out / BEST, device=self.device)
                     rival.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                     theirs, rival.objects = self.judge(self._look(rival, planned.last))
-                    # The same weights: a run that was killed here is at it again.
+                    # Same weights: a run that was killed here repeats this evaluation.
                     again = _equal(rival, self.saved_model)
                     better = again or _value(scores, by) > _value(theirs, by)
                     if not better:
                         best = dict[str, Any](theirs, step=progress.best_step, by=by)
-                        if processes.first:  # with its rule of all these files
+                        if processes.first:  # with the rule fitted on all these files
                             save_model(rival, self.config.out / BEST)
-        except (RuntimeError, MemoryError):  # images too large for the memory, say
-            if processes.first and not self.ended:  # the last one is to be done again
+        except (RuntimeError, MemoryError):  # e.g. images too large for memory
+            if processes.first and not self.ended:  # the last evaluation must be repeated
                 self.save()
             raise
         rule = self.saved_model.objects
@@ -144,7 +144,7 @@ class Run:
         return looks, scores | {"files": files}, best
 
     def _look(self, model: UNet, stop: int, start: int = 0) -> list[Look]:
-        """This process's share of the files; all share one network, its statistics included."""
+        """Predicts this process's share of the files, with the statistics of the first process."""
         for x in model.buffers():
             self.processes.broadcast(x)
         count = self.processes.count
@@ -153,7 +153,7 @@ class Run:
             return [look(model, self.judged, i, self.config.loss_reduction) for i in mine]
 
     def draw(self, artist: Artist, looks: list[Look]) -> None:
-        """Curves, and the first images; of training where there are none for validation."""
+        """Draws curves, and the first images: of training if there are none for validation."""
         title = f"{self.kind} images after {self.progress.step} steps"
         shown = looks[: self.config.previews]
         out, rule = self.config.out, self.saved_model.objects
@@ -161,7 +161,7 @@ class Run:
         artist.draw(draw_run, out, read_log(out), panels, rule is None, self.progress.step, title)
 
     def save(self) -> None:
-        """Writes a checkpoint, the state last: what a kill leaves out is written again from it."""
+        """Writes a checkpoint, state last: a kill in between leaves the earlier state to resume."""
         self.progress.scaler = dict(self.step.scaler.state_dict())
         save_model(self.saved_model, self.config.out / LAST)
         save_state(
@@ -169,14 +169,14 @@ class Run:
         )
 
     def check(self, step: int, loss: float, gradient: float, drawn: Tiles, saved: bool) -> None:
-        """Makes sure that a step has led to finite numbers, and to finite weights if it is saved.
+        """Checks that a step gave finite numbers and, if it is saved, finite weights.
 
         The last checkpoint stays as it is.
 
         Raises:
-            FloatingPointError: If not.
+            FloatingPointError: If a number or a weight is not finite.
         """
-        # The gradient scaler leaves out steps whose gradient is not finite.
+        # The gradient scaler skips steps whose gradient is not finite.
         if not math.isfinite(loss + (0 if self.step.scaler.is_enabled() else gradient)):
             self._report(step, f"loss {loss}, gradient norm {gradient}", drawn)
         if saved and not all(bool(p.isfinite().all()) for p in self.step.parameters):
@@ -197,7 +197,7 @@ class Run:
 
 
 def _score(progress: Progress, scores: Scores, by: str) -> bool:
-    """Whether an evaluation is the best so far, which it then is; of equals the first one."""
+    """Records an evaluation. Returns whether it is the best so far; of equals, the first is."""
     value = _value(scores, by)
     if value <= (-math.inf if progress.best is None else progress.best):
         progress.since_best += 1
@@ -212,7 +212,7 @@ def _equal(one: UNet, other: UNet) -> bool:
 
 
 def _value(scores: Scores, by: str) -> float:
-    """What is greater of a better network; where labels hold no object, of the one of less loss."""
+    """Returns the score `by` or, without it, the negative loss; -inf if the loss is not finite."""
     value, loss = scores.get(by), scores["loss"]
     if loss is None:
         return -math.inf

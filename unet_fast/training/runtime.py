@@ -1,4 +1,4 @@
-"""How a training run computes: precision, determinism, CUDA graph."""
+"""How a training run computes: random numbers, algorithms, CUDA graph, signals."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from .config import TrainConfig
 
 @contextmanager
 def reproducible(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Random numbers and algorithms of a run; the caller's are back afterwards."""
+    """Sets random numbers and algorithms for a run, and restores the caller's afterwards."""
     if config.cuda_graph and (device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise ValueError(
             f"train: cuda_graph must be off but for one process on a GPU, got {device.type}"
@@ -27,7 +27,7 @@ def reproducible(config: TrainConfig, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(gpus):
         try:
             if config.deterministic:
-                if device.type == "cuda":  # asked for by cuBLAS
+                if device.type == "cuda":  # cuBLAS needs it
                     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = not config.deterministic
@@ -40,7 +40,7 @@ def reproducible(config: TrainConfig, device: torch.device) -> Iterator[None]:
 def as_cuda_graph(
     compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], device: torch.device
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The same step as a CUDA graph: three as they are, the fourth recorded, then replayed."""
+    """Returns a step as a CUDA graph: three calls run it, the fourth records, later ones replay."""
     stream = torch.cuda.Stream(device)
     graph = torch.cuda.CUDAGraph()
     calls = 0
@@ -71,9 +71,9 @@ def as_cuda_graph(
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGINT or SIGTERM came; after a second one the process ends at once."""
+    """Yields a function that tells of SIGINT or SIGTERM; a second signal ends the process."""
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+    if threading.current_thread() is not threading.main_thread():  # only that gets signals
         yield lambda: False
         return
 

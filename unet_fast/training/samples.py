@@ -1,4 +1,4 @@
-"""Folders of images and labels: pairing, reading, normalising, numbering of objects."""
+"""Annotated images: pairing and reading of files, numbering of objects, split for validation."""
 
 import json
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ class Sample:
 
     name: str
     image: NDArray[np.float32]
-    """(C, H, W), the values of the file."""
+    """Pixels, (C, H, W), with the values of the file."""
     labels: NDArray[np.int32]
-    """(H, W), 0 background."""
+    """Labels, (H, W), 0 background."""
     classes: NDArray[np.int32] | None = None
-    """(H, W), the class of every pixel as its file has it, or None."""
+    """The class of every pixel, (H, W), with the values of its file; or None."""
 
 
 def load_samples(images: Path, labels: Path, classes: Path | None = None) -> list[Sample]:
@@ -48,10 +48,10 @@ def load_samples(images: Path, labels: Path, classes: Path | None = None) -> lis
 
 
 def fit_all_channels(samples: list[Sample]) -> list[Sample]:
-    """Gives all images one number of channels, where grey images were saved as colour.
+    """Gives all images the same number of channels, where grey images were saved as colour.
 
     Raises:
-        ValueError: If they differ otherwise.
+        ValueError: If they still differ in channels.
     """
     grey = all(len(fit_channels(s.image, 1)) == 1 for s in samples)
     channels = 1 if grey else max(len(s.image) for s in samples)
@@ -67,18 +67,18 @@ def fit_all_channels(samples: list[Sample]) -> list[Sample]:
 
 @dataclass(frozen=True)
 class NumberedLabels:
-    """Labels with numbers that tell the class, so that one map is all that must be deformed."""
+    """Labels whose numbers tell the class, so that only one map must be deformed."""
 
     labels: list[NDArray[np.int32]]
-    """(H, W) each; 0 background."""
+    """Label maps, (H, W) each; 0 background."""
     table: NDArray[np.uint8] | None
     """The class of each number, 255 ignored; None where every number is one object of class 1."""
     class_values: list[int] | None
-    """What the files call the classes; None for 0 and 1."""
+    """Values of the classes in the files; None for 0 and 1."""
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, background included."""
+        """Number of classes, background included."""
         return 2 if self.class_values is None else len(self.class_values)
 
 
@@ -88,13 +88,13 @@ def number_objects(
     """Numbers the objects of label files of any type.
 
     Args:
-        samples: Images with labels and, of all or none, class maps.
-        label_type: "instances", or "semantic": the values are classes, the smallest background, and
-            the parts of a class that are connected along the axes its objects.
+        samples: Images with labels; either all or none with class maps.
+        label_type: "instances", or "semantic": the values are classes, the smallest one background,
+            and the components of a class that are connected along the axes are its objects.
         ignore_label: Value of pixels that do not count, in labels and class maps; or None.
 
     Raises:
-        ValueError: If there is no object, if there are no two classes, or more than 254.
+        ValueError: If there is no object, or fewer than 2 or more than 254 classes.
     """
     empty = all(not set(np.unique(s.labels).tolist()) - {0, ignore_label} for s in samples)
     if empty:
@@ -141,14 +141,14 @@ def number_objects(
 def split_names(
     names: Sequence[str], share: float, seed: int, file: Path | None
 ) -> tuple[list[str], list[str]]:
-    """The names for training and for validation.
+    """Splits names into those for training and those for validation.
 
     Args:
         names: All names.
-        share: Share of the names for validation, drawn at random; at least one is left on either
-            side, if there are two and the share is not 0.
+        share: Share of the names for validation, drawn at random; each side gets at least one name
+            if there are two and the share is not 0.
         seed: Seed of the draw.
-        file: JSON to read them from instead; None: draw.
+        file: JSON file to read the split from; None: draw it.
 
     Raises:
         ValueError: If the file cannot be read, lists an unknown name, or one on both sides.

@@ -20,17 +20,17 @@ from .runtime import as_cuda_graph
 from .tiles import Dataset, Tiles, seed_of
 
 SPAN = "unet_fast:"
-"""What the names of the parts of a step begin with in a profile of torch.profiler."""
+"""Prefix of the names of a step's parts in profiles of torch.profiler."""
 
 
 class Step:
-    """A network, and what makes a step of it.
+    """A network, and all that is needed for a training step.
 
     Args:
         config: The settings.
         model: The network.
         data: The images for training.
-        processes: Who share the tiles of a step.
+        processes: The processes that share the tiles of a step.
         device: Where this process computes.
     """
 
@@ -61,12 +61,12 @@ class Step:
             network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         self.network = torch.compile(network) if config.compile else network
         self.count = config.batch_size * processes.count
-        """Tiles of a step, those of all processes."""
+        """Tiles per step, over all processes."""
         self.compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.compute_eagerly
-        """:meth:`compute_eagerly`, as a CUDA graph if that is asked for."""
+        """:meth:`compute_eagerly`, or a CUDA graph of it."""
 
     def record(self) -> None:
-        """Makes ready for the first step."""
+        """Prepares the first step: wraps it as a CUDA graph if that is asked for."""
         if self.config.cuda_graph:
             self.compute = as_cuda_graph(self.compute_eagerly, self.device)
 
@@ -74,8 +74,8 @@ class Step:
         """Makes step number `step`, counted from 1.
 
         Returns:
-            Which tiles all processes took, this one's share of the loss, the norm of the gradient,
-            and its tiles with their labels.
+            The tiles of all processes, this one's share of the loss, the norm of the gradient, and
+            this process's tiles with their labels.
         """
         config, shapes = self.config, (self.input_shape, self.label_shape)
         _set_rate(self.optimizer, config.rate(step))
@@ -93,7 +93,7 @@ class Step:
         return drawn, loss, norm, tiles
 
     def compute_eagerly(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """From tiles and their labels to new weights.
+        """Updates the weights by tiles and their labels.
 
         Returns:
             This process's share of the loss of all, and the norm of the gradient.
@@ -106,9 +106,9 @@ class Step:
             scores = self.network(tiles.contiguous(memory_format=torch.channels_last))
         with record_function(f"{SPAN} loss"):
             ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
-            # Divided by the sum over all processes: the mean of their means is something else.
+            # Divided by the sum over all processes; a mean of their means would be different.
             loss = ce / _divisor(config.loss_reduction, target, weights, processes)
-        with record_function(f"{SPAN} backward"):  # processes take means of gradients
+        with record_function(f"{SPAN} backward"):  # DDP averages gradients
             self.scaler.scale(loss * processes.count).backward()
         with record_function(f"{SPAN} optimizer"):
             self.scaler.unscale_(self.optimizer)
@@ -122,7 +122,7 @@ class Step:
         return loss.detach(), norm
 
     def _update_average(self) -> None:
-        """The running mean of weights and statistics; the first step is taken as it is."""
+        """Updates the running mean of weights and statistics; the first step is copied."""
         if self.average is None or self.config.ema is None:
             return
         share = 1 - self.config.ema if self.averaged else 1.0
@@ -137,7 +137,7 @@ class Step:
         self.averaged = True
 
     def autocast(self) -> torch.autocast:
-        """The precision of convolutions."""
+        """Returns the context that sets the precision of convolutions."""
         enabled = self.precision != torch.float32
         return torch.autocast(self.device.type, self.precision, enabled=enabled)
 
@@ -148,7 +148,7 @@ class Step:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """All that holds tensors, for the training state."""
+        """Everything that holds tensors, for the training state."""
         modules: dict[str, nn.Module] = {"model": self.model}
         if self.average is not None:
             modules["average"] = self.average
@@ -164,7 +164,7 @@ def _optimizer(
         return (Adam if config.optimizer == "adam" else AdamW)(parameters, **options)
     optimizer = SGD(parameters, momentum=config.momentum, **options)
     if config.momentum > 0:
-        # Made here: a first step that the gradient scaler leaves out would leave them unset.
+        # Made here, because a first step that the gradient scaler skips would leave them unset.
         for p in parameters:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
@@ -181,7 +181,7 @@ def _set_rate(optimizer: Optimizer, rate: float) -> None:
 def _divisor(
     reduction: str, target: Tensor, weights: Tensor, processes: Processes
 ) -> Tensor | float:
-    """What the sum of the loss is divided by, that of all processes; never 0."""
+    """Returns the divisor of the loss, over all processes; never 0."""
     if reduction == "sum":
         return 1.0
     if reduction == "mean":

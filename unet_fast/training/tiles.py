@@ -1,4 +1,4 @@
-"""Training data on the device: tiles drawn, cut and deformed there, targets made there."""
+"""Training data on the device, where tiles are drawn, cut and deformed, and targets made."""
 
 import math
 from collections.abc import Sequence
@@ -20,34 +20,34 @@ from .samples import NumberedLabels, Sample, load_samples, number_objects, split
 
 
 def generator_of(*key: int) -> Generator:
-    """A source of random numbers for each key of integers >= 0.
+    """Returns a source of random numbers for a key of integers >= 0.
 
-    Every random number of a step comes from the seed and the number of the step, so a run can go
-    on at any step.
+    Every random number of a step comes from the seed and the number of the step, so a run can be
+    resumed at any step.
     """
     return Generator().manual_seed(seed_of(*key))
 
 
 def seed_of(*key: int) -> int:
-    """A seed for each key of integers >= 0."""
+    """Returns a seed for a key of integers >= 0."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Which tiles a step takes, and how they are deformed."""
+    """The tiles of a step, and how they are deformed."""
 
     files: list[int]
     offset: Tensor
-    """(N, 2), the input pixel of the first pixel of each tile."""
+    """Position in the image of the first pixel of each tile, (N, 2)."""
     parameters: AugmentationParameters
 
     def __getitem__(self, samples: slice) -> "Tiles":
-        """Some of the tiles."""
+        """Selects some of the tiles."""
         return Tiles(self.files[samples], self.offset[samples], self.parameters[samples])
 
     def describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """File, offset and parameters of each tile, for a JSON file."""
+        """Returns file, offset and parameters of each tile, for a JSON file."""
         whole = asdict(self.parameters)
         rows = []
         for i, file in enumerate(self.files):
@@ -57,13 +57,13 @@ class Tiles:
 
 
 class Dataset:
-    """Annotated images where a network reads them.
+    """Annotated images on the device of the network.
 
     Args:
         samples: The images.
         objects: Their labels, numbered.
-        weights: How labels become targets and weights; "balanced" should have been counted.
-        device: Where the network is.
+        weights: Rule that makes targets and weights of labels; "balanced" is still to be counted.
+        device: Device of the network.
         budget: Bytes that images and labels may take on the device; if they take more, they stay in
             pinned memory of the host, and each image goes to the GPU when a tile of it is drawn.
     """
@@ -83,12 +83,12 @@ class Dataset:
         self.num_classes = objects.num_classes
         self.class_values = objects.class_values
         self.table = None if objects.table is None else torch.from_numpy(objects.table).to(device)
-        # The numbers of objects tell which pixels are ignored, where there is a table of them.
+        # With a table, object numbers tell which pixels are ignored; no ignore_label is needed.
         self.weights = weights if self.table is None else replace(weights, ignore_label=None)
         self.size = sum(h * w for h, w in self.shapes) * (4 * self.channels + 4)  # in bytes
         self.resident = self.size <= budget
-        # Images of one size lie in one stack, out of which a single pass cuts the tiles of a step;
-        # streamed ones each in a stack of their own.
+        # Images of one size form a stack, from which a single pass cuts the tiles of a step.
+        # Streamed images form a stack each.
         self.places: list[tuple[int, int]] = []
         keys = [shape if self.resident else i for i, shape in enumerate(self.shapes)]
         stacks = {key: (list[Tensor](), list[Tensor]()) for key in keys}
@@ -109,7 +109,7 @@ class Dataset:
         return len(self.names)
 
     def _stack(self, k: int) -> tuple[Tensor, Tensor]:
-        """Images, (M, C, H, W), and labels, (M, H, W), on the device."""
+        """Returns images, (M, C, H, W), and labels, (M, H, W), of a stack, on the device."""
         images, labels = self.stacks[k]
         return (
             images.to(self.device, non_blocking=True),
@@ -117,7 +117,7 @@ class Dataset:
         )
 
     def sample(self, i: int) -> tuple[Tensor, Tensor]:
-        """An image, (C, H, W), and its labels, (H, W), on the device."""
+        """Returns an image, (C, H, W), and its labels, (H, W), on the device."""
         stack, row = self.places[i]
         images, labels = self._stack(stack)
         return images[row], labels[row]
@@ -127,19 +127,19 @@ class Dataset:
         return self.stacks[stack][1][row].to(self.device)
 
     def truth(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Classes of an image, (H, W), 255 ignored, and its objects, 0 where there is none."""
+        """Returns an image's classes, (H, W), 255 ignored, and its objects, 0 where none is."""
         labels = self._labels(i)
         classes = self.classes(labels).cpu().numpy()
         inside = (classes > 0) & (classes != IGNORED)
         return classes, np.where(inside, labels.cpu().numpy(), np.int32(0))
 
     def areas(self) -> NDArray[np.integer]:
-        """Pixels of each object of all images."""
+        """Returns the number of pixels of each object in all images."""
         objects = (self.truth(i)[1] for i in range(len(self)))
         return np.concatenate([np.unique(x[x > 0], return_counts=True)[1] for x in objects])
 
     def classes(self, labels: Tensor) -> Tensor:
-        """The class of every pixel: 0 background, 255 ignored; no ridge."""
+        """Returns the class of every pixel: 0 background, 255 ignored; without ridge."""
         if self.table is not None:
             return self.table[labels]
         result = (labels > 0).to(torch.uint8)
@@ -148,20 +148,20 @@ class Dataset:
         return result
 
     def targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Target and weight of every pixel of labels, (N, H, W)."""
+        """Returns target and weight of every pixel of labels, (N, H, W)."""
         if self.table is None:
             return self.weights(labels)
         return self.weights(labels, self.table[labels], num_classes=self.num_classes)
 
     def balanced(self) -> None:
-        """Counts the class weights "balanced" over all labels."""
+        """Sets class weights that are "balanced" by counting over all labels."""
         labels = (self._labels(i) for i in range(len(self)))
         classes = None
         if self.table is not None:
             classes = (self.table[self._labels(i)] for i in range(len(self)))
         self.weights = self.weights.balanced(labels, classes)
         table = self.weights.class_weight
-        if isinstance(table, tuple) and len(table) < self.num_classes:  # the last have no pixels
+        if isinstance(table, tuple) and len(table) < self.num_classes:  # the last classes have none
             table = (*table, *[0.0] * (self.num_classes - len(table)))
             self.weights = replace(self.weights, class_weight=table)
 
@@ -177,15 +177,16 @@ class Dataset:
     ) -> Tiles:
         """Draws the tiles of a step.
 
-        Files come in a new random order in each pass over them. A label tile lies inside its
-        image, or around it where the image is smaller, so that every pixel of it is met; what lies
-        outside is mirrored.
+        Each pass over the files has a new random order. A label tile lies inside its image or, if
+        the image is smaller, around it, so that it can reach every pixel; pixels outside are
+        mirrored.
 
         Args:
             augmentation: The ranges of the deformation.
             count: Number of tiles, those of all processes together.
             input_shape: Spatial shape of the image tiles.
-            label_shape: Of the label tiles in their centre.
+            label_shape: Spatial shape of the label tiles, which lie in the centre of the image
+                tiles.
             seed: Seed of the run.
             step: Number of the step, from 1.
         """
@@ -213,7 +214,7 @@ class Dataset:
         input_shape: Sequence[int],
         label_shape: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
-        """Cuts tiles out of their images and deforms them: one pass for images of one size.
+        """Cuts tiles out of their images and deforms them, in one pass for images of the same size.
 
         Returns:
             The image tiles, (N, C, *input_shape), and the labels of their centres,
@@ -246,7 +247,7 @@ class Dataset:
 def load_sets(
     config: TrainConfig, resumed: bool, device: torch.device
 ) -> tuple[TrainConfig, Dataset, Dataset]:
-    """Settings with the type of the labels, and the data for training and for validation."""
+    """Returns settings with the type of the labels, and the sets for training and validation."""
     samples = load_samples(config.images, config.labels, config.classes)
     ignored = config.weights.ignore_label
     if config.label_type == "auto":

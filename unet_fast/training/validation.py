@@ -1,4 +1,4 @@
-"""How well a network does on whole images, and which rule makes the best objects of them."""
+"""Evaluation of a network on whole images, and fitting of its object rule."""
 
 import math
 import warnings
@@ -28,36 +28,36 @@ from .tiles import Dataset
 Scores = dict[str, float | None]
 
 SHARE = 0.05
-"""Of the time of a run, what evaluations take."""
+"""Share of the time of a run that evaluations take."""
 EVALUATIONS = 10
-"""Before the last one, at most."""
+"""Largest number of evaluations before the last one."""
 COST = 6.0
-"""What an evaluation takes for each pixel, in passes of a pixel through the network."""
+"""Cost of evaluating a pixel, in passes of a pixel through the network."""
 SEEDS = (0.0, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 FOREGROUND = (0.5, 0.6, 0.7, 0.8)
 AREAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""The grid of the rule: thresholds of seeds and of foreground; the smallest area of a seed, as a
-share of the 1st percentile of the areas of training objects."""
+"""The grid of the object rule: thresholds of seeds and of foreground, and the smallest area of a
+seed, as a share of the 1st percentile of the areas of training objects."""
 LEVELS = 4
-"""Levels of growth of a fitted rule."""
+"""Number of probability levels in a fitted rule."""
 LEAST = 4
-"""Pixels of the median object, below which there is no rule to fit."""
+"""Minimum median area of objects, in pixels, for which a rule is fitted."""
 TIE = 0.002
-"""Scores that differ by less are equal."""
+"""Scores that differ by at most this much are taken as equal."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """When a run is evaluated."""
+    """When a run is evaluated, on how many files, and at what cost."""
 
     every: int
     """Steps from one evaluation to the next."""
     files: int
-    """How many files each evaluation but the last takes: the first ones."""
+    """Number of files, the first ones, that each evaluation but the last takes."""
     last: int
-    """Files of the last one, which decides."""
+    """Number of files that the last evaluation takes, which decides."""
     cost: float
-    """What all evaluations cost, in training steps."""
+    """Cost of all evaluations, in training steps."""
 
 
 def plan_of(
@@ -69,10 +69,10 @@ def plan_of(
 ) -> Plan:
     """Plans evaluations that take about :data:`SHARE` of the time, half of it for the last one.
 
-    Counted in pixels, not in seconds, so that a run repeats.
+    Costs are counted in pixels, not in seconds, so that runs repeat.
 
     Args:
-        steps: Of the run.
+        steps: Steps of the run.
         every: Steps from one evaluation to the next, if that is given.
         step_pixels: Pixels that the network reads in a step.
         shapes: Sizes of the files, (H, W) each.
@@ -92,12 +92,12 @@ def plan_of(
 
 
 def has_objects(config: TrainConfig, data: Dataset) -> bool:
-    """Whether labels hold objects; those of one class do, else only where they are numbered."""
+    """Whether labels hold objects: always with one class, else only if they are numbered."""
     return config.label_type == "instances" or data.num_classes == 2
 
 
 def best_by_of(config: TrainConfig, data: Dataset) -> Any:
-    """What "auto" stands for: what the labels are good for."""
+    """Returns the score to be best in; "auto" becomes the one that suits the labels."""
     classes = not has_objects(config, data)
     by = config.best_by
     if by == "auto" and classes:
@@ -113,10 +113,10 @@ def best_by_of(config: TrainConfig, data: Dataset) -> Any:
 
 
 def _parted_by_borders(data: Dataset) -> bool:
-    """Whether most of the images is foreground, and the background thin lines in it.
+    """Whether most of the images is foreground, with thin lines of background in it.
 
-    Thin: of the background pixels nine in ten lie within a quarter of the side of a square of the
-    median object's area.
+    Thin lines: nine in ten background pixels lie within s / 4 of the foreground, where s^2 is the
+        area of the median object.
     """
     areas = data.areas()
     if len(areas) < 2 * len(data):  # nothing is parted
@@ -135,32 +135,32 @@ def _parted_by_borders(data: Dataset) -> bool:
 
 @dataclass
 class Look:
-    """What a network says of an image."""
+    """The prediction of an image, and its truth."""
 
     index: int
-    """Number of the image in the data set."""
+    """Index of the image in the data set."""
     sums: Tensor
-    """Of the loss and of its divisor; of each class, pixels in truth and prediction, and in
-    either."""
+    """The loss and its divisor; for each class, pixels in both truth and prediction; for each
+    class, pixels in either."""
     target: NDArray[np.integer]
-    """The true class of each pixel, (H, W), 0 where nothing counts."""
+    """The true class of each pixel, (H, W), 0 where ignored."""
     classes: Tensor
-    """The most probable one, (H, W)."""
+    """The most probable class of each pixel, (H, W)."""
     share: Tensor
-    """The probability of foreground, (H, W)."""
+    """The probability of foreground of each pixel, (H, W)."""
     truth: NDArray[np.int32]
-    """The objects, (H, W), 0 where nothing counts."""
+    """The true objects, (H, W), 0 where ignored."""
     counts: NDArray[np.bool_]
-    """Where something counts."""
+    """Pixels that are not ignored, (H, W)."""
 
     def objects(self, rule: ObjectRule) -> NDArray[np.int32]:
-        """The predicted objects, 0 where nothing counts."""
+        """Returns the predicted objects, 0 where pixels are ignored."""
         found = rule.of(rule.states(self.share, self.classes != 0).numpy())
         found[~self.counts] = 0
         return found
 
     def errors(self, rule: ObjectRule | None) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """True and predicted classes; with a rule objects, of which those without partner are 2."""
+        """Returns true and predicted classes; with a rule, objects as 1, without a partner as 2."""
         if rule is None:
             return self.target, np.where(self.counts, self.classes.numpy(), 0)
         found = self.objects(rule)
@@ -174,8 +174,8 @@ def look(model: UNet, data: Dataset, i: int, reduction: str) -> Look:
     Args:
         model: The network.
         data: The images.
-        i: Which one.
-        reduction: Of the loss, as in training; "sum" is that of a mean image.
+        i: Index of the image.
+        reduction: Reduction of the loss, as in training; "sum" averages the sums of images.
     """
     image, labels = data.sample(i)
     scores = logits_of(model, image, data.device)
@@ -204,14 +204,14 @@ def look(model: UNet, data: Dataset, i: int, reduction: str) -> Look:
 
 
 class Judge:
-    """Scores what networks say of images, and fits the rule by which that becomes objects.
+    """Scores predictions of images, and fits the rule that makes objects of them.
 
     Args:
-        by: The score to be best in.
+        by: Score to be best in.
         has_objects: Whether labels hold objects, not just classes.
         data: The images for training; their objects bound the rule.
-        grow: Pixels that training carved off objects that touch.
-        processes: Who share the images.
+        grow: Pixels that training carved off touching objects.
+        processes: The processes that share the images.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Judge:
     def __call__(
         self, looks: Sequence[Look], rule: ObjectRule | None = None
     ) -> tuple[Scores, ObjectRule | None]:
-        """Fits the rule, and scores by it; see :meth:`fit` and :meth:`scores`."""
+        """Fits the rule, and scores predictions by it; see :meth:`fit` and :meth:`scores`."""
         if not self.has_objects:
             return self.scores(looks, None), None
         known: dict[ObjectRule, Scores] = {}
@@ -251,22 +251,22 @@ class Judge:
         rule: ObjectRule | None,
         known: dict[ObjectRule, Scores] | None = None,
     ) -> Scores:
-        """Scores of images, of which each process has seen its share.
+        """Returns the scores of images, of which each process has seen its share.
 
         Args:
-            looks: What the network said.
-            rule: How it becomes objects; None: there are none to score.
-            known: What `fit` has found out: the scores of the objects, by rule.
+            looks: Predictions of this process.
+            rule: Rule that makes objects of them; None: objects are not scored.
+            known: Scores of objects by rule, from :meth:`fit`.
 
         Returns:
             loss: The weighted cross-entropy, over all pixels of all images; None if not finite.
             iou: Pixel IoU of all images together, mean over the classes beside background; 1 where
                 there is no such pixel.
-            mean_iou: The same over all classes, background too, so that a network that says one
-                class everywhere does badly whatever the class.
+            mean_iou: The same over all classes, background included, so that a network that
+                predicts one class everywhere does badly, whichever class.
             pq, ap, seg: Panoptic quality and average precision at an IoU of 0.5, SEG, over all
                 objects; None without a reference object.
-            v_rand: If it decides: mean of the images, borders thinned to a pixel.
+            v_rand: Only if `by` is v_rand: mean of the images, borders thinned to a pixel.
             predicted, true: Numbers of objects.
         """
         sums = sum((x.sums for x in looks), torch.zeros(self.width, dtype=torch.float64))
@@ -289,12 +289,13 @@ class Judge:
         rule: ObjectRule | None = None,
         known: dict[ObjectRule, Scores] | None = None,
     ) -> ObjectRule:
-        """The best rule of a small grid, one setting after the other; of equals the gentlest.
+        """Returns the best rule of a small grid, one setting at a time; of equals the gentlest.
 
         Args:
-            looks: What the network said of images.
-            rule: One that was fitted before: only its seeds are adjusted; None: all is tried.
-            known: Gets the scores of the objects, by rule.
+            looks: Predictions of this process.
+            rule: Rule fitted before, of which only the seeds are adjusted; None: all settings are
+                tried.
+            known: Receives the scores of objects, by rule.
         """
         known = {} if known is None else known
         areas = [math.floor(share * self.smallest) for share in AREAS]
@@ -328,7 +329,7 @@ class Judge:
         for name, values in stages:
             rules = [replace(rule, **{name: x}) for x in values]  # type: ignore[arg-type]
             found = np.array([value(x) for x in rules])
-            # With its neighbours': a few images do not tell a peak from chance.
+            # Smoothed over neighbours: a few images do not tell a peak from chance.
             near = np.pad(found, 1, "edge")
             found = (near[:-2] + 2 * found + near[2:]) / 4
             rule = rules[int(np.argmax(found >= found.max() - TIE))]
@@ -343,7 +344,7 @@ class Judge:
         return rule
 
     def _of_objects(self, looks: Sequence[Look], rule: ObjectRule) -> Scores:
-        """Scores of the objects of all processes, by one rule."""
+        """Returns the scores of objects by one rule, over all processes."""
         sums = torch.zeros(7, dtype=torch.float64)
         for one in looks:
             found = one.objects(rule)
@@ -368,7 +369,7 @@ class Judge:
 
 
 def said_of(scores: Scores, by: str) -> str:
-    """An evaluation in a few words: the score that decides, and how many objects there are."""
+    """Describes an evaluation: the score that decides, and the number of objects."""
     value = scores.get(by)
     text = f"{NAMES.get(by, by)} {'none' if value is None else f'{value:.3f}'}"
     if scores.get("true") is not None:
@@ -380,11 +381,11 @@ NAMES = {
     **{"v_rand": "V_rand", "pq": "PQ", "ap": "AP at 0.5", "seg": "SEG", "iou": "pixel IoU"},
     **{"mean_iou": "with background", "loss": "loss"},
 }
-"""How scores are written."""
+"""Names of the scores in texts."""
 
 
 def described(rule: ObjectRule) -> str:
-    """A rule in words."""
+    """Describes a rule in words."""
     seeds = rule.seed_threshold
     low = 0.5 if rule.foreground_threshold is None else rule.foreground_threshold
     parts = [f"seeds above {seeds:g}" if seeds > low else "all foreground"]
