@@ -1,4 +1,4 @@
-"""Networks in files: one safetensors file each, whose header says what it is."""
+"""Networks in files: one safetensors file each, with a description in its header."""
 
 import json
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ MODEL = "model.safetensors"
 
 
 BEST, LAST = "best.safetensors", "last.safetensors"
-"""The models of a training run: that of the best evaluation, and that of the last step."""
+"""The models of a training run: of the best evaluation, and of the last step."""
 
 
 FORMAT = 1
-"""Of what the header says of a model."""
+"""Version of the description in the header."""
 
 
 def save_model(model: UNet, path: Path | str) -> None:
@@ -37,7 +37,7 @@ def save_model(model: UNet, path: Path | str) -> None:
             if they are missing. A model there is replaced.
 
     Raises:
-        ValueError: If it cannot be written; what was there is still there.
+        ValueError: If it cannot be written; an earlier model is still there.
     """
     path = Path(path)
     file = path if path.suffix == ".safetensors" else path / MODEL
@@ -57,9 +57,9 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
     """Reads a network that :func:`save_model` or a training run wrote.
 
     Args:
-        path: The file, or a folder: of the models there the best evaluation's is taken before the
-            last step's.
-        device: Where the network goes.
+        path: The file, or a folder, in which the model of the best evaluation is preferred to that
+            of the last step.
+        device: Device to put the network on.
 
     Returns:
         The network, in evaluation mode. :func:`predict` normalises its images as in training.
@@ -70,12 +70,15 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
     file = find_model(Path(path))
     weights, description = unpack(file, "a model")
     try:
-        with torch.device("meta"):  # without memory and random numbers of its own
+        with torch.device("meta"):  # takes no memory and draws no random numbers
             model = UNet(**description["network"])
         model.load_state_dict(weights, assign=True)
+        wrong = [k for k, x in weights.items() if x.is_floating_point() and not x.isfinite().all()]
+        if wrong:
+            raise ValueError(f"weights must be finite, got NaN or infinity in {wrong[0]}")
         model.normalisation = description["normalisation"]
         model.class_values = description["class_values"]
-        # Older ones have neither.
+        # Files of older versions have neither of these two.
         model.ridge_width = description.get("ridge_width", 0)
         rule = description.get("objects")
         model.objects = None if rule is None else ObjectRule(**rule)
@@ -86,7 +89,7 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
 
 
 def find_model(path: Path) -> Path:
-    """The file that :func:`load_model` reads.
+    """Finds the file that :func:`load_model` reads.
 
     Raises:
         ValueError: If there is none.
@@ -99,20 +102,20 @@ def find_model(path: Path) -> Path:
     return found[0]
 
 
-_KEY = "unet_fast"  # one key only: several would come in random order
+_KEY = "unet_fast"  # one key only: several would be stored in random order
 
 
 def pack(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> bytes:
-    """A safetensors file with a description in its header."""
+    """Returns the bytes of a safetensors file with a description in its header."""
     whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     return save(whole, {_KEY: json.dumps(description, sort_keys=True)})
 
 
 def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description of a file that :func:`pack` made.
+    """Returns the tensors and the description of a file that :func:`pack` made.
 
     Raises:
-        ValueError: One line, if there is no such file or it is not whole; `kind` says what of.
+        ValueError: One line, if the file is missing or damaged; `kind` names what it should hold.
     """
     wanted = f"{file}: must hold {kind}"
     try:
@@ -135,5 +138,5 @@ def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def rule_of(model: UNet) -> ObjectRule:
-    """How probabilities of a network become objects: as fitted, else all foreground, grown back."""
+    """Returns a network's object rule: as fitted, else all foreground, grown over the ridge."""
     return ObjectRule(grow=model.ridge_width) if model.objects is None else model.objects

@@ -1,4 +1,4 @@
-"""What border weights, ridges and distances take: constants and checks."""
+"""Constants and argument checks of border weights, ridges and distances."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ RIDGES = ("none", "one_sided", "two_sided")
 
 
 IGNORED = 255
-"""The target value of pixels that do not count."""
+"""Target value of ignored pixels."""
 
 
 MAX_CLASSES = 254
-"""With the background; the next value marks classes that are out of range."""
+"""Largest number of classes, background included; 254 marks a class that is out of range."""
 
 
 INTEGERS = (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -26,12 +26,12 @@ MAX_ID = 2**31 - 1
 
 
 def spatial_axes(labels: Tensor) -> int:
-    """How many axes of a label map are not the batch."""
+    """Returns the number of axes of a label map besides the batch."""
     return 2 if labels.dim() == 2 else labels.dim() - 1
 
 
 def check_labels(op: str, labels: Tensor) -> None:
-    """Raises TypeError or ValueError for what is no label map."""
+    """Raises TypeError or ValueError if `labels` is not a label map."""
     if labels.dtype not in INTEGERS:
         raise TypeError(f"{op}: labels must be an integer tensor, got {labels.dtype}")
     if labels.dim() not in (2, 3, 4):
@@ -49,7 +49,7 @@ def check_ids(op: str, labels: Tensor) -> None:
 
 
 def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> None:
-    """Raises ValueError unless there is a size, whose square float32 holds, for each axis."""
+    """Raises ValueError unless each axis has one size, whose square float32 can hold."""
     if spacing is None:
         return
     axes = spatial_axes(labels)
@@ -75,8 +75,8 @@ def check_terms(
 ) -> None:
     """Raises ValueError if a setting of the terms is out of range."""
     check_spacing(op, labels, spacing)
-    if not 0 <= w0 < float("inf"):
-        raise ValueError(f"{op}: w0 must be >= 0 and finite, got {w0}")
+    if not 0 <= w0 <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{op}: w0 must be >= 0 and finite in float32, got {w0}")
     if not 0 < sigma < float("inf"):
         raise ValueError(f"{op}: sigma must be > 0 and finite, got {sigma}")
     if halo is not None and not (
@@ -116,9 +116,9 @@ def _check_like(op: str, name: str, x: Tensor, labels: Tensor, right_dtype: bool
 
 
 def class_count(classes: Tensor | None, num_classes: int | None) -> int:
-    """The number of classes with the background: as given, or read from the map.
+    """Returns the number of classes, background included: as given, or read from the class map.
 
-    Raises ValueError if it, or a class, is out of range.
+    Raises ValueError if the number or a class is out of range.
     """
     if num_classes is not None and not 2 <= num_classes <= MAX_CLASSES:
         raise ValueError(
@@ -130,7 +130,7 @@ def class_count(classes: Tensor | None, num_classes: int | None) -> int:
                 f"border_weights: num_classes must be 2 without a map of classes, got {num_classes}"
             )
         return 2
-    # Looking at values on another device makes the host wait.
+    # Reading values from another device makes the host wait.
     if num_classes is not None and (classes.is_cuda or torch.compiler.is_compiling()):
         return num_classes
     values = classes.to(torch.int64)
@@ -148,7 +148,7 @@ def class_count(classes: Tensor | None, num_classes: int | None) -> int:
 def class_table(
     op: str, class_weight: ClassWeight, num_classes: int, device: torch.device
 ) -> Tensor | None:
-    """The weight of each class, float32; None for balanced."""
+    """Returns the weight of each class, float32, or None for balanced weights."""
     if class_weight is None:
         return torch.ones(num_classes)
     if isinstance(class_weight, str):
@@ -161,7 +161,7 @@ def class_table(
     table = torch.as_tensor(class_weight, dtype=torch.float32).detach()
     if table.device.type != "cpu" and table.device != device:
         raise ValueError(f"{op}: class_weight must be on {device} or cpu, got {table.device}")
-    # Looking at values on another device would make the host wait.
+    # Reading values from another device would make the host wait.
     looks = table.device.type == "cpu" and not torch.compiler.is_compiling()
     if table.shape != (num_classes,) or (
         looks and not bool(((table >= 0) & table.isfinite()).all())

@@ -1,4 +1,4 @@
-"""Images and labels in and out of files: PNG, JPEG and TIFF."""
+"""Reads and writes images and labels: PNG, JPEG, BMP and TIFF."""
 
 import io
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def read_image(path: Path) -> NDArray[np.float32]:
 
 
 def as_image(path: Path, array: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Pixels of a file, (C, H, W), as float32.
+    """Converts the pixels of a file, (C, H, W), to float32.
 
     Raises:
         ValueError: If they are not real and finite; one line that names the file.
@@ -42,7 +42,7 @@ def as_image(path: Path, array: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def fit_channels(image: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """A grey image of three equal channels as one, and the reverse; others as they are."""
+    """Keeps one of three equal channels for `channels` 1, repeats one for 3; else no change."""
     if channels == 1 and len(image) == 3 and (image == image[:1]).all():
         return image[:1]
     if channels == 3 and len(image) == 1:
@@ -63,7 +63,7 @@ def read_labels(path: Path) -> NDArray[np.int32]:
 
 
 def as_labels(path: Path, array: NDArray[np.generic]) -> NDArray[np.int32]:
-    """Pixels of a file, (C, H, W), as an instance map, (H, W): see :func:`read_labels`."""
+    """Converts the pixels of a file, (C, H, W), to an instance map; see :func:`read_labels`."""
     if len(array) != 1 and not (array == array[:1]).all():
         raise ValueError(
             f"{path}: labels must be one number per pixel, got a colour image with "
@@ -82,7 +82,7 @@ def as_labels(path: Path, array: NDArray[np.generic]) -> NDArray[np.int32]:
 
 
 def is_palette(path: Path) -> bool:
-    """Whether the pixels of a file are numbers of colours in a palette."""
+    """Whether the pixels of a file are indices of colours in a palette."""
     try:
         with Image.open(path) as picture:
             return picture.mode in ("P", "PA")
@@ -91,7 +91,7 @@ def is_palette(path: Path) -> bool:
 
 
 def is_lossy(path: Path) -> bool:
-    """Whether a file is of a kind that does not keep pixel values."""
+    """Whether a file is in a format that does not keep pixel values."""
     return path.suffix.lower() in (".jpg", ".jpeg")
 
 
@@ -115,7 +115,7 @@ def write_labels(
     options: dict[str, Any] = {}
     if pixel_size and {"X", "Y"} <= pixel_size.keys():
         dots = tuple(25400 / pixel_size[axis] for axis in "XY")
-        if max(dots) < 1e8:  # PNG counts them per metre, in 32 bits
+        if max(dots) < 1e8:  # PNG stores dots per metre, in 32 bits
             options["dpi"] = dots
     picture = Image.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16))
     picture.save(png, "png", **options)
@@ -130,7 +130,7 @@ def write_tiff(
     *,
     ome: bool = False,
 ) -> None:
-    """Writes an array as TIFF; integers as the narrowest unsigned ones that hold them.
+    """Writes an array as TIFF, integers in the narrowest unsigned type that holds them.
 
     Args:
         path: The file.
@@ -162,14 +162,14 @@ def write_tiff(
         photometric="minisblack",
         compression="zlib",
         metadata=metadata,
-        bigtiff=array.nbytes > 2**32 - 2**25,  # compressed it may be as large
+        bigtiff=array.nbytes > 2**32 - 2**25,  # may be as large when compressed
         **options,
     )
     replace_file(path, tiff.getvalue())
 
 
 def _read(path: Path, *, palette_as_colour: bool) -> NDArray[np.generic]:
-    """The pixels of a file, (C, H, W), without alpha."""
+    """Reads the pixels of a file, (C, H, W), without alpha."""
     try:
         opened = open_file(path, palette_as_colour=palette_as_colour)
         array = np.asarray(opened.array)
@@ -188,5 +188,6 @@ def _read(path: Path, *, palette_as_colour: bool) -> NDArray[np.generic]:
         colours = plane.shape[-1] - opened.alpha
         return np.moveaxis(plane[..., :colours] if colours else plane, -1, 0)
     if order in ("CYX", "SYX"):
-        return plane
+        colours = len(plane) - opened.alpha
+        return plane[:colours] if colours else plane
     raise ValueError(f"{path}: must be one 2D image, got axes {order} of shape {plane.shape}")

@@ -1,6 +1,7 @@
-"""What files of images hold: pixels, axes, pixel size. Large ones are not read but opened."""
+"""Opens image files: pixels, axes, pixel size. Large files are opened without being read."""
 
 import logging
+import threading
 import warnings
 import weakref
 import xml.etree.ElementTree as ET
@@ -11,9 +12,20 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from .zarr import zarr_library
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PLUGINS: dict[bytes, Any] = {
+    _PNG: PngImagePlugin.PngImageFile,
+    b"\xff\xd8": JpegImagePlugin.JpegImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"II": TiffImagePlugin.TiffImageFile,
+    b"MM": TiffImagePlugin.TiffImageFile,
+}
+"""Pillow's readers, by the first bytes of a file. `Image.open` would refuse large images, and the
+limit is one of the whole process."""
 
 LARGE_BYTES = 2**28
 """Bytes beyond which a compressed TIFF is decoded tile by tile, not at once."""
@@ -30,16 +42,16 @@ _MICROMETRES = {
 
 @dataclass(frozen=True)
 class Opened:
-    """An image of a file."""
+    """An opened image file."""
 
     array: Any
-    """ndarray, memory map or zarr array: all that is asked of it is a shape, a dtype and slices."""
+    """ndarray, memory map or zarr array, used by its shape, dtype and slices only."""
     axes: str
-    """What its axes are, a letter each: Y and X, C or S for channels; others are stacks."""
+    """A letter for each axis: Y and X, C or S for channels; others are stacks."""
     pixel_size: dict[str, float] = field(default_factory=dict)
     """Micrometres along X, Y and Z, as far as the file says."""
     alpha: int = 0
-    """How many of the last channels are not colours."""
+    """Number of channels at the end that are not colours."""
 
 
 def open_file(path: Path, *, palette_as_colour: bool) -> Opened:
@@ -50,35 +62,67 @@ def open_file(path: Path, *, palette_as_colour: bool) -> Opened:
 
 
 def plausible(sizes: dict[str, float]) -> dict[str, float]:
-    """Pixel sizes that may be true, in micrometres; what others there are, is left out."""
+    """Returns the pixel sizes, in micrometres, that may be true, and drops the others."""
     return {axis: size for axis, size in sizes.items() if 1e-5 < size < 1e6}
 
 
 def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
-    """What Pillow reads."""
+    """A PNG, JPEG or BMP, or a TIFF of a compression that tifffile lacks."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    plugin = next((x for first, x in _PLUGINS.items() if head.startswith(first)), None)
+    if plugin is None:
+        raise ValueError("it is no PNG, JPEG, BMP or TIFF")
+    grey_bits = 0
+    if head.startswith(_PNG) and len(head) == 26:
+        bits, kind = head[24], head[25]  # PNG specification, 11.2.1
+        if bits == 16 and kind != 0:
+            return _open_deep_png(path)
+        grey_bits = bits if kind == 0 else 0
     modes = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
     if palette_as_colour:
         modes["P"] = "RGB"
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # images are large here
-    try:
-        with Image.open(path) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
-                raise ValueError(f"must be one image, got {picture.n_frames}")  # type: ignore[attr-defined]
-            array = np.asarray(picture.convert(modes.get(picture.mode, picture.mode)))
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with plugin(path) as picture:
+        if getattr(picture, "n_frames", 1) > 1:
+            raise ValueError(f"must be one image, got {picture.n_frames}")
+        array = np.asarray(picture.convert(modes.get(picture.mode, picture.mode)))
+    if grey_bits in (2, 4):
+        array = array // (255 // (2**grey_bits - 1))  # Pillow spreads them to 0 to 255
     return Opened(array, "YXS"[: array.ndim])
 
 
-def _open_tiff(path: Path) -> Opened:
-    logger = logging.getLogger("tifffile")  # tells of broken files on standard error
-    told: list[str] = []
+def _open_deep_png(path: Path) -> Opened:
+    """A PNG of 16 bits in colour or with alpha, which Pillow would cut to 8 bits."""
+    try:
+        import imagecodecs
+    except ImportError:
+        raise ValueError(
+            "a PNG of 16 bits in colour or with transparency needs the package imagecodecs "
+            "(`pip install imagecodecs`)"
+        ) from None
+    array = imagecodecs.png_decode(path.read_bytes())
+    return Opened(array, "YXS", alpha=1 - array.shape[2] % 2)
 
-    def keep(record: logging.LogRecord) -> bool:
-        told.append(record.getMessage())
+
+class _Complaints(threading.local):
+    """What tifffile complains of in this thread while it reads a file; kept from the log."""
+
+    told: list[str] | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.told is None:
+            return True
+        self.told.append(record.getMessage())
         return False
 
-    logger.addFilter(keep)
+
+_complaints = _Complaints()
+logging.getLogger("tifffile").addFilter(_complaints.filter)
+
+
+def _open_tiff(path: Path) -> Opened:
+    told: list[str] = []
+    _complaints.told = told
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
@@ -95,7 +139,7 @@ def _open_tiff(path: Path) -> Opened:
                 except ValueError as error:
                     if "imagecodecs" not in str(error):
                         raise
-                    return _open_picture(path, palette_as_colour=False)  # has LZW and JPEG
+                    return _open_picture(path, palette_as_colour=False)  # decodes LZW, JPEG
             alpha = len(series.keyframe.extrasamples) if "S" in series.axes else 0
             try:
                 sizes = _tiff_pixel_size(tiff)
@@ -103,7 +147,7 @@ def _open_tiff(path: Path) -> Opened:
                 sizes = {}  # broken metadata do not make pixels unreadable; SyntaxError is XML's
             return Opened(array, series.axes, plausible(sizes), alpha)
     finally:
-        logger.removeFilter(keep)
+        _complaints.told = None
 
 
 def _mapped(path: Path, series: tifffile.TiffPageSeries, offset: int) -> NDArray[np.generic]:
@@ -117,20 +161,20 @@ def _mapped(path: Path, series: tifffile.TiffPageSeries, offset: int) -> NDArray
 
 
 def _decoded(path: Path) -> Any:
-    """A compressed TIFF as an array whose tiles are decoded when they are read."""
+    """Opens a compressed TIFF as an array whose tiles are decoded when they are read."""
     zarr = zarr_library()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         store = tifffile.imread(path, aszarr=True)
         opened = zarr.open(store, mode="r")
-    if isinstance(opened, zarr.Group):  # with levels of lower resolution
+    if isinstance(opened, zarr.Group):  # a pyramid; "0" has the full resolution
         opened = opened["0"]
     weakref.finalize(opened, store.close)
     return opened
 
 
 def _tiff_pixel_size(tiff: tifffile.TiffFile) -> dict[str, float]:
-    """Micrometres along X, Y and Z: of OME, of ImageJ, or of the tags if in centimetres."""
+    """Returns micrometres along X, Y and Z, by OME, ImageJ or resolution tags in centimetres."""
     if tiff.is_ome and tiff.ome_metadata:
         pixels = ET.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
         attributes = {} if pixels is None else pixels.attrib
@@ -151,6 +195,6 @@ def _tiff_pixel_size(tiff: tifffile.TiffFile) -> dict[str, float]:
     sizes = {"Z": abs(float(imagej["spacing"])) * unit} if "spacing" in imagej else {}
     for axis in "XY":
         tag = tags.get(f"{axis}Resolution")
-        if tag is not None and min(tag.value) > 0:  # a fraction: pixels in a unit
+        if tag is not None and min(tag.value) > 0:  # a fraction: pixels per unit
             sizes[axis] = tag.value[1] / tag.value[0] * unit
     return sizes

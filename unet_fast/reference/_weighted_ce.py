@@ -21,7 +21,7 @@ def weighted_ce(
     valid = target != ignore_index
     w = torch.ones_like(ce) if weight is None else weight.to(ce.dtype)
     w = torch.where(valid, w, 0).double()  # products of float32 neither overflow nor vanish
-    loss = torch.where(w == 0, 0, w * ce)
+    loss = w * torch.where((w == 0) & ~ce.isfinite(), 0, ce)  # weight 0 counts nothing
     if reduction == "none":
         return loss.to(ce.dtype)
     total = loss.sum()

@@ -15,16 +15,16 @@ _Shares = tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float6
 
 
 def rand_error(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
-    """1 - V_rand: the Rand error of the ISBI 2012 challenge. See :func:`rand_split_merge`."""
+    """Rand error of the ISBI 2012 challenge, 1 - V_rand; see :func:`rand_split_merge`."""
     return 1 - rand_of(shares_of("rand_error", truth, prediction)).score
 
 
 @dataclass(frozen=True)
 class SplitMerge:
-    """How well two segmentations agree, and on which side they do not. All in [0, 1]."""
+    """Agreement of two segmentations: its F-score, and the two scores it is made of, in [0, 1]."""
 
     score: float
-    """The F-score of the other two."""
+    """F-score of `split` and `merge`."""
     split: float
     """Recall: less than 1 where objects are torn apart."""
     merge: float
@@ -67,8 +67,8 @@ def info_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) 
 
     With T and S the objects that a pixel of :func:`rand_split_merge` lies in: split = I(T; S) /
     H(S), merge = I(T; S) / H(T). If both entropies are 0 (one reference object, found as one), all
-    are 1. If one is, the score is 0: a single reference object that is torn has split 0 and merge
-    1, several found as one have split 1 and merge 0 (the challenge's code has it the other way).
+    scores are 1. If only one is 0, the score is 0: a single reference object that is torn has split
+    0 and merge 1, several found as one have split 1 and merge 0 (reversed in the challenge's code).
 
     Args:
         truth: Instance map, integer, 0 background, any shape.
@@ -84,7 +84,7 @@ def info_split_merge(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) 
 
 
 def shares_of(op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> _Shares:
-    """Counts the pixels of reference objects, and how they are shared out.
+    """Counts the pixels of reference objects, and the shares of objects in them.
 
     Returns:
         The number of pixels; their shares in each reference object, in each predicted object, in
@@ -100,17 +100,17 @@ def shares_of(op: str, truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor
 
 
 def rand_of(shares: _Shares) -> SplitMerge:
-    """The Rand scores of :func:`shares_of`."""
+    """Computes the Rand scores of :func:`shares_of`."""
     n, objects, found, common, alone = shares
-    alone_squared = alone / n  # as many objects of 1 / n
+    alone_squared = alone / n  # each of these pixels has a share of 1 / n
     both = float(np.sum(common**2) + alone_squared)
-    split = both / float(np.sum(objects**2))
-    merge = both / float(np.sum(found**2) + alone_squared)
+    split = min(1.0, both / float(np.sum(objects**2)))
+    merge = min(1.0, both / float(np.sum(found**2) + alone_squared))
     return SplitMerge(2 * split * merge / (split + merge), split, merge)
 
 
 def info_of(shares: _Shares) -> SplitMerge:
-    """The information scores of :func:`shares_of`."""
+    """Computes the information scores of :func:`shares_of`."""
     n, objects, found, common, alone = shares
     of_alone = alone * math.log(n)  # the entropy of the pixels that are objects of their own
     truth_entropy = _entropy(objects)
