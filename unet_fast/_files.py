@@ -1,13 +1,25 @@
-"""Files that are written whole or not at all, and one-line error messages."""
+"""Files that are written whole or not at all, by one process, and one-line error messages."""
 
 import contextlib
+import errno
+import fcntl
 import os
+import secrets
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+_PART = ".unet_fast-{}.part"
+"""Name of a file that is being written: one of its own, as several processes may write."""
+_STALE = 3600
+"""Seconds after which such a file is left over from a killed process."""
 
 
 def make_folder(folder: Path) -> Path:
     """Makes a folder if it is missing, and checks that files can be written there.
+
+    Files that killed processes were writing there are removed.
 
     Raises:
         ValueError: If it cannot be made or written.
@@ -16,10 +28,19 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        remove_parts(folder, _STALE)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ValueError(f"{folder}: must be a folder that can be written: {reason}") from None
     return folder
+
+
+def remove_parts(folder: Path, seconds: float = 0) -> None:
+    """Removes files that a process began to write so many seconds ago, or earlier."""
+    for part in folder.glob(_PART.format("*")):
+        with contextlib.suppress(FileNotFoundError):  # it has been renamed
+            if time.time() - part.lstat().st_mtime >= seconds:
+                part.unlink()
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -28,13 +49,13 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         ValueError: If it cannot be written, say on a full disk; an earlier file is still there.
     """
-    temporary = path.with_name(path.name + ".part")
+    part = path.with_name(_PART.format(secrets.token_hex(8)))
     try:
-        with temporary.open("wb") as file:
+        with part.open("xb") as file:  # x: a link that somebody put there is not followed
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        part.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk, too
         try:
             os.fsync(folder)
@@ -42,8 +63,45 @@ def replace_file(path: Path, content: bytes) -> None:
             os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            part.unlink()
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+"""Errors of file systems without locks, as some clusters have."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing a file or folder, until the `with` statement ends.
+
+    The lock is one of the operating system on a hidden file beside `path`, so it ends with this
+    process, however that ends.
+
+    Raises:
+        ValueError: If another process holds the lock, or if there can be no file beside `path`.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be written: {error.strerror or error}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(lock)
+                raise ValueError(f"{path}: another process is writing it") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(lock).st_ino == name.lstat().st_ino:
+                break
+        os.close(lock)  # its owner removed the file before it could be locked
+    try:
+        yield
+    finally:
+        name.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Nothing that was written is lost, and a run goes on as if it had never stopped."""
 
+import errno
 import json
 import os
 import random
@@ -15,10 +16,11 @@ import torch
 from budget import first
 from runs import config, discs_in, options
 
-from unet_fast import load_model, train
+from unet_fast import load_model, model_file, train
+from unet_fast._files import replace_file
 from unet_fast.cli import main
 from unet_fast.model_file import pack, unpack
-from unet_fast.training import run, step
+from unet_fast.training import checkpoint, run, step
 from unet_fast.training.checkpoint import read_log
 
 MODELS = "last.safetensors", "best.safetensors", "state.safetensors"
@@ -158,17 +160,34 @@ def check_fails(capsys, call, message):
     assert re.search(message, error), error
 
 
-def test_full_disk(discs, tmp_path, capsys):
-    """What is written goes to a full device: one line, and the checkpoint before is whole."""
+def fill_disk_for(monkeypatch, name):
+    """Files of that name meet a full disk when they are flushed."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(path, content):
+        with monkeypatch.context() as patch:
+            if path.name == name:
+                patch.setattr(os, "fsync", full)
+            replace_file(path, content)
+
+    for module in (model_file, checkpoint):
+        monkeypatch.setattr(module, "replace_file", write)
+
+
+def test_full_disk(discs, tmp_path, monkeypatch, capsys):
+    """One line, and the checkpoint before is whole."""
     out = tmp_path / "run"
     call = words(discs, out, steps=4, evaluate_every=2, checkpoint_every=1)
     assert main(call) == 0
     more = [*words(discs, out, steps=8, evaluate_every=4, checkpoint_every=1), "--resume"]
     for name in MODELS[0], MODELS[2]:
         before = (out / name).read_bytes()
-        (out / f"{name}.part").symlink_to("/dev/full")
+        fill_disk_for(monkeypatch, name)
         check_fails(capsys, more, f"{name}: cannot be written: No space left on device")
-        assert not (out / f"{name}.part").is_symlink()
+        monkeypatch.undo()
+        assert not list(out.glob(".*"))
         assert (out / name).read_bytes() == before
         load_model(out / "last.safetensors")
         shutil.copytree(out, tmp_path / name)

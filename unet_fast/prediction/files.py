@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._device import find_device
-from .._files import make_folder
+from .._files import locked, make_folder
 from .._progress import Bar, bar
 from ..images.files import write_labels, write_tiff
 from ..images.folders import stem_of
@@ -117,6 +117,10 @@ def predict_files(
                 results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # e.g. TIFF for a stack
                 kept[i] = is_there(results[i])
             if kept[i]:
+                if overlay and is_zarr(results[i]) and not _overlay_of(results[i]).exists():
+                    # The process was killed between the result and its picture.
+                    source = open_source(file, channels, missing_chunks=missing_chunks)
+                    _draw(_overlay_of(results[i]), source, open_level(results[i] / "0"), predictor)
                 shown.update()
                 continue
             if chosen == "png" and source.stack:
@@ -144,15 +148,18 @@ def predict_files(
                             client=client,
                             progress=show,
                         )
-                    found: Any = open_level(results[i] / "0")
+                    if overlay:
+                        found: Any = open_level(results[i] / "0")
+                        _draw(_overlay_of(results[i]), source, found, predictor)
                 else:
-                    found, count = _in_memory(predictor, source)
-                    objects += count
-                    if chosen == "png" and format == "auto" and found.max() > 65535:
-                        chosen, results[i] = "tiff", results[i].with_suffix(".tif")
-                    _write(results[i], chosen, found, source, predictor)
-                if overlay:
-                    _draw(_overlay_of(results[i]), source, found, predictor)
+                    with locked(results[i]):
+                        found, count = _in_memory(predictor, source)
+                        objects += count
+                        if chosen == "png" and format == "auto" and found.max() > 65535:
+                            chosen, results[i] = "tiff", results[i].with_suffix(".tif")
+                        if overlay:  # before the result, which says that all is done
+                            _draw(_overlay_of(results[i]), source, found, predictor)
+                        _write(results[i], chosen, found, source, predictor)
             except ValueError as error:
                 text = str(error).removeprefix("predict: ")
                 known = text.startswith((str(file), str(results[i])))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._device import find_device
-from .._files import reason_of, replace_file
+from .._files import locked, reason_of, replace_file
 from ..images.folders import stem_of
 from ..images.intensity import Range, range_of
 from ..images.source import Source, open_source
@@ -113,39 +113,39 @@ def predict_blocks(
         missing_chunks=missing_chunks,
         options=replace(options, tile=tiling.tile, memory_budget=None, batch_size=tiling.batch),
     )
-    try:
-        if goes_on:
-            _same(part, read_job(part), job)
-        else:
-            _begin(part, source, predictor, tiling, job)
-        worker = Worker(part, device)
-        left = [block for block in worker.blocks if not worker.marker(block).exists()]
-        count, total = len(worker.blocks) - len(left), len(worker.blocks)
-        progress(count, total)
-
-        def done(block: Block) -> None:
-            nonlocal count
-            count += 1
+    with locked(out):
+        try:
+            if goes_on:
+                _same(part, read_job(part), job)
+            else:
+                _begin(part, source, predictor, tiling, job)
+            worker = Worker(part, device)
+            left = [block for block in worker.blocks if not worker.marker(block).exists()]
+            count, total = len(worker.blocks) - len(left), len(worker.blocks)
             progress(count, total)
 
-        if client is None:
-            worker.run(left, done)
-        else:
-            # Workers outlive this run, so what they cache for the next block depends on the job,
-            # too.
-            stamp = _digest(part / "job.json")
-            task = functools.partial(_compute, str(part.resolve()), device, stamp)
-            distribute(client, task, left, done)
-        found = 0
-        if options.output == "instances":
-            found = _number(part, source, tiling, predictor.objects)
-        _finish(part, out)
-        return found
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{part} is kept, --resume goes on") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
+            def done(block: Block) -> None:
+                nonlocal count
+                count += 1
+                progress(count, total)
+
+            if client is None:
+                worker.run(left, done)
+            else:
+                # Workers outlive this run: what they cache for the next block depends on the job.
+                stamp = _digest(part / "job.json")
+                task = functools.partial(_compute, str(part.resolve()), device, stamp)
+                distribute(client, task, left, done)
+            found = 0
+            if options.output == "instances":
+                found = _number(part, source, tiling, predictor.objects)
+            _finish(part, out)
+            return found
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{part} is kept, --resume goes on") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
 
 
 def _finish(part: Path, out: Path) -> None:

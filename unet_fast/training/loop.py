@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .._device import device_scope, find_device, local_device
-from .._files import make_folder, replace_file
+from .._files import locked, make_folder, remove_parts, replace_file
 from ..model_file import load_model
 from ..plots import draw_tiles
 from ..unet import UNet
@@ -80,7 +80,10 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
         reproducible(config, device),
     ):
         if processes.first:
-            check_unused(make_folder(out), config)
+            make_folder(out)
+            signals.enter_context(locked(out / STATE))  # one run for each folder
+            check_unused(out, config)
+            remove_parts(out)
         build = partial(_build, train_set, validation_set, processes, device)
         if config.minutes is not None:
             config = _in_time(config, build, begin, clock)
@@ -132,10 +135,11 @@ def _loop(run: Run, clock: Callable[[], float], interrupted: Callable[[], bool])
                     row["best"] = best
             row["seconds"] = round(clock() - start, 3)
             journal.add(row, said, step.count)
-            if saved and first:
-                run.save()
             if evaluated and first:
                 run.draw(artist, looks)
+            if saved and first:
+                artist.wait()  # a run that goes on from here has no pictures to draw
+                run.save()
             if stop:
                 raise KeyboardInterrupt(
                     f"stopped after step {number}, which is saved; go on with resume"

@@ -86,10 +86,11 @@ class Artist(AbstractContextManager["Artist"]):
 
     def draw(self, function: Callable[..., None], *args: Any) -> None:
         """Draws a picture once the one before is done; an error in that one is raised here."""
-        self._wait()
+        self.wait()
         self._last = self._pool.submit(function, *args)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Waits for the last picture; an error in it is raised here."""
         if self._last is not None:
             self._last.result()
 
@@ -97,7 +98,7 @@ class Artist(AbstractContextManager["Artist"]):
         """Waits for the last picture."""
         self._pool.shutdown()
         if kind is None:
-            self._wait()
+            self.wait()
 
 
 class Scalars:
