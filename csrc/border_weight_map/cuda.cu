@@ -79,6 +79,7 @@ Tensor separate_touching(const Tensor& labels_in, int64_t ridge) {
   const DeviceGuard guard(labels_in.get_device_index());
   const Tensor input = as_contiguous(labels_in);
   const Shape shape(input);
+  check_ridge(ridge);
   Tensor result = new_like(input);
   if (shape.pixels() == 0) return result;
   const Labels labels = labels_of(shape, input, std::nullopt, std::nullopt);

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -39,6 +40,10 @@ struct Spacing {
 
   explicit Spacing(const std::vector<double>& sizes) : z(0), y(0), x(0) {
     STD_TORCH_CHECK(sizes.size() == 3, "spacing must be three sizes");
+    for (const double size : sizes) {
+      STD_TORCH_CHECK(size > 0 && std::isfinite(size), "spacing must be > 0 and finite, got ",
+                      size);
+    }
     z = sizes[0];
     y = sizes[1];
     x = sizes[2];
@@ -56,6 +61,10 @@ inline double longest_square(const Shape& shape, const Spacing& spacing) {
 /// Whether all squared distances are integers that fit int32_t and can be added without overflow.
 inline bool fits_int32(const Shape& shape, const Spacing& spacing) {
   return spacing.unit() && longest_square(shape, spacing) < kFar<int32_t> / 2;
+}
+
+inline void check_ridge(int64_t ridge) {
+  STD_TORCH_CHECK(ridge >= kNone && ridge <= kTwoSided, "ridge must be 0, 1 or 2, got ", ridge);
 }
 
 /// The tensors of a weight map, made contiguous.
@@ -87,18 +96,20 @@ struct Settings {
   Terms terms() const { return {Term::of(w0, sigma), Term::of(halo, halo_sigma)}; }
   /// Raises if a setting is out of range or the tensors do not match.
   void check(const Shape& shape, const Operands& in) const {
-    const auto fits = [&](const std::optional<Tensor>& x, ScalarType type, int64_t n) {
-      return !x || (x->scalar_type() == type && x->numel() == n);
-    };
+    check_ridge(ridge);
+    STD_TORCH_CHECK(sigma > 0 && halo_sigma > 0 && w0 >= 0 && halo >= 0,
+                    "sigma must be > 0, w0 and halo >= 0");
     STD_TORCH_CHECK(classes >= 2 && classes <= kMaxClasses, "num_classes must be in [2, ",
                     kMaxClasses, "], got ", classes);
     STD_TORCH_CHECK(in.classes || classes == 2, "more than one class of objects needs `classes`");
-    STD_TORCH_CHECK(fits(in.classes, ScalarType::Byte, shape.pixels()),
-                    "classes must be uint8, one for each label");
-    STD_TORCH_CHECK(fits(in.foreground, ScalarType::Bool, shape.pixels()),
-                    "foreground must be bool, one for each label");
-    STD_TORCH_CHECK(fits(in.class_weight, ScalarType::Float, classes),
-                    "class_weight must be float32, one for each class");
+    const int64_t n = shape.pixels();
+    if (in.classes) check_operand("classes", *in.classes, in.labels, ScalarType::Byte, n);
+    if (in.foreground) check_operand("foreground", *in.foreground, in.labels, ScalarType::Bool, n);
+    if (in.class_weight) {  // on the host or on the device of the labels
+      const bool on_host = in.class_weight->device().is_cpu();
+      check_operand("class_weight", *in.class_weight, on_host ? *in.class_weight : in.labels,
+                    ScalarType::Float, classes);
+    }
   }
 };
 

@@ -72,6 +72,7 @@ UNET_FAST_SIMD void carve(const Id* in, const uint8_t* ridge, int64_t n, Id* out
 Tensor separate_touching(const Tensor& labels_in, int64_t ridge) {
   const Tensor input = as_contiguous(labels_in);
   const Shape shape(input);
+  check_ridge(ridge);
   Tensor result = new_like(input);
   const Labels labels("separate_touching", input, std::nullopt, std::nullopt);
   const int64_t rows = shape.pixels() == 0 ? 0 : shape.pixels() / shape.width;

@@ -66,8 +66,28 @@ inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& 
   return with_large_pages(Tensor(result));
 }
 
+/// Raises if the elements of a tensor cannot be counted in bytes, of at most 16 each.
+inline void check_sizes(const std::vector<int64_t>& sizes) {
+  int64_t bytes = 16;
+  for (const int64_t size : sizes) {
+    const bool counted = size >= 0 && !__builtin_mul_overflow(bytes, size > 0 ? size : 1, &bytes);
+    STD_TORCH_CHECK(counted, "sizes must be >= 0 and of at most 2^59 elements, got ", size,
+                    " among them");
+  }
+}
+
+/// Raises unless `x` is a tensor of `type` with n elements, on the device of `like`.
+inline void check_operand(const char* name, const Tensor& x, const Tensor& like,
+                          torch::headeronly::ScalarType type, int64_t n) {
+  STD_TORCH_CHECK(x.scalar_type() == type && x.numel() == n, name, " must be of ", n,
+                  " elements in ", torch::headeronly::toString(type), ", got ", x.numel(), " in ",
+                  torch::headeronly::toString(x.scalar_type()));
+  STD_TORCH_CHECK(x.device() == like.device(), name, " must be on the device of the others");
+}
+
 /// A new contiguous tensor on the device of `like`.
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, int32_t dtype) {
+  check_sizes(sizes);
   std::vector<int64_t> strides(sizes.size(), 1);
   for (int64_t axis = static_cast<int64_t>(sizes.size()) - 2; axis >= 0; --axis) {
     strides[axis] = strides[axis + 1] * (sizes[axis + 1] > 0 ? sizes[axis + 1] : 1);

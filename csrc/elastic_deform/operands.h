@@ -50,6 +50,10 @@ void dispatch_width(const Tensor& labels, Fn&& fn) {
 inline Sides sides_of(const Tensor& x) { return {x.size(x.dim() - 2), x.size(x.dim() - 1)}; }
 inline Sides sides_of(const std::vector<int64_t>& shape) {
   STD_TORCH_CHECK(shape.size() == 2, "elastic_deform takes two spatial axes");
+  for (const int64_t side : shape) {
+    STD_TORCH_CHECK(side >= 0 && side < kFarthest / 2, "output_shape must be below 2^29, got ",
+                    side);
+  }
   return {shape[0], shape[1]};
 }
 
@@ -93,6 +97,15 @@ struct Operands {
     STD_TORCH_CHECK(image.dim() == 4 && settings.scales.size() == 2 &&
                         static_cast<int64_t>(settings.orders.size()) == channels,
                     "elastic_deform takes an image (N, C, H, W), two scales, C orders");
+    STD_TORCH_CHECK(settings.grid >= kInterpolating && settings.grid <= kKeys &&
+                        settings.boundary >= kMirror && settings.boundary <= kWrap,
+                    "elastic_deform takes grids 0 to 2 and boundaries 0 to 3");
+    STD_TORCH_CHECK(!affine || affine->size(2) == 3, "affine must be (N, 2, 3)");
+    for (const auto& x : {displacement, affine, offset, gray_curve, source}) {
+      STD_TORCH_CHECK(!x || x->device() == image.device(),
+                      "elastic_deform takes tensors on one device");
+    }
+    STD_TORCH_CHECK(channels >= 1, "image must have at least one channel");
     for (const int64_t side : {input.rows, input.columns}) {
       STD_TORCH_CHECK(side >= 1 && side < kFarthest / 2,
                       "image must be of sides from 1 to 2^29 pixels, got ", side);
@@ -106,6 +119,8 @@ struct Operands {
                           curve.scalar_type() == type,
                       "elastic_deform takes a contiguous gray_curve (N, C or 1, K)");
     }
+    STD_TORCH_CHECK(!displacement || displacement->numel() > 0 || images == 0,
+                    "displacement must have at least one point along each axis");
     points = this->displacement ? Sides{this->displacement->size(2), this->displacement->size(3)}
                                 : Sides{1, 1};
     STD_TORCH_CHECK(!displacement || settings.grid != kApproximating ||
@@ -174,8 +189,9 @@ inline Tensor new_labels(const Tensor& image, const std::optional<Tensor>& label
                   "label_shape must fit into output_shape");
   if (!labels) return new_tensor(image, {0}, aoti_torch_dtype_uint8());
   STD_TORCH_CHECK(labels->dim() == 3 && labels->size(0) == image.size(0) &&
-                      labels->size(1) == image.size(2) && labels->size(2) == image.size(3),
-                  "elastic_deform takes labels (N, H, W)");
+                      labels->size(1) == image.size(2) && labels->size(2) == image.size(3) &&
+                      labels->device() == image.device(),
+                  "elastic_deform takes labels (N, H, W) on the device of the image");
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(labels->get(), &dtype));
   return new_tensor(*labels, {n, window.rows, window.columns}, dtype);
@@ -228,7 +244,7 @@ std::tuple<Tensor, Tensor> forward(
   const Sides output = sides_of(output_shape), window = sides_of(label_shape);
   Tensor out = new_image(image, in.images, output);
   Tensor moved = new_labels(image, labels, in.images, output, window);
-  if (in.images * window.rows * window.columns > 0) {
+  if (out.numel() > 0 || moved.numel() > 0) {
     run(image, labels, in, settings, window, out, moved);
   }
   return {out, moved};
@@ -244,6 +260,11 @@ std::tuple<Tensor, Tensor> backward(
     bool of_image, bool of_displacement) {
   const Settings settings(orders, grid, spans_input, scales, boundary, cval);
   const Operands in(image, displacement, affine, offset, gray_curve, settings);
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == in.images && grad.size(1) == in.channels,
+                  "elastic_deform_backward: grad must be (N, C, H, W) as the result");
+  check_operand("elastic_deform_backward: grad", grad, image, image.scalar_type(), grad.numel());
+  STD_TORCH_CHECK(displacement || !of_displacement,
+                  "elastic_deform_backward: there is no displacement to take derivatives in");
   auto results = new_gradients(image, displacement, of_image, of_displacement);
   auto& [by_image, by_displacement] = results;
   if (in.images > 0) {

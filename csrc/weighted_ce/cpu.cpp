@@ -342,7 +342,7 @@ struct Traversal {
 std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
                                    const std::optional<Tensor>& weight, int64_t reduction,
                                    int64_t ignore_index) {
-  const Operands in(logits, target, weight);
+  const Operands in(logits, target, weight, reduction);
   Tensor loss = new_loss(logits, target, reduction);
   Tensor divisor = new_normaliser(logits);
   dispatch_floating(logits.scalar_type(), "weighted_ce", [&]<typename T>() {
@@ -374,8 +374,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
 Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                 const std::optional<Tensor>& weight, const Tensor& divisor, int64_t reduction,
                 int64_t ignore_index) {
-  const Operands in(logits, target, weight);
+  const Operands in(logits, target, weight, reduction);
   const Tensor upstream = as_contiguous(grad);
+  in.check_upstream(upstream, divisor, reduction);
   Tensor out = new_like(logits);
   if (out.numel() == 0) return out;
   Output result(out);

@@ -20,6 +20,7 @@ using torch::headeronly::ScalarType;
 
 /// The layout of `x`, or nullopt if its spatial axes cannot be seen as one evenly spaced axis.
 inline std::optional<Layout> layout_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() >= 2, "weighted_ce: logits must be (N, C, ...), got ", x.dim(), " axes");
   if (x.numel() == 0) return Layout{x.size(0), x.size(1), 0, 0, 0, 1};
   Layout layout{x.size(0), x.size(1), 1, x.stride(0), x.stride(1), 1};
   for (int64_t axis = x.dim() - 1; axis >= 2; --axis) {
@@ -40,19 +41,25 @@ inline ScalarType accumulator(const Tensor& logits) {
 }
 
 struct Operands {
-  Operands(const Tensor& logits_in, const Tensor& target_in, const std::optional<Tensor>& weight_in)
+  Operands(const Tensor& logits_in, const Tensor& target_in, const std::optional<Tensor>& weight_in,
+           int64_t reduction)
       : logits(layout_of(logits_in) ? logits_in : as_contiguous(logits_in)),
         target(as_contiguous(target_in)),
         layout(layout_of(logits).value()) {
     const int64_t n = layout.images * layout.pixels;
-    STD_TORCH_CHECK(target.numel() == n, "weighted_ce: target must have ", n, " elements, got ",
-                    target.numel());
+    check_operand("weighted_ce: target", target, logits, target.scalar_type(), n);
+    STD_TORCH_CHECK(reduction >= kNone && reduction <= kWeightedMean,
+                    "weighted_ce: reduction must be in [0, 3], got ", reduction);
     if (!weight_in.has_value()) return;
     weight = as_contiguous(*weight_in);
-    STD_TORCH_CHECK(weight->numel() == n, "weighted_ce: weight must have ", n, " elements, got ",
-                    weight->numel());
-    STD_TORCH_CHECK(weight->scalar_type() == accumulator(logits),
-                    "weighted_ce: weight must have the dtype of the loss");
+    check_operand("weighted_ce: weight", *weight, logits, accumulator(logits), n);
+  }
+
+  // Raises unless there is an upstream gradient for each loss, and the divisor of them.
+  void check_upstream(const Tensor& grad, const Tensor& divisor, int64_t reduction) const {
+    const int64_t n = reduction == kNone ? target.numel() : 1;
+    check_operand("weighted_ce: grad", grad, logits, accumulator(logits), n);
+    check_operand("weighted_ce: normaliser", divisor, logits, ScalarType::Double, 1);
   }
 
   template <typename A>

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import distributed
 import numpy as np
 import pytest
 import tifffile
@@ -367,6 +368,11 @@ def test_a_cluster_gives_the_same(run, tmp_path, kill):
     source, out = open_source(image, 1), tmp_path / "out.ome.zarr"
     options = Options("instances", tile=64)
     with cluster(2, None) as client:
+        address = client.scheduler.address
+        for security in (None, distributed.Security.temporary()):  # strangers cannot send tasks
+            kind = "tcp" if security is None else "tls"
+            with pytest.raises(OSError, match="ertificate|closed"):
+                distributed.Client(address.replace("tls", kind), timeout=5, security=security)
         if kill:
             victim = next(iter(client.run(os.getpid).values()))
 

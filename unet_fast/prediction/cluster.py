@@ -51,12 +51,23 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
             logger.disabled = False
         return
     threads = str(max(1, (os.cpu_count() or 1) // workers))
+    # Tasks are pickles: who may send one may run anything. Other users of this machine reach the
+    # ports, but have not the certificate, which is made for this run and kept in memory.
+    try:
+        security = distributed.Security.temporary()
+    except ImportError:
+        raise ValueError(
+            "workers need the package cryptography: pip install 'unet_fast[dask]'"
+        ) from None
+    no_pages = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}
     with (
+        importlib.import_module("dask").config.set(no_pages),
         distributed.LocalCluster(
+            security=security,
             n_workers=workers,
             threads_per_worker=1,  # a block at a time; torch has threads of its own
             env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-            dashboard_address="127.0.0.1:0",  # any free port: another run may have the usual one
+            dashboard_address="127.0.0.1:0",  # of no pages, on any free port
             silence_logs=logging.CRITICAL,
         ) as local,
         distributed.Client(local) as client,
