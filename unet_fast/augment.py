@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from .contracts.types import check_fields
 from .ops import elastic_deform
 
 _CURVE_POINTS = 65
@@ -73,6 +74,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Checks the values. Raises ValueError if one is out of range."""
+        check_fields("Augmentation", self)
         low, high = self.gray_slope
         reach = self.gray_white[0] - self.gray_black[0], self.gray_white[1] - self.gray_black[1]
         approximating = self.grid == "approximating"

@@ -10,6 +10,7 @@ from scipy import ndimage, sparse
 from torch import Tensor
 
 from .contracts.border_weight_map import spatial_axes
+from .contracts.types import check_tensors
 
 
 def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
@@ -27,6 +28,7 @@ def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
     Raises:
         ValueError: If `mask` has another number of axes or `connectivity` is out of range.
     """
+    check_tensors("label_components", mask=mask)
     if mask.dim() not in (2, 3, 4):
         raise ValueError(
             "label_components: mask must be (H, W), (N, H, W) or (N, D, H, W), "

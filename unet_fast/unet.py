@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -80,6 +81,8 @@ class UNet(nn.Module):
             ("base_channels", base_channels, 65536),
             ("depth", depth, 12),
         ):
+            if not isinstance(count, Integral):
+                raise TypeError(f"UNet: {name} must be an integer, got {count!r}")
             if not 1 <= count <= most:
                 raise ValueError(f"UNet: {name} must be in [1, {most}], got {count}")
         for name, choice, allowed in (

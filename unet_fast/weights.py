@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .contracts.border_weight_map import IGNORED
+from .contracts.types import check_fields
 from .ops import border_weights
 
 _RIDGE_RULE = "be two_sided, one_sided or none"
@@ -41,6 +42,7 @@ class BorderWeights:
 
     def __post_init__(self) -> None:
         """Checks the values. Raises ValueError if one is out of range."""
+        check_fields("BorderWeights", self)
         rules = [
             ("w0", 0 <= self.w0 < math.inf, "be >= 0"),
             ("sigma", 0 < self.sigma < math.inf, "be > 0"),

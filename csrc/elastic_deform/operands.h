@@ -105,7 +105,6 @@ struct Operands {
       STD_TORCH_CHECK(!x || x->device() == image.device(),
                       "elastic_deform takes tensors on one device");
     }
-    STD_TORCH_CHECK(channels >= 1, "image must have at least one channel");
     for (const int64_t side : {input.rows, input.columns}) {
       STD_TORCH_CHECK(side >= 1 && side < kFarthest / 2,
                       "image must be of sides from 1 to 2^29 pixels, got ", side);
@@ -260,8 +259,9 @@ std::tuple<Tensor, Tensor> backward(
     bool of_image, bool of_displacement) {
   const Settings settings(orders, grid, spans_input, scales, boundary, cval);
   const Operands in(image, displacement, affine, offset, gray_curve, settings);
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == in.images && grad.size(1) == in.channels,
-                  "elastic_deform_backward: grad must be (N, C, H, W) as the result");
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == in.images && grad.size(1) == in.channels &&
+                      in.channels >= 1,
+                  "elastic_deform_backward: grad must be (N, C, H, W) as the result, with C >= 1");
   check_operand("elastic_deform_backward: grad", grad, image, image.scalar_type(), grad.numel());
   STD_TORCH_CHECK(displacement || !of_displacement,
                   "elastic_deform_backward: there is no displacement to take derivatives in");

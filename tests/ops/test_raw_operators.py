@@ -85,7 +85,6 @@ WRONG = {
     "boundary": (lambda: deform(boundary=-1), "boundaries 0 to 3"),
     "orders": (lambda: deform(orders=[1, 1]), "C orders"),
     "order": (lambda: deform(orders=[2]), "order must be 0, 1 or 3, got 2"),
-    "no channel": (lambda: deform(torch.zeros(2, 0, 6, 7), orders=[]), "at least one channel"),
     "no side": (lambda: deform(torch.zeros(2, 1, 0, 7)), "image must be of sides from 1"),
     "no point": (lambda: deform(field=FIELD[:, :, :0]), "at least one point"),
     "affine": (lambda: deform(affine=torch.zeros(2, 2, 2)), r"affine must be \(N, 2, 3\)"),

@@ -371,7 +371,7 @@ def test_a_cluster_gives_the_same(run, tmp_path, kill):
         address = client.scheduler.address
         for security in (None, distributed.Security.temporary()):  # strangers cannot send tasks
             kind = "tcp" if security is None else "tls"
-            with pytest.raises(OSError, match="ertificate|closed"):
+            with pytest.raises(OSError, match=r"ertificate|closed"):
                 distributed.Client(address.replace("tls", kind), timeout=5, security=security)
         if kill:
             victim = next(iter(client.run(os.getpid).values()))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .types import check_number, check_tensors
+
 ClassWeight = Sequence[float] | Tensor | str | None
 
 
@@ -32,6 +34,7 @@ def spatial_axes(labels: Tensor) -> int:
 
 def check_labels(op: str, labels: Tensor) -> None:
     """Raises TypeError or ValueError if `labels` is not a label map."""
+    check_tensors(op, labels=labels)
     if labels.dtype not in INTEGERS:
         raise TypeError(f"{op}: labels must be an integer tensor, got {labels.dtype}")
     if labels.dim() not in (2, 3, 4):
@@ -53,6 +56,10 @@ def check_spacing(op: str, labels: Tensor, spacing: Sequence[float] | None) -> N
     if spacing is None:
         return
     axes = spatial_axes(labels)
+    if isinstance(spacing, str) or not hasattr(spacing, "__len__"):
+        raise TypeError(f"{op}: spacing must be a sequence of numbers, got {spacing!r}")
+    for size in spacing:
+        check_number(op, "spacing", size)
     if len(spacing) != axes or not all(1e-12 <= s <= 1e12 for s in spacing):
         raise ValueError(
             f"{op}: spacing must be {axes} values in [1e-12, 1e12], got {tuple(spacing)}"
@@ -75,6 +82,10 @@ def check_terms(
 ) -> None:
     """Raises ValueError if a setting of the terms is out of range."""
     check_spacing(op, labels, spacing)
+    for name, value in (("w0", w0), ("sigma", sigma)):
+        check_number(op, name, value)
+    if halo is not None and not hasattr(halo, "__len__"):
+        raise TypeError(f"{op}: halo must be (v, s), got {halo!r}")
     if not 0 <= w0 <= torch.finfo(torch.float32).max:
         raise ValueError(f"{op}: w0 must be >= 0 and finite in float32, got {w0}")
     if not 0 < sigma < float("inf"):

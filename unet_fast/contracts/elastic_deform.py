@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .types import check_tensors
+
 BOUNDARIES = ("mirror", "constant", "nearest", "wrap")
 GRIDS = ("interpolating", "approximating", "keys")
 EXTENTS = ("output", "input")
@@ -49,6 +51,10 @@ class Kinds(NamedTuple):
 
 def kinds_of(*tensors: Tensor | None) -> Kinds:
     """Returns the properties of tensors, which come in the order of :class:`Kinds`."""
+    check_tensors("elastic_deform", image=tensors[0])
+    for name, x in zip(Kinds._fields, tensors, strict=True):
+        if x is not None:
+            check_tensors("elastic_deform", **{name: x})
     facts = (None if x is None else Facts(x.shape, x.dtype, x.device) for x in tensors)
     return Kinds(*facts)  # type: ignore[arg-type]
 
@@ -232,6 +238,8 @@ def _check_windows(
     for name, shape in (("output_shape", output), ("label_shape", label)):
         if len(shape) != 2 or min(shape) < 1:
             raise ValueError(f"elastic_deform: {name} must be two sizes >= 1, got {shape}")
+        if max(shape) >= 2**29:
+            raise ValueError(f"elastic_deform: {name} must be below 2^29, got {shape}")
     if any(o < i or (o - i) % 2 for o, i in zip(output, label, strict=True)):
         raise ValueError(
             "elastic_deform: label_shape must be smaller than output_shape by an even number, got "

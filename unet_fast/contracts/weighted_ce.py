@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .types import check_tensors
+
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "weighted_mean": 3}
 NONE, WEIGHTED_MEAN = REDUCTIONS["none"], REDUCTIONS["weighted_mean"]
 _LOGITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -17,8 +19,15 @@ def check_reduction(reduction: object) -> None:
         )
 
 
-def check_inputs(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
+def check_inputs(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> None:
     """Raises TypeError or ValueError if an argument of :func:`unet_fast.weighted_ce` is wrong."""
+    check_tensors("weighted_ce", logits=logits, target=target)
+    if weight is not None:
+        check_tensors("weighted_ce", weight=weight)
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"weighted_ce: ignore_index must be an integer, got {ignore_index!r}")
     if logits.dtype not in _LOGITS:
         raise TypeError(f"weighted_ce: logits must be floating point, got {logits.dtype}")
     if target.dtype not in _TARGETS:

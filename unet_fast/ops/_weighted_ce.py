@@ -60,7 +60,7 @@ def weighted_ce(
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, equation 1 (whose printed
     form lacks the minus sign).
     """
-    check_inputs(logits, target, weight, reduction)
+    check_inputs(logits, target, weight, ignore_index, reduction)
     require_kernels("weighted_ce", logits)
     if weight is not None:
         weight = weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)

@@ -59,9 +59,9 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
         raise ValueError(
             "workers need the package cryptography: pip install 'unet_fast[dask]'"
         ) from None
-    no_pages = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}
+    routes = "distributed.scheduler.http.routes", "distributed.worker.http.routes"
     with (
-        importlib.import_module("dask").config.set(no_pages),
+        importlib.import_module("dask").config.set({name: [] for name in routes}),
         distributed.LocalCluster(
             security=security,
             n_workers=workers,

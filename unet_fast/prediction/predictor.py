@@ -84,6 +84,8 @@ def predict(
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section 2 and figure 2.
     """
     settings = Options(**options)
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"predict: model must be a UNet, got {type(model).__name__}")
     channels = model.config["in_channels"]
     if isinstance(image, Tensor):
         pixels = image.detach().cpu().float().numpy()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tomli_w
 
 from ..augment import Augmentation
+from ..contracts.types import check_fields
 from ..unet import Norm
 from ..weights import BorderWeights
 
@@ -127,6 +128,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, Path(value))
+        check_fields("train", self)
         rules = (
             ("steps", _none_or(self.steps, lambda x: x >= 1), "be >= 1"),
             ("minutes", _none_or(self.minutes, lambda x: 0 < x < math.inf), "be > 0"),
@@ -161,8 +163,6 @@ class TrainConfig:
                 raise ValueError(f"train: {name} must {rule}, got {getattr(self, name)}")
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.type in (int, int | None) and not isinstance(value, int | None):
-                raise ValueError(f"train: {entry.name} must be an integer, got {value!r}")
             choices = getattr(entry.type, "__args__", ())
             if getattr(entry.type, "__origin__", None) is Literal and value not in choices:
                 raise ValueError(
