@@ -281,7 +281,7 @@ void launch_displacement_gradient(const Movement& m, const Image<T, A>& image,
   launch(&position_gradient<T, A>, tiles(m), kTileThreads, stream, m, image, grad, positions);
   launch(&along_rows, dim3(static_cast<unsigned>(2 * m.images * m.output.rows)), dim3(kThreads),
          stream, m, static_cast<const double*>(positions), along);
-  launch(&along_columns, dim3(static_cast<unsigned>(2 * m.images * m.component())), dim3(kThreads),
+  launch(&along_columns, dim3(static_cast<unsigned>(2 * m.images * m.component())), dim3(2 * kWarp),
          stream, m, static_cast<const double*>(along), coefficients);
   launch(&collect, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m,
          static_cast<const double*>(coefficients), out);

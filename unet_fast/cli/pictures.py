@@ -142,7 +142,8 @@ def _results(
     """Returns the files to write; refuses those of the input, and old ones unless `overwrite`."""
     from .._files import make_folder
 
-    results = [[make_folder(out) / (file.stem + suffix) for suffix in suffixes] for file in files]
+    make_folder(out)
+    results = [[out / (file.stem + suffix) for suffix in suffixes] for file in files]
     taken = [path for paths in results for path in paths if path.exists()]
     for path in taken:
         if any(path.samefile(file) for file in files if file.exists()):

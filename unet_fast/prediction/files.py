@@ -92,7 +92,9 @@ def predict_files(
         format = "ome-zarr"
     predictor = Predictor(load_model(run, device=find_device(device)), options)
     files = list_sources(images)
-    results = [make_folder(out) / _name(file, format, options.output) for file in files]
+    for folder in (out, out / OVERLAYS)[: 2 if overlay else 1]:
+        make_folder(folder)
+    results = [out / _name(file, format, options.output) for file in files]
 
     def is_there(path: Path) -> bool:
         """Whether a result exists and is to be kept."""
@@ -211,7 +213,6 @@ def _draw(path: Path, source: Source, result: Any, predictor: Predictor) -> None
     every = slice(0, None, -(-max(source.size) // OVERLAY))
     labels = np.asarray(result[source.place(result, plane, every, every)])
     labels = labels.argmax(0) if predictor.shape(()) else labels
-    make_folder(path.parent)
     draw_overlay(path, image=source.pixels(plane)(every, every), labels=labels)
 
 
