@@ -337,11 +337,11 @@ UNET_FAST_HOST_DEVICE inline void tap_weights(A t, A (&w)[kTaps<order>]) {
     w[0] = 1 - t;
     w[1] = t;
   } else {
-    const A s = 1 - t;
-    w[0] = s * s * s / 6;
-    w[1] = (t * t * (3 * t - 6) + 4) / 6;
-    w[2] = (s * s * (3 * s - 6) + 4) / 6;
-    w[3] = t * t * t / 6;
+    const A s = 1 - t, sixth = A(1) / 6;
+    w[0] = s * s * s * sixth;
+    w[1] = (t * t * (3 * t - 6) + 4) * sixth;
+    w[2] = (s * s * (3 * s - 6) + 4) * sixth;
+    w[3] = t * t * t * sixth;
   }
 }
 

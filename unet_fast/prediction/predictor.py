@@ -253,7 +253,10 @@ class Predictor:
             return [self._parts(tiling, pixels, values, origin) for origin in batch]
 
         def hand_out(batch: Sequence[tuple[int, int]], results: Tensor) -> None:
-            for origin, result in zip(batch, results.cpu(), strict=True):
+            if results.is_cuda:  # page-locked memory, which torch keeps, is copied to at full speed
+                staged = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
+                results = staged.copy_(results)
+            for origin, result in zip(batch, results, strict=True):
                 rows, columns = (n - o for n, o in zip(tiling.image, origin, strict=True))
                 write(origin, result[..., :rows, :columns])
 
@@ -276,12 +279,14 @@ class Predictor:
     def _parts(
         self, tiling: Tiling, pixels: Pixels, values: Range | None, origin: tuple[int, int]
     ) -> list[Tensor]:
-        """Reads the part of the plane that each view needs for a tile."""
+        """Reads what of the image each view needs for a tile."""
         read: dict[Region, Tensor] = {}
         for view in self.views:
             region = view.region(tiling, origin)
             if region not in read:
-                read[region] = torch.from_numpy(_plane(pixels, tiling.image, region, values))
+                box = [slice(i.min(), i.max() + 1) for i in _indices(region, tiling.image)]
+                part = as_float32(pixels(*box))
+                read[region] = torch.from_numpy(part if values is None else values.apply(part))
         return [read[view.region(tiling, origin)] for view in self.views]
 
     @torch.inference_mode()
@@ -292,9 +297,10 @@ class Predictor:
         total = torch.zeros((), device=self.device)
         # One view at a time: views may have different shapes, and only one takes memory.
         for view, of_view in zip(self.views, zip(*parts, strict=True), strict=True):
-            there = [part.to(self.device, self.weights) for part in of_view]
-            pairs = zip(there, origins, strict=True)
-            inputs = torch.stack([view.enter(part, tiling, o) for part, o in pairs])
+            read = zip(of_view, origins, strict=True)
+            planes = [self._plane(part, view.region(tiling, o), tiling.image) for part, o in read]
+            pairs = zip(planes, origins, strict=True)
+            inputs = torch.stack([view.enter(plane, tiling, o) for plane, o in pairs])
             with self._autocast():
                 scores = self.net(inputs.contiguous(memory_format=torch.channels_last)).float()
             pairs = zip(scores, origins, strict=True)
@@ -310,19 +316,21 @@ class Predictor:
             return mean.softmax(1)
         return mean
 
+    def _plane(self, part: Tensor, region: Region, image: tuple[int, int]) -> Tensor:
+        """Returns a part of the mirrored plane, (C, h, w), given what it shows of the image."""
+        part = part.to(self.device, self.weights)
+        indices = _indices(region, image)
+        if all(index[-1] - index[0] == len(index) - 1 for index in indices):
+            return part  # nothing is mirrored
+        rows, columns = (torch.from_numpy(i - i.min()).to(self.device) for i in indices)
+        return part[:, rows[:, None], columns]
+
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == self.weights:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
 
-def _plane(
-    pixels: Pixels, size: tuple[int, int], region: Region, values: Range | None
-) -> NDArray[np.float32]:
-    """Reads a part of the mirrored plane, (C, h, w)."""
-    spans = zip(region[:2], region[2:], size, strict=True)
-    rows, columns = (mirrored(start, length, n) for start, length, n in spans)
-    box = [slice(int(i.min()), int(i.max()) + 1) for i in (rows, columns)]
-    part = as_float32(pixels(*box))
-    part = part if values is None else values.apply(part)
-    return part[:, rows[:, None] - box[0].start, columns - box[1].start]
+def _indices(region: Region, image: tuple[int, int]) -> list[NDArray[np.intp]]:
+    """Returns the rows and the columns of the image that a part of the mirrored plane shows."""
+    return [mirrored(*span) for span in zip(region[:2], region[2:], image, strict=True)]
