@@ -1,7 +1,7 @@
 """Whole steps of training: from images and labels in memory to the optimiser's step.
 
 The same real nuclei, optimiser (SGD with momentum 0.99) and precision for all; the memory layout is
-channels-last but for MONAI's network, whose instance norm is faster without:
+that of the trainer for each device, but MONAI's network has its faster one, contiguous:
 
 - ours: tiles cut, deformed and weighed on the device, within the step;
 - reference: the same tiles and weights by `unet_fast.reference`, in the workers of a DataLoader,
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from unet_fast import Augmentation, BorderWeights, UNet, reference, weighted_ce
-from unet_fast._device import precision_of
+from unet_fast._device import precision_of, training_layout
 from unet_fast.demo import SAMPLE
 from unet_fast.training.runtime import as_cuda_graph
 from unet_fast.training.samples import load_samples, number_objects
@@ -69,7 +69,8 @@ class Setting:
 class Learner:
     """A network, and what trains it."""
 
-    def __init__(self, net, loss, device, layout=torch.channels_last):
+    def __init__(self, net, loss, device, layout=None):
+        layout = layout or training_layout(device)
         self.dtype = precision_of("auto", device)
         self.net = net.to(device, memory_format=layout).train()
         self.loss, self.device, self.layout = loss, device, layout

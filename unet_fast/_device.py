@@ -53,3 +53,12 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def training_layout(device: torch.device) -> torch.memory_format:
+    """Returns the memory layout in which convolutions are trained fastest.
+
+    That is channels-last, but on a CPU without AVX-512, where their derivatives are slower in it.
+    """
+    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return torch.contiguous_format if slow else torch.channels_last

@@ -122,7 +122,6 @@ class Run:
                 files, best = planned.last, dict[str, Any](scores, step=progress.step, by=by)
                 if not better and len(self.validation_set) and (self.config.out / BEST).exists():
                     rival = load_model(self.config.out / BEST, device=self.device)
-                    rival.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                     theirs, rival.objects = self.judge(self._look(rival, planned.last))
                     # Same weights: a run that was killed here repeats this evaluation.
                     again = _equal(rival, self.saved_model)

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.profiler import record_function
 
-from .._device import precision_of
+from .._device import precision_of, training_layout
 from ..contracts.border_weight_map import IGNORED
 from ..ops import weighted_ce
 from ..unet import UNet
@@ -46,7 +46,8 @@ class Step:
         self.processes, self.device = processes, device
         self.input_shape = model.input_shape((config.output_tile,) * 2)
         self.label_shape = model.output_shape(self.input_shape)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.layout = training_layout(device)
+        model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.parameters = list(model.parameters())
         rate = torch.tensor(config.peak_rate, device=device) if config.cuda_graph else 0.0
         self.optimizer = _optimizer(config, self.parameters, rate)
@@ -103,7 +104,7 @@ class Step:
             target, weights = self.data.targets(labels)
         self.optimizer.zero_grad(set_to_none=True)
         with record_function(f"{SPAN} network"), self.autocast():
-            scores = self.network(tiles.contiguous(memory_format=torch.channels_last))
+            scores = self.network(tiles.contiguous(memory_format=self.layout))
         with record_function(f"{SPAN} loss"):
             ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
             # Divided by the sum over all processes; a mean of their means would be different.
