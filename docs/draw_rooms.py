@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unet_fast"
 FLOORS = [
-    ("_files", "_progress", "_library", "contracts"),
+    ("_files", "_progress", "_library", "_program", "contracts"),
     ("_device", "objects", "ops", "reference"),
     ("augment", "images", "unet", "weights"),
     ("plots", "model_file"),

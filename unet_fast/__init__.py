@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 # Lets a source clone use the compiled libraries of the installed package.
 __path__ = extend_path(__path__, __name__)
 
+from . import _program  # noqa: F401  first: Ctrl-C may come while torch is loaded
 from ._library import HAS_CUDA, build_info
 from .augment import Augmentation
 from .ops import (

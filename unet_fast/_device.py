@@ -35,10 +35,22 @@ def device_scope(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def torchrun_number(name: str, default: int) -> int:
+    """Returns a number that torchrun puts into the environment, or the default without torchrun.
+
+    Raises:
+        ValueError: If it is not a number >= 0.
+    """
+    value = os.environ.get(name, str(default))
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"{name} must be a number >= 0, as torchrun sets it, got {value!r}")
+    return int(value)
+
+
 def local_device(device: torch.device) -> torch.device:
     """Returns the GPU of this process under torchrun with CUDA, else the device unchanged."""
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        return torch.device("cuda", torchrun_number("LOCAL_RANK", 0))
     return device
 
 

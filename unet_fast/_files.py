@@ -1,19 +1,58 @@
-"""Files that are written whole or not at all, by one process, and one-line error messages."""
+"""Files: read if they are regular, written whole or not at all, by one process."""
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _PART = ".unet_fast-{}.part"
 """Name of a file that is being written: one of its own, as several processes may write."""
 _STALE = 3600
 """Seconds after which such a file is left over from a killed process."""
+
+
+TEXT = 2**24
+"""Bytes of the longest file of settings or names; nobody writes longer ones by hand."""
+
+
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """Reads a regular file; a pipe or a device may never end.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have; None: any number.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not regular, or longer.
+    """
+    with open(path, "rb", opener=_opener) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it must be a regular file")
+        if most is not None and status.st_size > most:
+            raise ValueError(f"it must have at most {most} bytes, got {status.st_size}")
+        return file.read()
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # does not wait for a pipe's writer
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Parses JSON; raises ValueError also where it is nested too deeply for Python."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def make_folder(folder: Path) -> Path:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from .contracts.types import check_fields
+from .contracts.types import check_fields, check_tensors
 from .ops import elastic_deform
 
 _CURVE_POINTS = 65
@@ -145,15 +146,24 @@ class Augmentation:
         """Draws the parameters of n samples.
 
         Args:
-            n: Number of samples, >= 0.
+            n: Number of samples, in [0, 2^31 - 1].
             shape: Shape of a sample's output, (H, W) or (C, H, W); with channels, each has a grey
                 curve of its own.
             generator: Source of random numbers, on the CPU; None for torch's global one. The same
                 state gives the same parameters for every device.
         """
-        if n < 0 or len(shape) not in (2, 3):
+        if (
+            isinstance(n, bool)
+            or not isinstance(n, Integral)
+            or not isinstance(generator, Generator | None)
+        ):
+            raise TypeError(
+                "Augmentation.draw: n must be an integer, generator a torch.Generator, got "
+                f"{n!r} and {type(generator).__name__}"
+            )
+        if not 0 <= n < 2**31 or len(shape) not in (2, 3):
             raise ValueError(
-                "Augmentation.draw: n must be >= 0 and shape (H, W) or (C, H, W), got "
+                "Augmentation.draw: n must be in [0, 2^31 - 1] and shape (H, W) or (C, H, W), got "
                 f"{n} and {tuple(shape)}"
             )
         *channels, height, width = shape
@@ -260,6 +270,20 @@ class Augmentation:
         Returns:
             (image, labels); labels None if none were given.
         """
+        check_tensors("Augmentation.apply", image=image)
+        for name, x in (("offset", offset), ("source", source)):
+            if x is not None:
+                check_tensors("Augmentation.apply", **{name: x})
+        if not isinstance(parameters, AugmentationParameters):
+            raise TypeError(
+                "Augmentation.apply: parameters must be AugmentationParameters, got "
+                f"{type(parameters).__name__}"
+            )
+        channels = image.shape[1] if image.dim() == 4 else 0
+        if isinstance(riders, bool) or not isinstance(riders, int) or not 0 <= riders <= channels:
+            raise ValueError(
+                f"Augmentation.apply: riders must be in [0, {channels}], got {riders!r}"
+            )
         device, curve = image.device, parameters.gray_curve
         if curve is not None and riders > 0:
             n, _, points = curve.shape

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ._files import make_folder, replace_file
+from ._files import make_folder, parsed_json, read_file, replace_file
 from .objects import ObjectRule
 from .unet import UNet
 
@@ -77,10 +77,16 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> UNet:
         if wrong:
             raise ValueError(f"weights must be finite, got NaN or infinity in {wrong[0]}")
         model.normalisation = description["normalisation"]
-        model.class_values = description["class_values"]
+        if model.normalisation not in (None, "percentile"):
+            raise ValueError(f"normalisation must be percentile, got {model.normalisation!r}")
+        values = model.class_values = description["class_values"]
+        listed = isinstance(values, list) and all(type(v) is int and 0 <= v < 2**31 for v in values)
+        if values is not None and not (listed and len(values) == model.config["num_classes"]):
+            raise ValueError(f"class_values must be an integer for each class, got {values!r}")
         # Files of older versions have neither of these two.
         model.ridge_width = description.get("ridge_width", 0)
         rule = description.get("objects")
+        ObjectRule(grow=model.ridge_width)  # raises if it is no width
         model.objects = None if rule is None else ObjectRule(**rule)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -103,6 +109,8 @@ def find_model(path: Path) -> Path:
 
 
 _KEY = "unet_fast"  # one key only: several would be stored in random order
+_HEADER = 2**20
+"""Most bytes of a header; that of a state of the paper's network has 30,000."""
 
 
 def pack(tensors: Mapping[str, Tensor], description: dict[str, Any]) -> bytes:
@@ -119,11 +127,13 @@ def unpack(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     wanted = f"{file}: must hold {kind}"
     try:
-        content = file.read_bytes()  # not mapped: the file may change while the tensors live
+        content = read_file(file)  # not mapped: the file may change while the tensors live
+        length = int.from_bytes(content[:8], "little")
+        if length > _HEADER:  # parsed, it would take many times its size
+            raise ValueError(f"its header must have at most {_HEADER} bytes, got {length}")
         tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        text = header.get("__metadata__", {}).get(_KEY)
-        description = json.loads(text) if text else None
+        text = parsed_json(content[8 : 8 + length]).get("__metadata__", {}).get(_KEY)
+        description = parsed_json(text) if text else None
     except FileNotFoundError:
         raise ValueError(f"{wanted}, but there is no such file") from None
     except Exception as error:  # of broken files readers raise whatever they stumble over

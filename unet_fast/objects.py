@@ -40,10 +40,11 @@ def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
             f"label_components: connectivity must be in [1, {axes}], got {connectivity}"
         )
     structure = ndimage.generate_binary_structure(axes, connectivity)
+    if mask.numel() == 0:
+        return torch.zeros(mask.shape, dtype=torch.int32, device=mask.device)
     images = mask.reshape(-1, *mask.shape[-axes:]).cpu().numpy() != 0
     labels = [ndimage.label(image, structure)[0] for image in images]
-    numbered = np.stack(labels) if labels else images
-    result = torch.from_numpy(numbered.astype(np.int32)).reshape(mask.shape)
+    result = torch.from_numpy(np.stack(labels).astype(np.int32)).reshape(mask.shape)
     return result.to(mask.device)
 
 

@@ -60,9 +60,14 @@ inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& 
   int32_t device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                  strides.data(), dtype, device,
-                                                  like.get_device_index(), &result));
+  const AOTITorchError error =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               dtype, device, like.get_device_index(), &result);
+  if (error != AOTI_TORCH_SUCCESS) {  // says only where it was called
+    int64_t elements = 1;
+    for (const int64_t size : sizes) elements *= size;
+    STD_TORCH_CHECK(false, "can't allocate memory: for a tensor of ", elements, " elements");
+  }
   return with_large_pages(Tensor(result));
 }
 

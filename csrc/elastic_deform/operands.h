@@ -267,10 +267,11 @@ std::tuple<Tensor, Tensor> backward(
                   "elastic_deform_backward: there is no displacement to take derivatives in");
   auto results = new_gradients(image, displacement, of_image, of_displacement);
   auto& [by_image, by_displacement] = results;
-  if (in.images > 0) {
-    run(grad, image, in, settings, of_image ? &by_image : nullptr,
-        of_displacement ? &by_displacement : nullptr);
+  if (grad.numel() == 0) {
+    return {torch::stable::zero_(by_image), torch::stable::zero_(by_displacement)};
   }
+  run(grad, image, in, settings, of_image ? &by_image : nullptr,
+      of_displacement ? &by_displacement : nullptr);
   return results;
 }
 

@@ -1,9 +1,13 @@
 """The program `unet-fast`: how it parses its arguments, and how it ends."""
 
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +16,7 @@ from cyclopts import Parameter
 
 from .._files import reason_of
 from .._library import HAS_CUDA, build_info
+from ..images.limits import MOST_PIXELS
 
 app = cyclopts.App(
     name="unet-fast",
@@ -44,6 +49,7 @@ app.meta.suppress_keyboard_interrupt = False
 def _with_settings(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Path | None = None,
+    max_pixels: int | None = None,
 ) -> int | None:
     """Reads settings from a file first.
 
@@ -51,15 +57,28 @@ def _with_settings(
     ----------
     config:
         TOML file of settings, for `train`.
+    max_pixels:
+        Pixels, times channels and planes, that an image file may unpack to, >= 1; without it 64 for
+        each byte of the file, or 67108864 if that is more.
     """
+    if max_pixels is not None:
+        if max_pixels < 1:
+            raise ValueError(f"--max-pixels must be >= 1, got {max_pixels}")
+        os.environ[MOST_PIXELS] = str(max_pixels)
     app.config = []
-    if words[:1] == ("train",):
-        app.config = _sources(words, config)
-    elif config is not None:
-        raise ValueError(f"--config must go with train, got {' '.join(words[:1]) or 'nothing'}")
-    code: int | None = app(
-        words, exit_on_error=False, print_error=False, result_action="return_value"
-    )
+    try:
+        if words[:1] == ("train",):
+            app.config = _sources(words, config)
+        elif config is not None:
+            said = " ".join(words[:1]) or "nothing"
+            raise ValueError(f"--config must go with train, got {said}")
+        code: int | None = app(
+            words, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except cyclopts.CycloptsError as error:
+        if config is None or str(config) in str(error):
+            raise
+        raise ValueError(f"{config}: {' '.join(str(error).split())}") from None
     return code
 
 
@@ -106,9 +125,32 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit code, or 2 after a one-line message on wrong input."""
     logging.getLogger("asyncio").disabled = True  # zarr's other tasks would report an error again
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        return _main(arguments)
+    most = os.environ.get(MOST_PIXELS)
+    try:
+        with warnings.catch_warnings(), _terminable():
+            warnings.showwarning = _show_warning
+            return _main(arguments)
+    finally:  # --max-pixels holds for this command
+        os.environ.pop(MOST_PIXELS, None)
+        if most is not None:
+            os.environ[MOST_PIXELS] = most
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Ends on SIGTERM as on Ctrl-C: locks are opened and half-written files removed."""
+    if threading.current_thread() is not threading.main_thread():  # only that gets signals
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -124,6 +166,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         message = " ".join(str(error).split())
     except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         message = reason_of(error)  # torch's messages have several lines
+        if isinstance(error, MemoryError) or "bad_alloc" in message:
+            message = f"not enough memory: {message}"
         if "can't allocate memory" in message:
             message = f"not enough memory{message[message.rindex(':') :]}"
     except KeyboardInterrupt as error:

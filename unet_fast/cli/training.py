@@ -1,7 +1,6 @@
 """Commands that train a network, and prepare for it."""
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -146,10 +145,12 @@ def train(
         Defaults of settings that are not given: suggested, or paper-2015, the paper's recipe as it
         is (64 channels, SGD with momentum 0.99, tiles of 388), for which a GPU is advisable.
     """
+    from .._device import torchrun_number
     from ..training.loop import train as run_training
 
+    first = torchrun_number("RANK", 0) == 0
     model = run_training(config)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first:
         _tell_of(config, model)
 
 

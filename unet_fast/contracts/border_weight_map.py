@@ -103,6 +103,7 @@ def check_map(labels: Tensor, where: str, foreground: Tensor | None) -> None:
             f"border_weight_map: where must be background or everywhere, got {where!r}"
         )
     if foreground is not None:
+        check_tensors("border_weight_map", foreground=foreground)
         _check_like(
             "border_weight_map", "foreground", foreground, labels, foreground.dtype == torch.bool
         )
@@ -113,6 +114,7 @@ def check_border_weights(labels: Tensor, classes: Tensor | None, ridge: str) -> 
     check_ridge("border_weights", "ridge", ridge)
     if classes is None:
         return
+    check_tensors("border_weights", classes=classes)
     if classes.dtype not in INTEGERS:
         raise TypeError(f"border_weights: classes must be an integer tensor, got {classes.dtype}")
     _check_like("border_weights", "classes", classes, labels, True)

@@ -28,6 +28,10 @@ def check_inputs(
         check_tensors("weighted_ce", weight=weight)
     if not isinstance(ignore_index, int):
         raise TypeError(f"weighted_ce: ignore_index must be an integer, got {ignore_index!r}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(
+            f"weighted_ce: ignore_index must be in [-2^63, 2^63 - 1], got {ignore_index}"
+        )
     if logits.dtype not in _LOGITS:
         raise TypeError(f"weighted_ce: logits must be floating point, got {logits.dtype}")
     if target.dtype not in _TARGETS:

@@ -83,6 +83,8 @@ def as_labels(path: Path, array: NDArray[np.generic]) -> NDArray[np.int32]:
 
 def is_palette(path: Path) -> bool:
     """Whether the pixels of a file are indices of colours in a palette."""
+    if not path.is_file():  # a pipe may never end
+        return False
     try:
         with Image.open(path) as picture:
             return picture.mode in ("P", "PA")

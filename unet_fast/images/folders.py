@@ -35,10 +35,12 @@ def unique(folder: Path, files: list[Path]) -> list[Path]:
     """Returns the files of a folder, after checking that no two differ in suffix only.
 
     Raises:
-        ValueError: If two do.
+        ValueError: If two do, or a name is no text, as one that is not UTF-8.
     """
     stems: dict[str, Path] = {}
     for file in files:
+        if not file.name.isprintable():
+            raise ValueError(f"{folder}: names must be printable text, got {file.name!r}")
         other = stems.setdefault(stem_of(file), file)
         if other != file:
             raise ValueError(

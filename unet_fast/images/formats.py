@@ -5,6 +5,8 @@ import threading
 import warnings
 import weakref
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+from .limits import check_pixels
 from .zarr import zarr_library
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -56,6 +59,8 @@ class Opened:
 
 def open_file(path: Path, *, palette_as_colour: bool) -> Opened:
     """Opens a PNG, JPEG, BMP or TIFF; raises whatever its decoder stumbles over."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it must be a regular file")  # a pipe may never end
     if path.suffix.lower() in (".tif", ".tiff"):
         return _open_tiff(path)
     return _open_picture(path, palette_as_colour)
@@ -77,6 +82,8 @@ def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
     if head.startswith(_PNG) and len(head) == 26:
         bits, kind = head[24], head[25]  # PNG specification, 11.2.1
         if bits == 16 and kind != 0:
+            width, height = (int.from_bytes(head[i : i + 4]) for i in (16, 20))
+            check_pixels((height, width, 4), np.dtype(np.uint16), path.stat().st_size)
             return _open_deep_png(path)
         grey_bits = bits if kind == 0 else 0
     modes = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
@@ -85,6 +92,9 @@ def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
     with plugin(path) as picture:
         if getattr(picture, "n_frames", 1) > 1:
             raise ValueError(f"must be one image, got {picture.n_frames}")
+        shape = (*picture.size, len(picture.getbands()))
+        check_pixels(shape, np.dtype(np.uint8), path.stat().st_size)
+        picture.info.pop("transparency", None)  # which `convert` would warn of
         array = np.asarray(picture.convert(modes.get(picture.mode, picture.mode)))
     if grey_bits in (2, 4):
         array = array // (255 // (2**grey_bits - 1))  # Pillow spreads them to 0 to 255
@@ -100,12 +110,17 @@ def _open_deep_png(path: Path) -> Opened:
             "a PNG of 16 bits in colour or with transparency needs the package imagecodecs "
             "(`pip install imagecodecs`)"
         ) from None
-    array = imagecodecs.png_decode(path.read_bytes())
+    with _complaining():  # it raises, too
+        array = imagecodecs.png_decode(path.read_bytes())
     return Opened(array, "YXS", alpha=1 - array.shape[2] % 2)
 
 
+_MOST_COMPLAINTS = 1000
+"""Of one file, with which some broken ones go on for ever."""
+
+
 class _Complaints(threading.local):
-    """What tifffile complains of in this thread while it reads a file; kept from the log."""
+    """What decoders complain of in this thread while they read a file; kept from the log."""
 
     told: list[str] | None = None
 
@@ -113,41 +128,57 @@ class _Complaints(threading.local):
         if self.told is None:
             return True
         self.told.append(record.getMessage())
+        if len(self.told) > _MOST_COMPLAINTS:
+            raise ValueError(self.told[0])
         return False
 
 
 _complaints = _Complaints()
-logging.getLogger("tifffile").addFilter(_complaints.filter)
+for _name in ("tifffile", "imagecodecs"):
+    logging.getLogger(_name).addFilter(_complaints.filter)
+
+
+@contextmanager
+def _complaining() -> Iterator[list[str]]:
+    """Yields a list that gets what decoders complain of within the `with` statement."""
+    _complaints.told = []
+    try:
+        yield _complaints.told
+    finally:
+        _complaints.told = None
 
 
 def _open_tiff(path: Path) -> Opened:
-    told: list[str] = []
-    _complaints.told = told
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            if any("invalid page offset" in line for line in told):
-                raise ValueError(f"it is cut off: only {len(tiff.pages)} pages are whole")
-            array: Any
-            if series.dataoffset is not None and series.keyframe.is_memmappable:
-                array = _mapped(path, series, series.dataoffset)
-            elif series.size * series.dtype.itemsize > LARGE_BYTES and zarr_library() is not None:
-                array = _decoded(path)
-            else:
-                try:
-                    array = series.asarray()
-                except ValueError as error:
-                    if "imagecodecs" not in str(error):
-                        raise
-                    return _open_picture(path, palette_as_colour=False)  # decodes LZW, JPEG
-            alpha = len(series.keyframe.extrasamples) if "S" in series.axes else 0
+    with _complaining() as told, tifffile.TiffFile(path) as tiff:
+        series = tiff.series[0]
+        if any("invalid page offset" in line for line in told):
+            raise ValueError(f"it is cut off: only {len(tiff.pages)} pages are whole")
+        array: Any
+        if series.dataoffset is not None and series.keyframe.is_memmappable:
+            array = _mapped(path, series, series.dataoffset)
+            return Opened(array, series.axes, *_described(tiff, series))
+        check_pixels(series.shape, series.dtype, path.stat().st_size)
+        if series.size * series.dtype.itemsize > LARGE_BYTES and zarr_library() is not None:
+            array = _decoded(path)
+        else:
             try:
-                sizes = _tiff_pixel_size(tiff)
-            except (ValueError, LookupError, TypeError, ArithmeticError, SyntaxError):
-                sizes = {}  # broken metadata do not make pixels unreadable; SyntaxError is XML's
-            return Opened(array, series.axes, plausible(sizes), alpha)
-    finally:
-        _complaints.told = None
+                array = series.asarray()
+            except ValueError as error:
+                if "imagecodecs" not in str(error):
+                    raise
+                return _open_picture(path, palette_as_colour=False)  # decodes LZW, JPEG
+        return Opened(array, series.axes, *_described(tiff, series))
+
+
+def _described(
+    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries
+) -> tuple[dict[str, float], int]:
+    """Returns the pixel size, as far as it is known, and the number of channels of alpha."""
+    alpha = len(series.keyframe.extrasamples) if "S" in series.axes else 0
+    try:
+        return plausible(_tiff_pixel_size(tiff)), alpha
+    except (ValueError, LookupError, TypeError, ArithmeticError, SyntaxError):
+        return {}, alpha  # broken metadata do not make pixels unreadable; SyntaxError is XML's
 
 
 def _mapped(path: Path, series: tifffile.TiffPageSeries, offset: int) -> NDArray[np.generic]:

@@ -179,7 +179,7 @@ def open_source(
         raise ValueError(f"{path}: cannot be read as an image: {reason_of(error)}") from None
     array, axes = opened.array, opened.axes
     if "Y" not in axes or "X" not in axes or len(set(axes)) != len(axes):
-        raise ValueError(f"{path}: must have axes Y and X, each axis once, got {axes}")
+        raise ValueError(f"{path}: must have axes Y and X, each axis once, got {axes!r}")
     if 0 in array.shape:
         raise ValueError(f"{path}: must have at least one pixel, got shape {array.shape}")
     if array.dtype.kind not in "buif":

@@ -2,9 +2,14 @@
 
 import importlib
 import itertools
-import os
+import math
 from pathlib import Path
 from typing import Any
+
+from .limits import check_pixels
+
+_MOST, _MOST_PLANES = 2**40, 2**20
+"""Most pixels and planes of an array."""
 
 _LENGTHS = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "meter": 1e6, "angstrom": 1e-4}
 """Micrometres in each unit of length."""
@@ -62,6 +67,8 @@ def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str
         try:
             folder = path / images[0]["datasets"][0]["path"]
             axes, sizes = _axes(images[0])
+            if not folder.resolve().is_relative_to(path.resolve()):
+                raise ValueError(f"a path inside the folder, got {folder}")
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"must be an OME-Zarr image, got multiscales without {error}"
@@ -69,8 +76,17 @@ def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str
         array = open_level(folder)
     if len(axes) != array.ndim:
         raise ValueError(f"axes must be as many as the array has, {array.ndim}, got {axes}")
+    planes = math.prod(array.shape) // max(1, math.prod(array.shape[-2:]))
+    for what, count, most in (
+        ("pixels", math.prod(array.shape), _MOST),
+        ("planes", planes, _MOST_PLANES),
+    ):
+        if count > most:
+            raise ValueError(f"must have at most {most} {what}, got {count}")
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    check_pixels(array.chunks, array.dtype, sum(f.stat().st_size for f in files))  # one at a time
     if not missing_chunks:
-        _check_chunks(array, folder)
+        _check_chunks(array, {str(f.relative_to(folder)) for f in files})
     return array, axes, sizes
 
 
@@ -91,20 +107,18 @@ def _axes(image: dict[str, Any]) -> tuple[str, dict[str, float]]:
     return "".join(names), sizes
 
 
-def _check_chunks(array: Any, folder: Path) -> None:
-    """Raises ValueError if a chunk of an array, or a shard, has no file."""
-    files = {
-        str((Path(root) / name).relative_to(folder))
-        for root, _, names in os.walk(folder)
-        for name in names
-    }
+def _check_chunks(array: Any, files: set[str]) -> None:
+    """Raises ValueError if a chunk of an array, or a shard, is not among these files."""
+    files = files - {"zarr.json", ".zarray", ".zattrs"}
     sides = zip(array.shape, array.shards or array.chunks, strict=True)
-    places = itertools.product(*(range(-(-n // side)) for n, side in sides))
-    keys = [array.metadata.encode_chunk_key(place) for place in places]
-    there = sum(key in files for key in keys)
-    if there < len(keys):
+    chunks = [-(-n // side) for n, side in sides]
+    count, there = math.prod(chunks), len(files)
+    if count <= max(there, 10**6):  # else there are too few, and too many to look for each
+        places = itertools.product(*(range(n) for n in chunks))
+        there = sum(array.metadata.encode_chunk_key(place) in files for place in places)
+    if there < count:
         raise ValueError(
-            f"must have all its {len(keys)} chunks, got {there} (missing ones are taken as "
+            f"must have all its {count} chunks, got {there} (missing ones are taken as "
             f"{array.fill_value} with --missing-chunks)"
         )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._device import find_device
-from .._files import locked, reason_of, replace_file
+from .._files import TEXT, locked, parsed_json, read_file, reason_of, replace_file
 from ..images.folders import stem_of
 from ..images.intensity import Range, range_of
 from ..images.source import Source, open_source
@@ -281,14 +281,14 @@ def read_job(part: Path) -> Job:
     """
     file = part / "job.json"
     try:
-        content = json.loads(file.read_text())
+        content = parsed_json(read_file(file, TEXT))
         if content["ranges"] is not None:
             pairs = [(tuple(r["low"]), tuple(r["width"])) for r in content["ranges"]]
             content["ranges"] = [Range(low, width) for low, width in pairs]
         options = content["options"]
         options["tile"] = tuple(options["tile"])
         return Job(**content | {"options": Options(**options)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: must hold a job of unet_fast: {reason_of(error)}") from None
 
 
@@ -358,7 +358,7 @@ def _stamp(image: Path) -> str:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read_file(file)).hexdigest()
 
 
 def _flush(file: Path) -> None:

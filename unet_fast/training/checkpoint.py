@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from .._files import replace_file
+from .._files import parsed_json, read_file, reason_of, replace_file
+from ..contracts.types import check_fields
 from ..model_file import BEST, FORMAT, LAST, MODEL, pack, unpack
+from ..objects import ObjectRule
 from .config import CONFIG, DEFAULT_TILE, TrainConfig
 
 STATE = "state.safetensors"
@@ -83,9 +85,13 @@ def load_state(
     tensors, description = unpack(file, "a training state")
     try:
         progress = Progress(**description["progress"])
-        earlier = description["settings"]
-    except (KeyError, TypeError):
-        raise ValueError(f"{file}: must hold a training state, but has none") from None
+        check_fields("progress", progress)
+        earlier = dict(description["settings"])
+        if progress.objects is not None:
+            ObjectRule(**progress.objects)  # raises if it is none
+    except (LookupError, TypeError, ValueError) as error:
+        reason = reason_of(error)
+        raise ValueError(f"{file}: must hold a training state, but has none: {reason}") from None
     if earlier.get("tile") is None:  # older runs did not resolve the default
         earlier = earlier | {"tile": DEFAULT_TILE[earlier.get("padding", "valid")]}
     now, then = _flat(settings), _flat(earlier)
@@ -136,23 +142,45 @@ def cut_log(folder: Path, step: int, ended: bool) -> float:
             if not ended:
                 row.pop("best", None)
             kept.append(json.dumps(row) + "\n")
-            seconds = row.get("seconds", seconds)
+            seconds = row["seconds"]
     replace_file(path, "".join(kept).encode())
     return seconds
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Reads the rows of the log; a line that was cut off while being written is left out."""
+    """Reads the rows of the log; what is none, as a line that was cut off, is left out."""
     path = folder / LOG
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in read_file(path).splitlines() if path.exists() else []:
         try:
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+            row = parsed_json(line)
         except ValueError:
             continue
+        if _is_row(row):
+            rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether something is a row of the log."""
+
+    def table(x: Any, *integers: str) -> bool:
+        known = isinstance(x, dict) and all(type(x.get(name)) is int for name in integers)
+        return known and all(v is None or type(v) in (int, float) for v in x.values())
+
+    if not isinstance(row, dict):
+        return False
+    scores = [row[kind] for kind in ("validation", "training") if kind in row]
+    best = row.get("best", {"step": 0, "by": ""})
+    return (
+        table({k: v for k, v in row.items() if k not in ("validation", "training", "best")}, "step")
+        and all(type(row.get(k)) in (int, float) for k in ("loss", "learning_rate", "seconds"))
+        and all(table(x, "files") for x in scores)
+        and isinstance(best, dict)
+        and isinstance(best.get("by"), str)
+        and table({k: v for k, v in best.items() if k != "by"}, "step")
+        and ("best" not in row or len(scores) == 1)
+    )
 
 
 def check_unused(out: Path, config: TrainConfig) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from .._files import TEXT, read_file, reason_of
 from ..augment import Augmentation
 from ..contracts.types import check_fields
 from ..unet import Norm
@@ -140,7 +141,7 @@ class TrainConfig:
             ("validation", 0 <= self.validation < 1, "be in [0, 1)"),
             ("data_budget", _none_or(self.data_budget, lambda x: x >= 0), "be >= 0"),
             ("tile", _none_or(self.tile, lambda x: x >= 1), "be >= 1"),
-            ("batch_size", self.batch_size >= 1, "be >= 1"),
+            ("batch_size", 1 <= self.batch_size <= 65536, "be in [1, 65536]"),
             ("learning_rate", _none_or(self.learning_rate, lambda x: 0 < x < math.inf), "be > 0"),
             ("warmup", 0 <= self.warmup <= 1, "be in [0, 1]"),
             ("momentum", 0 <= self.momentum < 1, "be in [0, 1)"),
@@ -230,6 +231,8 @@ class TrainConfig:
 
 PATHS = ("images", "labels", "out", "classes", "split")
 """Settings that are paths."""
+TABLES = ("weights", "augmentation")
+"""Settings that are tables of settings."""
 FREE = {
     *(*PATHS, "data_budget", "steps", "minutes", "compile", "cuda_graph", "evaluate_every"),
     *("checkpoint_every", "patience", "previews", "tensorboard", "device", "resume"),
@@ -270,14 +273,24 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Reads a file that :func:`as_toml` wrote.
 
     Raises:
-        ValueError: If there is no such file, or it is not TOML.
+        ValueError: If there is no such file, or it is not TOML with such tables.
     """
     try:
-        return tomllib.loads(path.read_text())
+        settings = tomllib.loads(read_file(path, TEXT).decode())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: must be a TOML file: {error}") from None
+        raise ValueError(f"{path}: must be a TOML file: {reason_of(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: must be a TOML file: it is nested too deeply") from None
+    for name, value in settings.items():
+        if name in TABLES and not isinstance(value, dict):
+            raise ValueError(f"{path}: {name} must be a table, got {value!r}")
+        nested = {f"{name}.{k}": v for k, v in value.items()} if name in TABLES else {name: value}
+        for inner, one in nested.items():
+            if isinstance(one, dict):
+                raise ValueError(f"{path}: {inner} must be a value, not a table")
+    return settings
 
 
 def _none_or(value: Any, rule: Any) -> bool:

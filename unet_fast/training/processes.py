@@ -1,6 +1,5 @@
 """Several processes that train one network, started by torchrun."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._device import torchrun_number
 from .._files import reason_of
 
 TIMEOUT = timedelta(minutes=10)
@@ -54,7 +54,7 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     if dist.is_initialized():  # by the caller, who also ends it
         yield Processes(dist.get_rank(), dist.get_world_size())
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if torchrun_number("WORLD_SIZE", 1) == 1:
         yield Processes()
         return
     backend = "nccl" if device.type == "cuda" else "gloo"

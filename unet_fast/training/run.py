@@ -11,7 +11,7 @@ from .._files import replace_file
 from ..model_file import BEST, LAST, load_model, save_model
 from ..objects import ObjectRule
 from ..unet import UNet
-from .checkpoint import Progress, cut_log, load_state, read_log, save_state
+from .checkpoint import STATE, Progress, cut_log, load_state, read_log, save_state
 from .config import FREE, TrainConfig, as_dict
 from .previews import Artist, draw_run, run_panels
 from .processes import Processes
@@ -91,7 +91,11 @@ class Run:
             self.config.out, self.settings, self.step.modules, self.step.optimizer
         )
         if self.progress.scaler:
-            self.step.scaler.load_state_dict(self.progress.scaler)
+            try:
+                self.step.scaler.load_state_dict(self.progress.scaler)
+            except (LookupError, TypeError, RuntimeError) as error:
+                file = self.config.out / STATE
+                raise ValueError(f"{file}: must hold a gradient scaler: {error!r}") from None
         if self.progress.objects is not None:
             self.saved_model.objects = ObjectRule(**self.progress.objects)
         self.step.averaged = self.progress.step > 0

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._device import torchrun_number
 from .config import TrainConfig
 
 
 @contextmanager
 def reproducible(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Sets random numbers and algorithms for a run, and restores the caller's afterwards."""
-    if config.cuda_graph and (device.type != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    if config.cuda_graph and (device.type != "cuda" or torchrun_number("WORLD_SIZE", 1) > 1):
         raise ValueError(
             f"train: cuda_graph must be off but for one process on a GPU, got {device.type}"
         )

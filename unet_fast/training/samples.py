@@ -1,6 +1,5 @@
 """Annotated images: pairing and reading of files, numbering of objects, split for validation."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from .._files import TEXT, parsed_json, read_file, reason_of
 from ..contracts.border_weight_map import IGNORED
 from ..images.files import fit_channels, read_image, read_labels
 from ..images.folders import check_size, find_pairs
@@ -159,12 +159,13 @@ def split_names(
         kept = {names[i] for i in order[:count]}
         return [n for n in names if n not in kept], [n for n in names if n in kept]
     try:
-        content = json.loads(file.read_text())
+        content = parsed_json(read_file(file, TEXT))
         parts = [content["train"], content.get("validation", [])]
         if not all(isinstance(p, list) and all(isinstance(n, str) for n in p) for p in parts):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no such lists"
+        reason = reason_of(error) if type(error) is ValueError else reason
         raise ValueError(
             f'{file}: must be JSON {{"train": [names], "validation": [names]}}: {reason}'
         ) from None

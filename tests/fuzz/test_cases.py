@@ -1,0 +1,11 @@
+import budget
+import campaign
+import pytest
+
+
+@pytest.mark.parametrize("name", campaign.CASES)
+def test_cases(name):
+    """Two seconds of each kind of case, with `--thorough` ten; campaign.py runs more."""
+    ran, failed = campaign.run(name, 0, 10**6, seconds=10 if budget.thorough else 2)
+    assert ran > 0
+    assert failed == []
