@@ -157,13 +157,14 @@ def weighted_ce_(c):
     expected = torch.where(undefined.unsqueeze(1), math.nan, factor * slope)
     error = factor.abs() * (slope_off + (2 * summed + 4 * unit) * slope.abs())
     lost = hopeless.unsqueeze(1).expand_as(logits)
-    assert grads[0][lost & live].isfinite().all()
+    small = factor.abs() < 0.9 * torch.finfo(grads[0].dtype).max  # others may overflow
+    assert grads[0][lost & live & small].isfinite().all()
     expected = torch.where(live & ~lost, expected, 0)
     assert_near(torch.where(lost, 0, grads[0]), expected, error.nan_to_num(0), "gradient")
     if len(grads) > 1:
         mean = each if reduction == "weighted_mean" else torch.zeros_like(ce)
         ce = ce.to(wide).double()  # is computed again, in the type of the loss
-        by_weight = torch.where(counted & (up != 0), up * (ce - mean), 0)
+        by_weight = torch.where(counted & (up != 0), up * (ce - mean), 0).to(wide).double()
         error = off + (2 * summed + 8 * unit) * (ce + mean)
         error = error + each_off if reduction == "weighted_mean" else error
         assert_near(grads[1], by_weight, up.abs() * error, "gradient of weight")
@@ -210,7 +211,7 @@ def separate_touching_(c):
 
 @case
 def border_weight_map_(c):
-    """Rounding of the exponent, which reaches log(w0 2^28), adds to a few units of float32."""
+    """A few units of float32, and as many of the exponent, which reaches log(w0 2^28)."""
     labels = label_map(c)
     unit = c.pick(1.0, 1.0, 1e-11, 1e11)
     spacing = spacing_of(c, labels, 0.5 * unit, unit, 1.7 * unit)
@@ -243,7 +244,7 @@ def border_weight_map_(c):
         expected = reference.border_weights(labels, classes, **options)
         assert torch.equal(result[0], expected[0])
         terms = 2 * n
-    rtol = 1e-6 * max(1.0, math.log(max(options["w0"], 1.0)) / math.log(50))
+    rtol = 2.0**-22 * (1 + math.log(max(options["w0"], 1.0) / NEGLIGIBLE))
     torch.testing.assert_close(result[-1], expected[-1], rtol=rtol, atol=terms * NEGLIGIBLE)
 
 
