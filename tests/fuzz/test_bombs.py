@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 
 from unet_fast import UNet, load_model, save_model
 from unet_fast.cli import main
+from unet_fast.images.files import read_image
 from unet_fast.images.source import open_source
 
 SECONDS, MEGABYTES = 60, 1000
@@ -159,6 +160,22 @@ def test_a_ring_of_pages(tmp_path):
     megabytes, seconds = peak(read)
     assert megabytes < MEGABYTES
     assert seconds < SECONDS
+
+
+def test_a_tiff_without_its_strips(tmp_path):
+    """Many rows, of which few have data: neither zeros nor millions of chunks."""
+    file = tmp_path / "a.tif"
+    pixels = np.ones((8, 4), "f8")
+    tifffile.imwrite(file, pixels, compression="zlib", rowsperstrip=4, photometric="minisblack")
+    content = file.read_bytes()
+    for count in (2**22, 12):
+        length = struct.pack("<HHII", 257, 4, 1, 8)
+        assert content.count(length) == 1
+        longer = struct.pack("<HHII", 257, 4, 1, count)
+        file.write_bytes(content.replace(length, longer))
+        for read in (read_image, lambda path: open_source(path, 1)):
+            with pytest.raises(ValueError, match=f"must have {count // 4} strips or tiles, got 2"):
+                read(file)
 
 
 ARRAYS = {

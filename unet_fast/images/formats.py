@@ -1,6 +1,7 @@
 """Opens image files: pixels, axes, pixel size. Large files are opened without being read."""
 
 import logging
+import math
 import threading
 import warnings
 import weakref
@@ -158,6 +159,10 @@ def _open_tiff(path: Path) -> Opened:
             array = _mapped(path, series, series.dataoffset)
             return Opened(array, series.axes, *_described(tiff, series))
         check_pixels(series.shape, series.dtype, path.stat().st_size)
+        wanted = math.prod(series.keyframe.chunked)
+        for page in series.pages:  # None: a plane that an OME-TIFF leaves out
+            if page is not None and len(page.dataoffsets) != wanted:
+                raise ValueError(f"must have {wanted} strips or tiles, got {len(page.dataoffsets)}")
         if series.size * series.dtype.itemsize > LARGE_BYTES and zarr_library() is not None:
             array = _decoded(path)
         else:
@@ -191,10 +196,14 @@ def _mapped(path: Path, series: tifffile.TiffPageSeries, offset: int) -> NDArray
     return mapped
 
 
+_one_at_a_time = threading.Lock()
+"""Warnings are caught for the whole process: threads would restore those of one another."""
+
+
 def _decoded(path: Path) -> Any:
     """Opens a compressed TIFF as an array whose tiles are decoded when they are read."""
     zarr = zarr_library()
-    with warnings.catch_warnings():
+    with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         store = tifffile.imread(path, aszarr=True)
         opened = zarr.open(store, mode="r")

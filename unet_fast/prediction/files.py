@@ -19,7 +19,7 @@ from ..images.zarr import is_zarr, need_zarr, open_level, zarr_library
 from ..model_file import load_model
 from ..plots import draw_overlay
 from .options import Options
-from .out_of_core import is_begun, predict_blocks
+from .out_of_core import is_begun, predict_blocks, remove_rest
 from .predictor import Predictor
 
 SUFFIXES = {"png": ".png", "tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
@@ -119,6 +119,7 @@ def predict_files(
                 results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # e.g. TIFF for a stack
                 kept[i] = is_there(results[i])
             if kept[i]:
+                remove_rest(results[i])
                 if overlay and is_zarr(results[i]) and not _overlay_of(results[i]).exists():
                     # The process was killed between the result and its picture.
                     source = open_source(file, channels, missing_chunks=missing_chunks)

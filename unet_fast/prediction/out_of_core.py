@@ -4,6 +4,7 @@
 file for each block that has reached the disk. At the end the image is renamed to OUT.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -169,6 +170,13 @@ def is_begun(out: Path) -> bool:
     part = _part(out)
     folders = ("image", "classes")
     return (part / "job.json").exists() and any((part / name).exists() for name in folders)
+
+
+def remove_rest(out: Path) -> None:
+    """Removes what a process left beside its result if it was killed after it was finished."""
+    with contextlib.suppress(ValueError), locked(out):  # else another process is at it
+        if not is_begun(out):
+            shutil.rmtree(_part(out), ignore_errors=True)
 
 
 def _part(out: Path) -> Path:

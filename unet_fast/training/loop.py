@@ -83,7 +83,8 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
             make_folder(out)
             signals.enter_context(locked(out / STATE))  # one run for each folder
             check_unused(out, config)
-            remove_parts(out)
+            for folder in (out, out / "previews"):
+                remove_parts(folder)
         build = partial(_build, train_set, validation_set, processes, device)
         if config.minutes is not None:
             config = _in_time(config, build, begin, clock)
