@@ -84,7 +84,7 @@ def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
         bits, kind = head[24], head[25]  # PNG specification, 11.2.1
         if bits == 16 and kind != 0:
             width, height = (int.from_bytes(head[i : i + 4]) for i in (16, 20))
-            check_pixels((height, width, 4), np.dtype(np.uint16), path.stat().st_size)
+            check_pixels((height, width, 4), np.dtype(np.uint16), lambda: path.stat().st_size)
             return _open_deep_png(path)
         grey_bits = bits if kind == 0 else 0
     modes = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
@@ -94,7 +94,7 @@ def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
         if getattr(picture, "n_frames", 1) > 1:
             raise ValueError(f"must be one image, got {picture.n_frames}")
         shape = (*picture.size, len(picture.getbands()))
-        check_pixels(shape, np.dtype(np.uint8), path.stat().st_size)
+        check_pixels(shape, np.dtype(np.uint8), lambda: path.stat().st_size)
         picture.info.pop("transparency", None)  # which `convert` would warn of
         array = np.asarray(picture.convert(modes.get(picture.mode, picture.mode)))
     if grey_bits in (2, 4):
@@ -158,7 +158,7 @@ def _open_tiff(path: Path) -> Opened:
         if series.dataoffset is not None and series.keyframe.is_memmappable:
             array = _mapped(path, series, series.dataoffset)
             return Opened(array, series.axes, *_described(tiff, series))
-        check_pixels(series.shape, series.dtype, path.stat().st_size)
+        check_pixels(series.shape, series.dtype, lambda: path.stat().st_size)
         wanted = math.prod(series.keyframe.chunked)
         for page in series.pages:  # None: a plane that an OME-TIFF leaves out
             if page is not None and len(page.dataoffsets) != wanted:

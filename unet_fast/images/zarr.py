@@ -83,10 +83,10 @@ def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str
     ):
         if count > most:
             raise ValueError(f"must have at most {most} {what}, got {count}")
-    files = [f for f in folder.rglob("*") if f.is_file()]
-    check_pixels(array.chunks, array.dtype, sum(f.stat().st_size for f in files))  # one at a time
+    # A chunk is decoded at once.
+    check_pixels(array.chunks, array.dtype, lambda: sum(f.stat().st_size for f in _files(folder)))
     if not missing_chunks:
-        _check_chunks(array, {str(f.relative_to(folder)) for f in files})
+        _check_chunks(array, {str(f.relative_to(folder)) for f in _files(folder)})
     return array, axes, sizes
 
 
@@ -105,6 +105,10 @@ def _axes(image: dict[str, Any]) -> tuple[str, dict[str, float]]:
         if name in ("X", "Y", "Z") and axis.get("unit") in _LENGTHS
     }
     return "".join(names), sizes
+
+
+def _files(folder: Path) -> list[Path]:
+    return [f for f in folder.rglob("*") if f.is_file()]
 
 
 def _check_chunks(array: Any, files: set[str]) -> None:
