@@ -15,24 +15,30 @@ from unet_fast import border_weight_map, reference, two_nearest
 
 from .interleave import Case, Rival, optional
 
-CASES = {  # name: sides and number of cells
+CASES = {  # name: arguments of crowded
     "512 x 512, 200 cells": ((512, 512), 200),
     "512 x 512, 2000 cells": ((512, 512), 2000),
     "2048 x 2048, 3200 cells": ((2048, 2048), 3200),
+    "2048 x 2048, 8 small cells": ((2048, 2048), 8, 0.02),
 }
 FEW = "512 x 512, 200 cells"
-VOLUME = ((64, 64, 64), 100)
+VOLUMES = (((64,) * 3, 100), ((128,) * 3, 10), ((128,) * 3, 300), ((128,) * 3, 3000))
+FLAT = (3.0, 1.0, 1.0)
+"""Voxel size of a stack."""
 BATCH = 16
 FUNCTIONS = {"border_weight_map": border_weight_map, "two_nearest": two_nearest}
 
 
-def crowded(sides, cells):
-    """Round cells around random points; a good part of them touch. int32."""
+def crowded(sides, cells, size=0.45):
+    """Round cells around random points, their radius in mean distances; int32.
+
+    Without `size` a good part of them touch.
+    """
     generator = np.random.default_rng(0)
     centres = generator.random((cells, len(sides))) * sides
     grid = np.stack(np.meshgrid(*map(np.arange, sides), indexing="ij"), -1)
     distance, nearest = cKDTree(centres).query(grid, workers=-1)
-    radius = 0.45 * (np.prod(sides) / cells) ** (1 / len(sides))
+    radius = size * (np.prod(sides) / cells) ** (1 / len(sides))
     return torch.from_numpy(np.where(distance < radius, nearest + 1, 0).astype(np.int32))
 
 
@@ -60,6 +66,12 @@ def scipy_per_object(labels):
     return Rival("SciPy per object", function, "scipy")
 
 
+def scipy_once(labels):
+    background = labels.numpy() == 0
+    name = "a single SciPy transform of the volume"
+    return Rival(name, functools.partial(ndimage.distance_transform_edt, background), "scipy")
+
+
 def edt_per_object(labels):
     edt, name = optional("edt"), "edt per object"
     if edt is None:
@@ -68,12 +80,14 @@ def edt_per_object(labels):
     return Rival(name, functools.partial(per_object, transform, labels.numpy()), "edt")
 
 
-def one_edt(labels):
+def one_edt(labels, spacing=None):
     edt, name = optional("edt"), "a single edt of the image"
     if edt is None:
         return Rival(name, None)
     background = labels.numpy() == 0
-    return Rival(name, lambda: edt.edt(background, parallel=torch.get_num_threads()), "edt")
+    options = {} if spacing is None else {"anisotropy": spacing}
+    function = functools.partial(edt.edt, background, parallel=torch.get_num_threads(), **options)
+    return Rival(name, function, "edt")
 
 
 def one_cupyx(labels):
@@ -146,30 +160,50 @@ def cases(device, peers):
             lambda: border_weight_map(batch),
             moved=8 * batch.numel(),
         )
-    volume = crowded(*VOLUME)
-    here = volume[None].to(device)
-    yield Case(
-        "64 x 64 x 64, 100 objects",
-        "border_weight_map",
-        lambda: border_weight_map(here),
-        [scipy_per_object(volume)],
-        moved=8 * volume.numel(),
-    )
+    for sides, objects in VOLUMES:
+        volume = crowded(sides, objects)
+        here = volume[None].to(device)
+        for spacing in (None, FLAT):
+            rivals = []
+            if device.type == "cpu":
+                if spacing is None:
+                    rivals = [scipy_once(volume)]
+                if spacing is None and objects <= 300:
+                    rivals.append(scipy_per_object(volume))
+                if peers:
+                    rivals.append(one_edt(volume, spacing))
+            elif peers and spacing is None:
+                rivals.append(one_cupyx(here[0]))
+            name = f"{' x '.join(map(str, sides))}, {objects} objects"
+            yield Case(
+                name if spacing is None else f"{name}, flat voxels",
+                "border_weight_map",
+                functools.partial(border_weight_map, here, spacing=spacing),
+                rivals,
+                moved=8 * volume.numel(),
+            )
 
 
 def growth(device, peers):
-    """Against pixels, cells and batch."""
+    """Against pixels, cells and batch, voxels and cells of volumes."""
     fields = {s: functools.partial(mosaic, s) for s in (256, 512, 1024, 2048, 4096)}
     cells = {n: functools.partial(crowded, (1024, 1024), n) for n in (10, 100, 1000, 10_000)}
     series = {
         "pixels": [(s * s, field, 1) for s, field in fields.items()],
         "cells": [(n, field, 1) for n, field in cells.items()],
         "batch": [(n, fields[256], n) for n in (1, 2, 4, 8, 16, 32)],
+        "voxels": [
+            (s**3, functools.partial(crowded, (s,) * 3, 100 * (s // 64) ** 3), 1)
+            for s in ((64, 128, 256) if device.type == "cpu" else (64, 128))
+        ],
+        "cells of a volume": [
+            (n, functools.partial(crowded, (128,) * 3, n), 1) for n in (10, 100, 1000, 3000)
+        ],
     }
     for axis, points in series.items():
         for x, field, batch in points:
             labels = field()
-            here = labels.to(device).expand(batch, -1, -1).contiguous()
+            here = labels.to(device).expand(batch, *labels.shape).contiguous()
             rivals = []
             if axis != "batch" and device.type == "cpu":
                 rivals.append(scipy_per_object(labels))

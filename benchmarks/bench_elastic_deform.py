@@ -1,6 +1,7 @@
 """elastic_deform against its reference, SciPy, elasticdeform, torch and augmentation libraries.
 
-Image 512 x 512, linear; labels of the same size, nearest; displacements on a 3 x 3 grid. SciPy's
+Image 512 x 512, linear; labels of the same size, nearest; displacements on a 3 x 3 grid. Volume
+128 x 128 x 128, displacements on a 4 x 4 x 4 grid. SciPy's
 formula gives what the package elasticdeform gives, which is timed where it can be imported: as of
 its version 0.5.1, where NumPy is older than 2.
 """
@@ -21,6 +22,7 @@ from .interleave import Case, Rival, optional
 SIDE = 512
 SIGMA = 10.0
 BATCH = 16
+VOLUME = (128, 128, 128)
 FLOAT, BYTES = "512 x 512 and labels", "512 x 512 uint8 and labels"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks its index for a newer one
 
@@ -37,17 +39,76 @@ def sample(n=1, device="cpu", channels=1, dtype=torch.float32, side=SIDE):
     return image.to(dtype).to(device), displacement.to(device), labels.to(device)
 
 
+def volume_sample(device="cpu", sides=VOLUME):
+    """A volume, displacements of a few voxels and labels of cubes."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, *sides, generator=generator)
+    displacement = 4 * torch.randn(1, 3, 4, 4, 4, generator=generator)
+    blobs = [torch.arange(side) // 10 for side in sides]
+    labels = (blobs[0][:, None, None] * 64 + blobs[1][:, None]) * 64 + blobs[2]
+    return image.to(device), displacement.to(device), labels[None].to(torch.int32).to(device)
+
+
+def scipy_positions(displacement, sides):
+    """Where each pixel is read, (axes, *sides)."""
+    shape = displacement[0].shape
+    lines = [np.linspace(0, p - 1, n) for p, n in zip(shape, sides, strict=True)]
+    knots = np.stack(np.meshgrid(*lines, indexing="ij"))
+    field = [ndimage.map_coordinates(d, knots, order=3, mode="mirror") for d in displacement]
+    return np.indices(sides) + np.stack(field)
+
+
 def scipy_deform(image, displacement, labels):
     """The field once, for both."""
-    side = len(image)
-    knots = np.stack(np.meshgrid(*[np.linspace(0, 2, side)] * 2, indexing="ij"))
-    position = np.stack(np.meshgrid(*[np.arange(side)] * 2, indexing="ij")) + np.stack(
-        [ndimage.map_coordinates(d, knots, order=3, mode="mirror") for d in displacement]
-    )
+    position = scipy_positions(displacement, image.shape)
     return (
         ndimage.map_coordinates(image, position, order=1, mode="mirror"),
         ndimage.map_coordinates(labels, position, order=0, mode="mirror"),
     )
+
+
+def grid_sample_rival(image, displacement, labels):
+    """Two calls of grid_sample with the field at hand; of one volume."""
+    sides = image.shape[2:]
+    position = torch.from_numpy(scipy_positions(displacement[0].cpu().numpy(), sides))
+    scale = torch.tensor([2 / (side - 1) for side in sides])
+    grid = (position.movedim(0, -1) * scale - 1).flip(-1)[None].to(image)
+    options = {"padding_mode": "reflection", "align_corners": True}
+    ids = labels[:, None].float()
+
+    def run():
+        moved = functional.grid_sample(image, grid, mode="bilinear", **options)
+        return moved, functional.grid_sample(ids, grid, mode="nearest", **options)
+
+    return Rival("torch grid_sample, its field at hand", run)
+
+
+def monai_volume_rival(image, labels):
+    transforms, name = optional("monai.transforms"), "MONAI Rand3DElasticd"
+    if transforms is None:
+        return Rival(name, None)
+    transform = transforms.Rand3DElasticd(
+        ("image", "labels"),
+        sigma_range=(5, 5),
+        magnitude_range=(100, 100),
+        prob=1,
+        mode=("bilinear", "nearest"),
+        padding_mode="reflection",
+        device=image.device,
+    )
+    pair = {"image": image[0], "labels": labels.float()}
+    return Rival(name, lambda: transform(pair), "monai")
+
+
+def torchio_rival(image, labels):
+    torchio, name = optional("torchio"), "TorchIO RandomElasticDeformation"
+    if torchio is None:
+        return Rival(name, None)
+    transform = torchio.RandomElasticDeformation(num_control_points=7, max_displacement=7)
+    subject = torchio.Subject(
+        image=torchio.ScalarImage(tensor=image[0]), labels=torchio.LabelMap(tensor=labels)
+    )
+    return Rival(name, lambda: transform(subject), "torchio")
 
 
 def torch_deform(image, displacement, labels):
@@ -136,12 +197,13 @@ def elasticdeform_rival(image, displacement, labels, order=1):
 
 
 def batchgenerators_rival(image, labels):
+    sides = image.shape[2:]
     name = "batchgeneratorsv2 SpatialTransform"
     spatial = optional("batchgeneratorsv2.transforms.spatial.spatial")
     if spatial is None:
         return Rival(name, None)
     transform = spatial.SpatialTransform(
-        (SIDE, SIDE),
+        sides,
         patch_center_dist_from_border=0,
         random_crop=False,
         p_elastic_deform=1,
@@ -237,6 +299,33 @@ def cases(device, peers):
         run = functools.partial(elastic_deform, image, displacement, labels=labels)
         rivals = albumentations_rivals(image, labels) if peers else []
         yield Case(BYTES, "elastic_deform", run, rivals, moved=moved(image, labels))
+    yield from volume_cases(device, peers)
+
+
+def volume_cases(device, peers):
+    """One volume, at the order of an image and of labels, and at that of weight maps."""
+    parts = image, displacement, labels = volume_sample(device)
+    small = volume_sample(device, (20, 30, 40))
+    ours = elastic_deform(small[0], small[1], labels=small[2])
+    plain = reference.elastic_deform(small[0], small[1], labels=small[2])
+    sampled = grid_sample_rival(*small).function()
+    for moved_, ids in (plain, (sampled[0], sampled[1][:, 0].to(torch.int32))):
+        torch.testing.assert_close(ours[0], moved_, rtol=0, atol=1e-3)
+        assert (ours[1] == ids).double().mean() > 0.999
+    rivals = [grid_sample_rival(*parts)]
+    if device.type == "cpu":
+        rivals.append(scipy_rival(*parts))
+    if peers:
+        rivals += [monai_volume_rival(image, labels)]
+        if device.type == "cpu":
+            rivals += [elasticdeform_rival(*parts), torchio_rival(image, labels)]
+            rivals.append(batchgenerators_rival(image, labels))
+    name = f"{' x '.join(map(str, VOLUME))} and labels"
+    run = functools.partial(elastic_deform, image, displacement, labels=labels)
+    size = moved(image, labels)
+    yield Case(name, "elastic_deform", run, rivals, moved=size, memory=True)
+    cubic = functools.partial(run, order=3)
+    yield Case(f"{name}, order 3", "elastic_deform", cubic, moved=size)
 
 
 def growth(device, peers):

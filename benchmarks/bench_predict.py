@@ -24,8 +24,8 @@ import torch
 from unet_fast import UNet, load_model, predict
 from unet_fast._device import find_device, precision_of
 from unet_fast.images.files import read_image
-from unet_fast.images.folders import list_images
 from unet_fast.images.intensity import normalise
+from unet_fast.images.source import list_sources
 from unet_fast.prediction.options import Options
 from unet_fast.prediction.predictor import Predictor
 
@@ -58,7 +58,7 @@ BORDER = 112
 def mosaic(side):
     """Real nuclei, turned, tile by tile, until the side is filled."""
     folder = Path(__file__).parents[1] / "unet_fast" / "sample" / "test" / "images"
-    images = [normalise(read_image(file)[:1])[0, :256, :256] for file in list_images(folder)]
+    images = [normalise(read_image(file)[:1])[0, :256, :256] for file in list_sources(folder)]
     count = -(-side // 256)
     rows = [
         np.concatenate(

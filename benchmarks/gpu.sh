@@ -39,7 +39,8 @@ architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/
 site="$out/site"
 step 30 facts bash -c "$facts" "$python"
 [ "$dry" = 1 ] || step 30 nvidia_smi nvidia-smi
-UNET_FAST_CUDA=ON step 120 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
+[ "$dry" = 1 ] && export UNET_FAST_ALL_LEVELS=OFF  # builds in less time
+UNET_FAST_CUDA=ON step 180 build "$python" -m pip install --no-build-isolation --no-deps --no-index \
   --upgrade --target "$site" --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES="${architecture:-90}" .
 [ "$failed" = 0 ] || exit 1  # nothing below would be about this checkout
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"

@@ -268,12 +268,16 @@ def growth():
 
 
 def device_of(kind):
-    """The device that measured last; None where none did."""
-    firsts = [runs[0][0] for runs in (newest(suite, kind) for suite in SUITES) if runs]
-    return max(firsts, key=lambda row: row["date"], default={}).get("device")
+    """The device that measured the most suites, of several the last one; None where none did."""
+    suites, dates = {}, {}
+    for suite in SUITES:
+        for row in (run[0] for run in newest(suite, kind)):
+            suites[row["device"]] = suites.get(row["device"], 0) + 1
+            dates[row["device"]] = max(row["date"], dates.get(row["device"], ""))
+    return max(suites, key=lambda device: (suites[device], dates[device]), default=None)
 
 
-def on_last_device(suite, kind):
+def on_fullest_device(suite, kind):
     """The rows of the newest run of a suite on that device."""
     device = device_of(kind)
     return [row for run in newest(suite, kind) for row in run if row["device"] == device]
@@ -281,7 +285,7 @@ def on_last_device(suite, kind):
 
 def found(suite, kind, case, ours):
     """The rows of a case in the newest run on that device."""
-    rows = on_last_device(suite, kind)
+    rows = on_fullest_device(suite, kind)
     return [row for row in rows if row["case"].endswith(case) and row["ours"] == ours]
 
 
@@ -309,7 +313,7 @@ def goals():
                 verdict,
             ]
         )
-    rows = on_last_device("breakdown", "cuda")
+    rows = on_fullest_device("breakdown", "cuda")
     for case in dict.fromkeys(row["case"] for row in rows) or [GOALS[0][1]]:
         parts = [r for r in rows if r["case"] == case and r["ours"] in ("tiles", "weights", "loss")]
         share = sum(float(row["share"] or 0) for row in parts)
@@ -332,7 +336,7 @@ def summary():
     for kind in KINDS:
         lines, headings = [], {}
         for task, rows in tasks(kind):
-            headings[heading(rows[0])] = None  # suites may come from several runs
+            headings.setdefault(rows[0]["device"], heading(rows[0]))  # of the first suite
             first, fastest = rows[0], min(rows, key=ratio)
             cells = [task, bold(time_of(float(first["ours ms"])), wins(fastest))]
             plain = [row for row in rows if row["rival"].startswith(REFERENCE)]
@@ -344,13 +348,75 @@ def summary():
             lines.append(cells)
         if lines:
             columns = "task", "unet_fast", "the reference takes", "of others the fastest takes"
-            parts += [*headings, "", markdown(columns, lines), ""]
+            parts += [*headings.values(), "", markdown(columns, lines), ""]
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
 
+GPUS = {  # architecture; warp instructions a second: all, float64; bytes a second of a copy
+    "H200": ("90", 132 * 4 * 1.7e9, 132 * 2 * 1.7e9, 4.05e12),
+    "RTX 4090": ("80", 128 * 4 * 2.5e9, 128 / 16 * 2.5e9, 0.92e12),
+    "T4": ("75", 40 * 4 * 1.5e9, 40 / 16 * 1.5e9, 0.25e12),
+}
+"""Peak rates of issue and of float64; the copy is measured on the H200, else 80 to 90 % of peak."""
+SMALL_PART = 0.02
+"""Kernels that issue less than this part of a case's instructions have no line of their own."""
+
+
+def estimate(rows, gpu):
+    """Microseconds for a million pixels, and what most of them wait for."""
+    architecture, issue, double, copy = GPUS[gpu]
+    times = dict.fromkeys(("issue", "memory", "float64"), 0.0)
+    for row in (row for row in rows if row["architecture"] == architecture):
+        warps = 1e12 / 32  # of a million pixels, times a million microseconds
+        limits = {
+            "issue": warps * float(row["sass"]) / issue,
+            "memory": 1e12 * (float(row["read"]) + float(row["written"])) / copy,
+            "float64": warps * (float(row["fp64"]) + float(row["conversions64"])) / double,
+        }
+        most = max(limits, key=limits.get)
+        times[most] += limits[most]
+    return f"{sum(times.values()):.3g}, {max(times, key=times.get)}"
+
+
+def kernel_budget():
+    """Counts on sm_90, and estimates."""
+    path = RESULTS / "kernel_budget.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        of_case = [row for row in rows if row["case"] == case]
+        kernels = list(dict.fromkeys(row["kernel"] for row in of_case))
+        shown = [of_case] + [[r for r in of_case if r["kernel"] == k] for k in kernels]
+        total = sum(float(r["sass"]) for r in of_case if r["architecture"] == "90")
+        for some in shown:
+            counts = [row for row in some if row["architecture"] == "90"]
+            added = {c: sum(float(r[c]) for r in counts) for c in counts[0] if c in SUMMED}
+            if some is not of_case and added["sass"] < SMALL_PART * total:
+                continue
+            name = case if some is of_case else ""
+            moved = added["read"] + added["written"]
+            lines.append(
+                [
+                    bold(name, bool(name)),
+                    "all" if some is of_case else f"`{counts[0]['kernel']}`",
+                    f"{added['launches']:.0f}",
+                    number(added["sass"]),
+                    number(added["fp64"] + added["conversions64"]),
+                    str(max(int(r["registers"]) for r in counts)),
+                    number(moved),
+                    *(estimate(some, gpu) for gpu in GPUS),
+                ]
+            )
+    columns = ["case", "kernel", "launches", "instructions", "float64", "registers", "bytes"]
+    return markdown([*columns, *GPUS], lines) + "\n"
+
+
+SUMMED = "launches", "sass", "fp64", "conversions64", "read", "written"
+
 BLOCKS = {
     **{suite: lambda suite=suite: of_devices(suite, table_of) for suite in SUITES},
-    **{f.__name__: f for f in (summary, limits, breakdown, growth, goals)},
+    **{f.__name__: f for f in (summary, limits, kernel_budget, breakdown, growth, goals)},
 }
 
 
@@ -411,12 +477,14 @@ def draw_speed(ratios):
 
 def growth_data(kind):
     """What the plot of growth shows: "operator against axis" -> method -> [[x, milliseconds]]."""
-    runs = newest("growth", kind)
+    # What the device that measured most lacks comes from others.
+    runs = sorted(newest("growth", kind), key=lambda run: run[0]["device"] == device_of(kind))
     return {
         f"{operator} against {axis}": {
             m: [list(p) for p in points.items()] for m, points in methods.items()
         }
-        for (operator, axis), methods in series_of(runs[0] if runs else []).items()
+        for run in runs
+        for (operator, axis), methods in series_of(run).items()
     }
 
 

@@ -55,9 +55,10 @@ def border_weights(device, shape):
 def elastic_deform(device, shape, order, grid):
     image = torch.rand(2, 2, *shape)
     labels = torch.randint(0, 99, (2, *shape), dtype=torch.int16)
-    displacement = torch.randn(2, 2, 4, 5) * 5
+    axes = len(shape)
+    displacement = torch.randn(2, axes, *(4, 5, 4)[:axes]) * 5
     options = {
-        "affine": torch.eye(2, 3)[None] + 0.1 * torch.randn(2, 2, 3),
+        "affine": torch.eye(axes, axes + 1)[None] + 0.1 * torch.randn(2, axes, axes + 1),
         "gray_curve": torch.rand(2, 1, 5),
         "labels": labels,
         "order": (order, 1),
@@ -95,8 +96,8 @@ def main():
     # Around a block of threads and a segment of a column; a volume.
     for shape in ((1, 1, 1), (2, 65, 5), (1, 5, 257), (1, 4, 9, 8)):
         border_weights(device, shape)
-    # Around a tile.
-    for shape in ((1, 1), (33, 5), (5, 65)):
+    # Around a tile; a volume.
+    for shape in ((1, 1), (33, 5), (5, 65), (3, 33, 5)):
         for order, grid in ((0, "keys"), (1, "interpolating"), (3, "approximating")):
             elastic_deform(device, shape, order, grid)
     print("all results right")

@@ -159,7 +159,7 @@ def objects_of(model: UNet, probability: np.ndarray, area: int, threshold: float
 
 def best_threshold(samples: list[Sample], model: UNet, area: int) -> float:
     """The threshold of seeds that has the best SEG on images that were trained on."""
-    probabilities = [predict(model, s.image).numpy() for s in samples]
+    probabilities = [predict(model, s.image) for s in samples]
     scores = [
         metrics.seg(
             [s.labels for s in samples],
@@ -180,7 +180,7 @@ def scored(folder: Path, model: UNet, pictures: Path | None, stem: str) -> list[
         truth = [ndimage.label(x)[0] for x in truth]
     rows: list[dict[str, float]] = []
     for views in (None, ROTATIONS) if em else (None,):
-        probabilities = [predict(model, s.image, tta=views).numpy() for s in samples]
+        probabilities = [predict(model, s.image, tta=views) for s in samples]
         if em:
             inside = [p[1] for p in probabilities]
             row = flat(metrics.isbi2012(np.stack(truth), np.stack(inside)))

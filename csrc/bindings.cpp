@@ -35,5 +35,6 @@ PYBIND11_MODULE(_C, m) {
   auto numerics =
       m.def_submodule("numerics", "The scalar functions of the CPU kernels' inner loops.");
   numerics.def("exp_nonpositive", py::vectorize(&unet_fast::exp_nonpositive_host));
-  numerics.def("log1p_nonnegative", py::vectorize(&unet_fast::log1p_nonnegative_host));
+  numerics.def("log1p_nonnegative",
+               py::vectorize([](float x) { return unet_fast::log1p_nonnegative(x); }));
 }

@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY(unet_fast, m) {
       "border_weights(Tensor labels, Tensor? classes, Tensor? foreground, Tensor? class_weight, "
       "int num_classes, int ridge, int? ignore_label, float w0, float sigma, bool everywhere, "
       "float halo, float halo_sigma, float[] spacing) -> (Tensor, Tensor)");
+  // image (N, C, H, W), or (N, C, D, H, W) with one more axis, component and row in what follows;
   // displacement (N, 2, P, Q), affine (N, 2, 3), offset (N, 2): float32 or float64; gray_curve:
   // float64 for float64 images, else float32; orders: one for each channel; grid and boundary:
   // values of the enums in elastic_deform/numerics.h; scales: grid cells per pixel along each axis;

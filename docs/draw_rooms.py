@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unet_fast"
 FLOORS = [
-    ("_files", "_progress", "_library", "_program", "contracts"),
-    ("_device", "objects", "ops", "reference"),
+    ("_files", "_memory", "_progress", "_library", "_program", "contracts"),
+    ("_device", "_gray_curves", "_max_pool", "objects", "ops", "reference"),
     ("augment", "images", "unet", "weights"),
     ("plots", "model_file"),
     ("prediction",),
@@ -39,7 +39,7 @@ def arrows():
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         room = room_of(path)
-        if room != "__init__":
+        if room not in ("__init__", "__main__"):
             found.setdefault(room, set()).update({*imports_of(path)} - {room, "_C"})
     return found
 

@@ -15,3 +15,8 @@ def examples(count, **more):
 def first(value, *others):
     """Values of a parameter: the first one always, the others with `--thorough`."""
     return [value, *(pytest.param(x, marks=pytest.mark.thorough) for x in others)]
+
+
+def rounds(count, kernels):
+    """How often a test of `host_kernels` repeats: less where PTX runs, if it does not try all."""
+    return count if thorough or not kernels.run_as_ptx else max(3, count // 5)

@@ -1,16 +1,12 @@
-import hashlib
-import importlib.util
 import os
-import subprocess
-import sysconfig
 
 import budget
 import numpy as np
-import pybind11
 import pytest
 import torch
-from host import SOURCES, compile_host, compiler
+from host import cuda_compiler, host_module, ptx_of_module
 from hypothesis import settings
+from ptx.device import Device
 
 import unet_fast
 
@@ -27,12 +23,15 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     budget.thorough = config.getoption("--thorough")
     config.addinivalue_line("markers", "thorough: run with --thorough only")
+    config.addinivalue_line("markers", "long: run on PTX with --thorough only")
 
 
 def pytest_collection_modifyitems(config, items):
     if budget.thorough:
         return
     left_out = [item for item in items if item.get_closest_marker("thorough")]
+    on_ptx = [i for i in items if "host_kernels" in i.fixturenames and "[ptx" in i.name]
+    left_out += [item for item in on_ptx if item.get_closest_marker("long")]
     items[:] = [item for item in items if item not in set(left_out)]
     config.hook.pytest_deselected(items=left_out)
 
@@ -63,25 +62,20 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=["host", "ptx"])
 def host_kernels(request):
-    """The CUDA kernels, run on the host: a module of functions on NumPy arrays.
+    """The CUDA kernels without a GPU: a module of functions on NumPy arrays.
 
-    Compiled once for each state of the sources, and kept in pytest's cache.
+    They run as C++, or as the PTX that nvcc makes of them. Compiled once for each state of the
+    sources, and kept in pytest's cache.
     """
-    includes = [sysconfig.get_path("include"), pybind11.get_include()]
-    flags = ["-O1", "-shared", "-fPIC", *(f"-isystem{i}" for i in includes)]
-    key = hashlib.sha256(repr(flags).encode())
-    key.update(subprocess.check_output([compiler(), "--version"]))
-    for path in sorted(p for p in SOURCES.rglob("*") if p.is_file()):
-        key.update(path.read_bytes())
+    as_ptx = request.param == "ptx"
+    if as_ptx and cuda_compiler() is None:
+        pytest.skip("needs nvcc")
     folder = request.config.cache.mkdir("cuda_on_host")
-    path = folder / f"{key.hexdigest()}.so"
-    if not path.exists():
-        made = folder / f"{os.getpid()}.part"  # another process may be at it, too
-        compile_host("module.cpp", made, *flags)
-        made.replace(path)
-    spec = importlib.util.spec_from_file_location("_cuda_on_host", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    module = host_module(folder)
+    module.run_as_ptx = as_ptx
+    if as_ptx:
+        Device(module, ptx_of_module(folder, 90).read_text())
+    yield module
+    module.use_interpreter(None, None, None)

@@ -8,6 +8,7 @@ import torch
 from unet_fast import Augmentation, elastic_deform
 from unet_fast.cli import main
 from unet_fast.images.files import read_image, write_labels
+from unet_fast.plots import draw_augmentation
 
 
 def generator(seed=0):
@@ -41,6 +42,103 @@ def test_same_seed_same_result():
     parameters = aug.draw(2, image.shape[1:], generator=generator(3))
     assert torch.equal(aug.apply(image, labels, parameters)[0], first[0])
     assert aug(image)[1] is None
+
+
+def test_volumes_are_drawn_for_each_axis():
+    aug = Augmentation(
+        sigma=(1.0, 5.0, 9.0),
+        points=(2, 3, 4),
+        rotation=(30.0, 0.0, 0.0),
+        scale=(0.5, 2.0),
+        shift=2.0,
+        flip=(True, False, True),
+    )
+    p = aug.draw(4000, (2, 11, 21, 31), generator=generator())
+    assert p.displacement.shape == (4000, 3, 2, 3, 4)
+    assert p.gray_curve.shape[:2] == (4000, 2)
+    assert p.displacement.std((0, 2, 3, 4)).tolist() == pytest.approx([1, 5, 9], rel=0.02)
+    linear = p.affine[:, :, :3]
+    assert (linear[:, 0, 1:] == 0).all()  # planes turn in themselves
+    assert (linear[:, 1:, 0] == 0).all()
+    mirrored = (linear[:, 0, 0] < 0).double()
+    assert mirrored.mean().item() == pytest.approx(0.5, abs=0.03)
+    determinant = torch.linalg.det(linear)
+    assert (determinant < 0).double().mean().item() == pytest.approx(0.5, abs=0.03)
+    zoom = determinant.abs() ** (-1 / 3)
+    assert 0.5 <= zoom.min() < 0.51
+    assert 1.99 < zoom.max() <= 2.0
+    angle = torch.rad2deg(torch.atan2(-linear[:, 2, 1], linear[:, 1, 1]))
+    assert angle.abs().max() <= 30.001
+    assert angle.std().item() == pytest.approx(60 / math.sqrt(12), rel=0.05)
+    centre = torch.tensor([5.0, 10.0, 15.0]).double()
+    moved = linear @ centre + p.affine[:, :, 3] - centre
+    assert 1.9 < moved.abs().max() <= 2.001
+    assert moved.abs().amin() < 0.1
+
+
+def test_rotation_of_flat_voxels_is_one_of_the_object():
+    """Lengths in micrometres stay; without voxel sizes, those in voxels do."""
+    still, size = {**STILL, "rotation": 180.0}, torch.tensor([3.0, 1.0, 0.5]).double()
+    for voxel_size, unit in ((None, torch.ones(3).double()), ((3.0, 1.0, 0.5), size)):
+        aug = Augmentation(**still, voxel_size=voxel_size)
+        linear = aug.draw(9, (1, 5, 6, 7), generator=generator()).affine[:, :, :3]
+        turn = unit[:, None] * linear / unit
+        eye = torch.eye(3).double().expand(9, 3, 3)
+        torch.testing.assert_close(turn @ turn.mT, eye)
+        assert (torch.linalg.det(turn) > 0).all()
+        assert (turn.abs() > 0.01).any(0).all()
+
+
+def test_cicek_2016():
+    p = Augmentation.cicek_2016().draw(2000, (1, 64, 33, 31), generator=generator())
+    assert p.displacement.shape == (2000, 3, 6, 5, 4)
+    assert p.displacement.std().item() == pytest.approx(4.0, rel=0.02)
+    trace = p.affine[:, :, :3].diagonal(dim1=1, dim2=2).sum(1)
+    assert torch.rad2deg(torch.acos((trace - 1) / 2)).max() < 5 * math.sqrt(3)
+
+
+def test_volumes_and_their_labels_move_alike():
+    volume = torch.zeros(2, 1, 12, 24, 30)
+    volume[:, :, 4:8, 8:16, 10:20] = 1
+    labels = volume[:, 0].int()
+    aug = Augmentation(
+        sigma=(0.5, 2.0, 2.0), points=4, rotation=(40.0, 0.0, 0.0), flip=True, gray_black=(0, 0)
+    )
+    moved, ids = aug(volume, labels, generator=generator())
+    assert moved.shape == volume.shape
+    assert ids.shape == labels.shape
+    assert not torch.equal(ids, labels)
+    assert ((moved[:, 0] > 0.5) == (ids > 0)).float().mean() > 0.99  # linear against nearest
+    p = aug.draw(2, volume.shape[1:], generator=generator())
+    again = elastic_deform(
+        volume, p.displacement, labels=labels, affine=p.affine, gray_curve=p.gray_curve
+    )
+    assert torch.equal(moved, again[0])
+    assert torch.equal(ids, again[1])
+    moved, ids = Augmentation.cicek_2016()(volume.numpy(), labels.numpy())
+    assert (moved.shape, ids.shape) == (volume.shape, labels.shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        (
+            {"sigma": (1, 2, 3)},
+            (1, 9, 9),
+            "sigma must be one value, or 2 for samples of 2 axes, got",
+        ),
+        ({"points": (3, 3)}, (1, 9, 9, 9), r"points must be one value, or 3 .* got \(3, 3\)"),
+        ({"rotation": (9, 0, 0)}, (9, 9), "rotation must be one value, or 1 for samples of 2 axes"),
+        (
+            {"voxel_size": (1, 2)},
+            (1, 9, 9, 9),
+            "voxel_size must be one value, or 3 for samples of 3",
+        ),
+    ],
+)
+def test_settings_of_other_dimensions(options, shape, message):
+    with pytest.raises(ValueError, match=f"^Augmentation: {message}"):
+        Augmentation(**options).draw(1, shape)
 
 
 def test_draws_from_the_stated_distributions():
@@ -87,7 +185,7 @@ def test_riders_are_only_moved():
 def test_draw_refuses():
     with pytest.raises(ValueError, match=r"^Augmentation.draw: n must be in .* -1 and \(3, 3\)"):
         Augmentation().draw(-1, (3, 3))
-    with pytest.raises(ValueError, match=r"shape \(H, W\) or \(C, H, W\), got 1 and \(5,\)"):
+    with pytest.raises(ValueError, match=r"or \(C, D, H, W\), got 1 and \(5,\)"):
         Augmentation().draw(1, (5,))
 
 
@@ -139,7 +237,7 @@ def test_rotation_is_about_the_centre():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": (0, 3)}, r"points must be two counts >= 1, got \(0, 3\)"),
+        ({"points": (0, 3)}, r"points must be counts >= 1, got \(0, 3\)"),
         ({"grid": "bicubic"}, "grid must be interpolating, approximating or keys, got bicubic"),
         ({"grid": "approximating"}, "points must be at least 4 along each axis for an"),
         ({"spacing": 150}, "spacing must be None, or >= 1 with an approximating grid, got 150"),
@@ -207,6 +305,22 @@ def test_command(folders, capsys, preset):
     assert not np.array_equal(read_image(out / "a.png"), first)
 
 
+def test_command_pairs_as_training_does(folders, capsys):
+    """Nested folders, and labels that end in a suffix."""
+    for kind, end in (("images", ""), ("labels", "-xyz")):
+        (folders / kind / "day 1").mkdir()
+        for file in sorted((folders / kind).glob("*.png")):
+            file.rename(folders / kind / "day 1" / f"{file.stem}{end}.png")
+    words = [str(folders / kind) for kind in ("images", "labels")]
+    words += ["--out", str(folders / "out"), "--recursive", "--samples", "1"]
+    assert main(["augment", *words]) == 2
+    assert "--label-suffix -xyz pairs 2 images" in capsys.readouterr().err
+    assert not (folders / "out").exists()
+    assert main(["augment", *words, "--label-suffix", "-xyz"]) == 0
+    found = [p.relative_to(folders / "out").as_posix() for p in (folders / "out").rglob("*.png")]
+    assert sorted(found) == ["day 1/a.png", "day 1/b.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -232,3 +346,13 @@ def test_command_refuses(folders, capsys, words, message):
     assert message in printed
     assert printed.count("\n") == 1
     assert {f: f.read_bytes() for f in folders.rglob("*.png")} == before
+
+
+def test_places_without_a_picture_stay_white(tmp_path):
+    """Five pictures in rows of four."""
+    samples = [(np.zeros((40, 40)), np.zeros((40, 40), int), np.zeros((40, 40)))] * 5
+    draw_augmentation(tmp_path / "a.png", samples=samples, title="")
+    rows, columns, _ = (picture := read_image(tmp_path / "a.png").transpose(1, 2, 0)).shape
+    below = picture[rows * 6 // 10 :]
+    assert below[:, : columns // 4].min() < 128
+    assert below[:, columns * 3 // 10 :].min() == 255

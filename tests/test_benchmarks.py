@@ -340,6 +340,10 @@ def test_the_newest_run_of_a_device_counts(tmp_path, monkeypatch):
     cases = [[row["case"] for row in run] for run in report.newest("step", "cpu")]
     assert cases == [["b3"], ["a2", "a2"]]
     assert report.newest("step", "cuda") == []
+    assert report.device_of("cpu") == "b"
+    interleave.write_csv(tmp_path / "metrics_cpu.csv", rows[:1])
+    assert report.device_of("cpu") == "a"  # which measured more
+    assert report.device_of("cuda") is None
 
 
 def test_goals(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from unet_fast import UNet, demo, load_model, plots
 from unet_fast.cli import main
+from unet_fast.training.checkpoint import read_log
 from unet_fast.training.samples import load_samples
 
 
@@ -50,9 +52,34 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     assert picture.shape[0] > 500
     assert picture.shape[1] > 1000
     assert isinstance(load_model(out / "model"), UNet)
-    assert main(["demo", "--out", str(out)]) == 0  # replaces what it left
 
-    (out / "demo.png").unlink()  # now the model there may be somebody's
+    # Without the picture it was stopped, and goes on.
+    (out / "demo.png").unlink()
+    monkeypatch.setattr(demo, "STEPS", 3)
+    capsys.readouterr()
+    assert main(["demo", "--out", str(out)]) == 0
+    said = f"demo: goes on where it was stopped, in {out / 'model'}\n"
+    assert capsys.readouterr().err.startswith(said)
+    assert [row["step"] for row in read_log(out / "model")] == [1, 2, 3]
+    assert tomllib.loads((out / "model" / "config.toml").read_text())["steps"] == 3
+
+    # A whole one is replaced.
+    def stop(config):
+        left = {file.name for file in config.out.iterdir()}
+        raise ValueError(f"left: {sorted(left & {'config.toml', 'state.safetensors'})}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "train", stop)
+        model = {file: file.read_bytes() for file in (out / "model").iterdir() if file.is_file()}
+        capsys.readouterr()
+        assert main(["demo", "--out", str(out)]) == 2
+        assert capsys.readouterr().err == "unet-fast: left: []\n"
+        for file, content in model.items():
+            file.write_bytes(content)
+
+    # The settings of another run: the model is somebody's.
+    settings = out / "model" / "config.toml"
+    settings.write_text(settings.read_text().replace(str(few / "train"), "/mine"))
     capsys.readouterr()
     assert main(["demo", "--out", str(out)]) == 2
     assert "must not hold a model of yours" in capsys.readouterr().err

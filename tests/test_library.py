@@ -2,14 +2,16 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from host import compile_host, compiler
 
 import unet_fast
-from unet_fast import _C, _library
+from unet_fast import _C, _device, _library
 
 LIBRARIES = sorted(Path(_C.__file__).parent.glob("libunet_fast*.so"))
 
@@ -60,6 +62,34 @@ def test_levels_that_are_not_there(monkeypatch):
         _library._simd_level()
 
 
+def test_a_build_without_cuda(monkeypatch):
+    """Beside a GPU: devices and tensors on it are refused. With CUDA they are taken."""
+    x = types.SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(_library, "HAS_CUDA", False)
+    monkeypatch.setattr(_device, "HAS_CUDA", False)
+    with pytest.raises(RuntimeError, match="op: unet_fast was built without CUDA kernels"):
+        _library.require_kernels("op", x)
+    with pytest.raises(ValueError, match="device must have kernels, got 'cuda' with a build with"):
+        _device.find_device("cuda")
+    monkeypatch.setattr(_library, "HAS_CUDA", True)
+    monkeypatch.setattr(_device, "HAS_CUDA", True)
+    _library.require_kernels("op", x)
+    assert _device.find_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="must be present, got 'cuda:1' with 1 CUDA device "):
+        _device.find_device("cuda:1")
+
+
+def test_the_gpu_of_a_process(monkeypatch):
+    """Under torchrun each has its own, unless one is said."""
+    named = [torch.device(name) for name in ("cpu", "cuda", "cuda:1")]
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert [_device.local_device(x) for x in named] == named
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    cpu, mine, said = (_device.local_device(x) for x in named)
+    assert (cpu, mine, said) == (named[0], torch.device("cuda", 3), named[2])
+
+
 def test_exp_is_accurate():
     x = -np.logspace(-8, np.log10(87), 20001, dtype=np.float32)
     exact = np.exp(x.astype(np.float64))
@@ -88,6 +118,8 @@ def links_with(flags, folder):
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_cuda_kernels_under_sanitizers(tmp_path, sanitizer):
     flags = ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    if sanitizer == "thread":
+        flags.append("-DUNET_FAST_HOST_THREADS")
     if "CI" not in os.environ and not links_with(flags, tmp_path):
         pytest.skip(f"the compiler has no {sanitizer} sanitizer")
     program = compile_host("sanitize.cpp", tmp_path / "sanitize", *flags)

@@ -289,9 +289,9 @@ def test_a_damaged_rule_is_refused(tmp_path, rule, message):
 
 def test_kinds_are_refused():
     model = UNet(base_channels=1, depth=1)
-    with pytest.raises(TypeError, match=r"predict: grow must be an integer, got 1\.5"):
+    with pytest.raises(ValueError, match=r"predict: grow must be an integer, got 1\.5"):
         predict(model, torch.rand(9, 9), output="instances", grow=1.5)
-    with pytest.raises(TypeError, match="predict: min_area must be an integer, got nan"):
+    with pytest.raises(ValueError, match="predict: min_area must be an integer, got nan"):
         predict(model, torch.rand(9, 9), output="instances", min_area=float("nan"))
 
 

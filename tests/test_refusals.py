@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from runs import discs_in, options
 
-from unet_fast import elastic_deform, train
+from unet_fast import _program, elastic_deform, train
 from unet_fast.cli import main
 from unet_fast.training import loop
 from unet_fast.training.checkpoint import read_log
@@ -73,17 +74,32 @@ def test_sigterm_outside_the_loop(tmp_path, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_ctrl_c_while_torch_is_loaded(tmp_path):
+@pytest.mark.parametrize("module", [None, "unet_fast", "unet_fast.cli"])
+def test_ctrl_c_while_torch_is_loaded(tmp_path, module):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
-    program = Path(sys.executable).with_name("unet-fast")
+    program = [Path(sys.executable).with_name("unet-fast")]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [program, "info"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        [*(program if module is None else [sys.executable, "-m", module]), "info"],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 130
     assert run.stderr == "unet-fast: interrupted\n"
+
+
+def test_other_errors_before_the_program_runs(monkeypatch, capsys):
+    """They are Python's to tell; only Ctrl-C ends in a line, and at once."""
+    error = ValueError("no torch")
+    _program._interrupted(ValueError, error, None)
+    assert capsys.readouterr().err == "ValueError: no torch\n"
+    monkeypatch.setattr(os, "_exit", mock.Mock(side_effect=SystemExit))
+    with pytest.raises(SystemExit):
+        _program._interrupted(KeyboardInterrupt, KeyboardInterrupt(), None)
+    os._exit.assert_called_once_with(130)
+    assert capsys.readouterr().err == "unet-fast: interrupted\n"
 
 
 def test_no_memory(tmp_path, monkeypatch, capsys):
@@ -101,6 +117,14 @@ def test_no_memory(tmp_path, monkeypatch, capsys):
         words = ["train", str(images), str(labels), "--out", str(tmp_path / "run"), *options(RUN)]
         assert main(words) == 2
         assert re.fullmatch("unet-fast: not enough memory.*\n", capsys.readouterr().err)
+    error = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 16 bytes. Error code 12 (Cannot allocate memory)"
+    )
+    monkeypatch.setattr(loop, "check_unused", mock.Mock(side_effect=error))
+    assert main(words) == 2
+    said = "unet-fast: not enough memory: you tried to allocate 16 bytes. Error code 12 (Cannot"
+    assert capsys.readouterr().err.startswith(said)
 
 
 ROWS = ["", "5", "[]", "{}", '{"step": 1}', '{"step": "1", "loss": 1}', "\x00\x00", '{"step": 1, ']
@@ -117,11 +141,25 @@ GOOD = '"learning_rate": 0.1, "gradient_norm": null, "seconds": 1'
         f'{{"step": 1, "loss": 1, {GOOD}, "validation": {{"files": "1"}}}}',
         f'{{"step": 1, "loss": 1, {GOOD}, "best": {{"step": 1, "by": "pq"}}}}',
         "[" * 10**5,
+        f'{{"step": 1, "loss": 1{"0" * 400}, {GOOD}}}',
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_rows_that_are_none(tmp_path, row):
     """Of a damaged log; the others count."""
     good = f'{{"step": 2, "loss": 0.5, {GOOD}, "validation": {{"files": 1, "pq": null}}}}'
     (tmp_path / "log.jsonl").write_text(f"{row}\n{good}\n{row}")
     assert [r["step"] for r in read_log(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("command", ["train", "check", "evaluate"])
+@pytest.mark.parametrize("of", [0, 1])
+def test_results_among_the_input(tmp_path, capsys, command, of):
+    """What is written there would count as an image without labels in the next call."""
+    folders = discs_in(tmp_path / "discs")
+    before = sorted(folders[of].iterdir())
+    words = [command, *map(str, folders), "--out", str(folders[of])]
+    assert main([*words, *(options(RUN) if command == "train" else ())]) == 2
+    said = f"unet-fast: out must not be the folder of the input, got {folders[of]}\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert sorted(folders[of].iterdir()) == before

@@ -1,10 +1,15 @@
+import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from unet_fast import UNet
+from unet_fast import UNet, load_model, predict, save_model
+from unet_fast._max_pool import max_pool_by_selection
 
 
 def parameters(**options):
@@ -17,6 +22,25 @@ def test_parameter_counts():
     assert parameters(in_channels=3) == 31_031_810
     assert parameters(num_classes=1) == 31_030_593
     assert parameters(upsampling="release_2015") == 31_100_354
+
+
+def test_volumes_of_2016():
+    """Sizes and channels of figure 2; parameters without those of batch norm."""
+    assert parameters(dims=3, base_channels=32, depth=3) != 19_069_955
+    with torch.device("meta"):
+        net = UNet.cicek_2016()
+        assert sum(p.numel() for p in UNet.cicek_2016(norm=None).parameters()) == 19_069_955
+        assert sum(p.numel() for p in UNet.cicek_2016(base_channels=8).parameters()) == 1_194_003
+    assert net.output_shape((132, 132, 116)) == (44, 44, 28)
+    assert net.input_shape((44, 44, 28)) == (132, 132, 116)
+    seen = []
+    for module in net.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            module.register_forward_hook(lambda m, i, o: seen.append((o.shape[1], o.shape[2])))
+    net(torch.empty(1, 3, 132, 132, 116, device="meta"))
+    down = [(32, 130), (64, 128), (64, 62), (128, 60), (128, 28), (256, 26), (256, 11), (512, 9)]
+    up = [(512, 18), (256, 16), (256, 14), (256, 28), (128, 26), (128, 24), (128, 48), (64, 46)]
+    assert seen == [*down, *up, (64, 44), (3, 44)]
 
 
 def test_twenty_three_convolutions():
@@ -94,6 +118,86 @@ def test_variants_run_and_train(padding, norm, upsampling):
     assert UNet(**net.config).state_dict().keys() == net.state_dict().keys()
 
 
+@pytest.mark.parametrize("upsampling", ["transpose", "release_2015", "bilinear"])
+@pytest.mark.parametrize("norm", [None, "batch", "group", "instance"])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_volumes_of_flat_voxels_run_and_train(tmp_path, padding, norm, upsampling):
+    net = UNet(
+        dims=3,
+        base_channels=2,
+        depth=2,
+        kernels=[(1, 3, 3), (3, 3, 3), (3, 3, 3)],
+        poolings=[(1, 2, 2), (2, 2, 2)],
+        padding=padding,
+        norm=norm,
+        upsampling=upsampling,
+        widening="before_pooling",
+        up_bias=upsampling != "transpose",
+    )
+    assert net.alignment == (2, 4, 4)
+    shape = net.input_shape((4, 4, 4))
+    assert shape == ((20, 44, 44) if padding == "valid" else (4, 4, 4))
+    y = net(torch.randn(2, 1, *shape))
+    assert y.shape == (2, 2, *net.output_shape(shape))
+    y.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    save_model(net, tmp_path)
+    again = load_model(tmp_path)
+    assert (again.config, again.kernels) == (net.config, net.kernels)
+    with pytest.raises(ValueError, match="predict: model must have two axes, kernels of 3 x 3"):
+        predict(again, torch.zeros(1, 44, 44))
+
+
+kernels = st.sampled_from([1, 3, 5])
+poolings = st.sampled_from([1, 2, 3])
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from(["valid", "same"]), st.integers(1, 3))
+def test_sizes_of_any_kernels_and_poolings(data, padding, depth):
+    """What the rule says is what the layers do, for each axis by itself."""
+    net = UNet(
+        base_channels=1,
+        depth=depth,
+        kernels=data.draw(
+            st.lists(st.tuples(kernels, kernels), min_size=depth + 1, max_size=depth + 1)
+        ),
+        poolings=data.draw(st.lists(st.tuples(poolings, poolings), min_size=depth, max_size=depth)),
+        padding=padding,
+    )
+    wanted = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
+    shape = net.input_shape(wanted)
+    output = net.output_shape(shape)
+    with torch.device("meta"):
+        assert net.to("meta")(torch.empty(1, 1, *shape)).shape[2:] == output
+    for have, want, step in zip(output, wanted, net.alignment, strict=True):
+        assert want <= have
+        assert have - step < max(want, 1) or net.padding == "same"
+    for axis, step in itertools.product(range(2), range(1, 4)):
+        smaller = list(shape)
+        smaller[axis] -= step
+        if step % net.alignment[axis] and smaller[axis] > 0:
+            with pytest.raises(ValueError, match="UNet: input sides"):
+                net.output_shape(smaller)
+
+
+@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_by_selection_equals_torch(window, dtype):
+    """With equal values, of which the first one gets the gradient, and infinite ones."""
+    x = torch.randint(-2, 3, (2, 3, 6, 4, 4)).to(dtype)
+    x[0, 0, 0] = -math.inf
+    x[0, 1, :3] = math.inf
+    grads = []
+    for pool in (F.max_pool3d, max_pool_by_selection):
+        leaf = x.clone().requires_grad_()
+        y = pool(leaf, window)
+        y.backward(torch.arange(1.0, 1 + y.numel()).reshape(y.shape).to(dtype))
+        grads.append((y, leaf.grad))
+    assert torch.equal(grads[0][0], grads[1][0])
+    assert torch.equal(grads[0][1], grads[1][1])
+
+
 def test_bottleneck_norm_and_dropout_places():
     net = UNet(base_channels=2, depth=2, bottleneck_norm="batch")
     kinds = [type(m).__name__ for m in net.bottom]
@@ -166,8 +270,37 @@ def test_shifts_by_the_stride_commute():
         ({"bottleneck_norm": "group"}, "bottleneck_norm must be one of"),
         ({"upsampling": "nearest"}, "upsampling must be one of"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"dims": 4}, r"dims must be one of \(2, 3\), got 4"),
+        ({"widening": "late"}, "widening must be one of .*got 'late'"),
+        ({"depth": 1, "kernels": [(3, 3)]}, r"kernels must be 2 times 2 numbers, got \[\(3, 3\)\]"),
+        ({"depth": 1, "kernels": [(3, 3), (2, 3)]}, "kernels must be of 1, 3, 5, 7, got 2"),
+        ({"depth": 1, "poolings": [2]}, r"poolings must be 1 times 2 numbers, got \[2\]"),
+        ({"depth": 1, "poolings": [(1, 0)]}, "poolings must be of 1, 2, 3, 4, got 0"),
     ],
 )
 def test_rejects(options, message):
     with pytest.raises(ValueError, match="^UNet: " + message):
         UNet(**options)
+
+
+def test_rejects_shapes_of_other_dimensions():
+    with torch.device("meta"):
+        net = UNet.cicek_2016()
+    with pytest.raises(ValueError, match=r"input must be \(N, 3, D, H, W\), got \(1, 3, 92, 92\)"):
+        net(torch.empty(1, 3, 92, 92))
+    with pytest.raises(ValueError, match=r"input must have 3 sides, got \(92, 92\)"):
+        net.output_shape((92, 92))
+    flat = UNet(dims=3, base_channels=1, depth=1, poolings=[(1, 2, 2)])
+    with pytest.raises(
+        ValueError, match=r"sides along axis 2 must be 2 b \+ 4 and >= 18 .*to 21: 20"
+    ):
+        flat.output_shape((20, 20, 21))
+    assert flat.output_shape((13, 20, 20)) == (1, 4, 4)
+    with pytest.raises(TypeError, match="poolings must be integers, got 'a'"):
+        UNet(depth=1, poolings=["ab"])
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, -1)])
+def test_outputs_without_a_pixel(shape):
+    with pytest.raises(ValueError, match=r"UNet: output sides must be >= 1, got \(.*\)$"):
+        UNet(base_channels=1).input_shape(shape)

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from unet_fast import Augmentation, BorderWeights, label_components
 from unet_fast.cli import main
-from unet_fast.images.files import read_image, read_labels, write_labels
+from unet_fast.images.files import read_image, read_labels, write_labels, write_tiff
 
 TOUCHING = torch.tensor([[1, 1, 2, 2, 0, 0, 9, 9]], dtype=torch.uint16)
 
@@ -94,6 +95,11 @@ def test_balanced_over_a_data_set():
     assert fixed.class_weight == pytest.approx((10 / 14, 10 / 6))
     assert fixed.w0 == settings.w0
     assert BorderWeights.falk_2019().balanced(maps) == BorderWeights.falk_2019()
+    batch = torch.stack([TOUCHING, TOUCHING])
+    for one in (TOUCHING, TOUCHING.numpy(), batch, batch[:, None]):  # one map, or a batch
+        assert settings.balanced(one) == settings.balanced([TOUCHING])
+    classes = (TOUCHING.int() > 0).int()
+    assert settings.balanced(TOUCHING, classes) == settings.balanced([TOUCHING], [classes])
     empty = settings.balanced([torch.zeros(2, 2, dtype=torch.int32)])
     assert empty.class_weight == (1, 0)
 
@@ -180,6 +186,48 @@ def test_command(label_folder, tmp_path, capsys, preset):
     assert len(np.unique(picture)) > 20
     assert main([*words, "--overwrite", "--ignore-label", "9"]) == 0
     assert (tifffile.imread(out / "a.tif")[:, 6:] == 0).all()
+
+
+@pytest.mark.filterwarnings("default")
+def test_command_takes_what_training_takes(label_folder, tmp_path, capsys):
+    """Nested folders, stacks, images beside their labels, outlines of the size of an image."""
+    out = tmp_path / "out"
+    words = ["weights", str(label_folder), "--out", str(out), "--overwrite"]
+    (label_folder / "b.png").rename(label_folder / "c.png")
+    small = read_labels(label_folder / "a.png")
+    (label_folder / "day 1").mkdir()
+    stack = np.stack([small, small[:, ::-1], 0 * small])
+    write_tiff(label_folder / "day 1" / "s.tif", stack, "ZYX", {"X": 0.5, "Y": 0.5})
+    assert main([*words, "--recursive"]) == 0
+    assert f"3 weight maps: {out}" in capsys.readouterr().out
+    written = tifffile.imread(out / "day 1" / "s.tif")
+    weigh = BorderWeights.paper_2015().balanced(
+        [torch.from_numpy(x.copy()) for x in (small, *stack, np.zeros((3, 5), np.int32))]
+    )
+    for found, ids in zip(written, stack, strict=True):
+        np.testing.assert_array_equal(found, weigh(torch.from_numpy(ids.copy()))[1])
+    assert (out / "day 1" / "s.png").exists()
+    for name in ("a", "c"):
+        (label_folder / f"{name}.png").rename(label_folder / f"{name}_mask.png")
+        write_labels(label_folder / f"{name}.png", small)
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert f"2 weight maps: {out}" in told.out
+    assert "warning: labels of NAME are taken to be NAME_mask" in told.err
+    assert {f.name for f in out.glob("*_mask.tif")} == {"a_mask.tif", "c_mask.tif"}
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    box = [[1, 1], [5, 1], [5, 3], [1, 3], [1, 1]]
+    (drawn / "a.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [box]}))
+    words = ["weights", str(drawn), "--out", str(tmp_path / "more")]
+    assert main(words) == 2
+    assert "a.geojson: outlines must go with an image, whose size" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+    images = tmp_path / "images"
+    images.mkdir()
+    write_labels(images / "a.png", small)
+    assert main([*words, "--images", str(images)]) == 0
+    assert tifffile.imread(tmp_path / "more" / "a.tif").shape == small.shape
 
 
 @pytest.mark.parametrize(

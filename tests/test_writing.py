@@ -1,5 +1,7 @@
 """Files of several processes: written whole, one writer at a time, nothing left behind."""
 
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -7,12 +9,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 from runs import config, discs_in
 
 from unet_fast import train
-from unet_fast._files import locked, make_folder, replace_file
+from unet_fast._files import locked, make_folder, read_file, replace_file
 from unet_fast.cli import main
 from unet_fast.training import previews
 
@@ -53,6 +56,41 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     with pytest.raises(ValueError, match=said), locked(tmp_path / "file"):
         pass
     assert not (tmp_path / "other").exists()
+
+
+def test_file_systems_without_locks(tmp_path, monkeypatch):
+    """As some clusters have: there is no lock, and files are written all the same."""
+    error = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=error))
+    with locked(tmp_path / "file"), locked(tmp_path / "file"):
+        assert [p.name for p in tmp_path.iterdir()] == [".file.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_of_a_file_that_was_replaced(tmp_path, monkeypatch):
+    """Its owner removed it, and a third process made another: that one is to be locked."""
+    name, flock, tries = tmp_path / ".file.lock", fcntl.flock, []
+
+    def late(lock, how):
+        tries.append(os.fstat(lock).st_ino)
+        if len(tries) == 1:
+            name.unlink()
+            name.touch()
+        return flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path / "file"):
+        assert tries == [tries[0], name.stat().st_ino]
+        assert tries[0] != tries[1]
+        with pytest.raises(ValueError, match="another process"), locked(tmp_path / "file"):
+            pass
+
+
+def test_files_that_are_too_long(tmp_path):
+    (tmp_path / "file").write_bytes(b"1234")
+    assert read_file(tmp_path / "file", 4) == b"1234"
+    with pytest.raises(ValueError, match="it must have at most 3 bytes, got 4"):
+        read_file(tmp_path / "file", 3)
 
 
 def test_many_writers_of_one_file(tmp_path):
@@ -99,11 +137,11 @@ def test_one_process_for_each_result(discs, tmp_path, capsys):
     train(config(discs, run))
     out.mkdir()
     process = hold(out / "1.png")
-    assert main(["predict", str(run), str(discs[0]), "--out", str(out)]) == 2
-    assert f"{out / '1.png'}: another process is writing it" in capsys.readouterr().err
+    assert main(["predict", str(run), str(discs[0]), "--out", str(out)]) == 1
+    assert f"\n{out / '1.png'}: another process is writing it\n" in capsys.readouterr().err
     process.kill()
     process.communicate()
-    assert (out / "0.png").exists()
+    assert sorted(path.name for path in out.glob("*.png")) == ["0.png", "2.png"]
     assert main(["predict", str(run), str(discs[0]), "--out", str(out), "--resume"]) == 0
     names = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
     assert names == {f"{folder}{i}.png" for folder in ("", "overlays/") for i in range(3)}

@@ -9,7 +9,7 @@ __path__ = extend_path(__path__, __name__)
 
 from . import _program  # noqa: F401  first: Ctrl-C may come while torch is loaded
 from ._library import HAS_CUDA, build_info
-from .augment import Augmentation
+from .augment import Augmentation, AugmentationParameters
 from .ops import (
     WeightedCELoss,
     border_weight_map,
@@ -44,6 +44,7 @@ _LATER = {
 __all__ = [
     "HAS_CUDA",
     "Augmentation",
+    "AugmentationParameters",
     "BorderWeights",
     "TrainConfig",
     "UNet",

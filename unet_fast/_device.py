@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ._library import HAS_CUDA
+from ._progress import counted
 
 
 def find_device(name: str) -> torch.device:
@@ -24,9 +25,17 @@ def find_device(name: str) -> torch.device:
         return device
     count = torch.cuda.device_count()
     if device.type != "cuda" or (device.index or 0) >= count:
-        raise ValueError(f"device must be present, got {name!r} with {count} CUDA devices")
+        way_out = "auto takes what is there"
+        if torch.version.cuda is None:
+            way_out += "; this PyTorch is one for CPUs only"
+        raise ValueError(
+            f"device must be present, got {name!r} with {counted(count, 'CUDA device')} ({way_out})"
+        )
     if not HAS_CUDA:
-        raise ValueError(f"device must have kernels, got {name!r} with a build without CUDA")
+        raise ValueError(
+            f"device must have kernels, got {name!r} with a build without CUDA (auto takes the "
+            "CPU; UNET_FAST_CUDA=ON builds them)"
+        )
     return device
 
 

@@ -55,13 +55,17 @@ def parsed_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+class NotWritten(ValueError):
+    """A file cannot be written, because the disk is full, say: others would fare no better."""
+
+
 def make_folder(folder: Path) -> Path:
     """Makes a folder if it is missing, and checks that files can be written there.
 
     Files that killed processes were writing there are removed.
 
     Raises:
-        ValueError: If it cannot be made or written.
+        NotWritten: If it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +74,7 @@ def make_folder(folder: Path) -> Path:
         remove_parts(folder, _STALE)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"{folder}: must be a folder that can be written: {reason}") from None
+        raise NotWritten(f"{folder}: must be a folder that can be written: {reason}") from None
     return folder
 
 
@@ -86,7 +90,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: under another name, flushed to disk, then renamed.
 
     Raises:
-        ValueError: If it cannot be written, say on a full disk; an earlier file is still there.
+        NotWritten: If it cannot be written, say on a full disk; an earlier file is still there.
     """
     part = path.with_name(_PART.format(secrets.token_hex(8)))
     try:
@@ -103,7 +107,7 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise NotWritten(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -118,14 +122,15 @@ def locked(path: Path) -> Iterator[None]:
     process, however that ends.
 
     Raises:
-        ValueError: If another process holds the lock, or if there can be no file beside `path`.
+        ValueError: If another process holds the lock.
+        NotWritten: If there can be no file beside `path`.
     """
     name = path.with_name(f".{path.name}.lock")
     while True:
         try:
             lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise ValueError(f"{name}: cannot be written: {error.strerror or error}") from None
+            raise NotWritten(f"{name}: cannot be written: {error.strerror or error}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -141,6 +146,12 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         name.unlink(missing_ok=True)
         os.close(lock)
+
+
+def check_apart(out: Path, *inputs: Path | None) -> None:
+    """Raises ValueError if a folder for results is one of the folders of the input."""
+    if any(x is not None and x.exists() and out.exists() and out.samefile(x) for x in inputs):
+        raise ValueError(f"out must not be the folder of the input, got {out}")
 
 
 def reason_of(error: Exception) -> str:

@@ -15,5 +15,12 @@ def _interrupted(
     sys.__excepthook__(kind, error, trace)
 
 
-if sys.argv and Path(sys.argv[0]).name == "unet-fast":
+def _is_program() -> bool:
+    """Whether the package is loaded for `unet-fast`, or for a module of it that Python runs."""
+    if sys.argv[:1] == ["-m"]:  # Python still looks for the module
+        return not {"unet_fast", "unet_fast.cli"}.isdisjoint(sys.orig_argv)
+    return bool(sys.argv) and Path(sys.argv[0]).name == "unet-fast"
+
+
+if _is_program():
     sys.excepthook = _interrupted

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -10,6 +10,17 @@ from tqdm import tqdm
 
 EVERY = 10.0
 """Seconds between two lines, at least; a line comes only when a unit is done."""
+
+
+def counted(number: int, name: str) -> str:
+    """Formats a number of things, as in 1 image or 2,000 images."""
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Formats names, as in a, b, c, d, e and 3 more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class Bar(AbstractContextManager[Any], Protocol):
@@ -56,6 +67,12 @@ def bar(
     if hidden or sys.stderr.isatty():
         return tqdm(total=total, desc=name, unit=unit, initial=initial, leave=leave, disable=hidden)
     return _Lines(total, name, unit, initial, clock)
+
+
+def say(text: str) -> None:
+    """Prints a line to standard error, before a bar is shown."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 class _Lines(AbstractContextManager["_Lines"]):

@@ -3,17 +3,20 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from .contracts.types import check_fields, check_tensors
+from ._gray_curves import draw_gray_curves
+from .contracts.types import check_fields, check_tensors, takes_arrays
 from .ops import elastic_deform
 
-_CURVE_POINTS = 65
-"""Points of a grey curve: enough to follow its smoothed corners within 1e-4."""
+PER_AXIS = ("sigma", "points", "spacing", "rotation", "flip", "voxel_size")
+"""Settings that may have a number for each axis."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,9 @@ class AugmentationParameters:
     """Parameters drawn by :meth:`Augmentation.draw` for n samples, for :func:`elastic_deform`."""
 
     displacement: Tensor
-    """Displacements of the grid, (n, 2, P, Q), in pixels."""
+    """Displacements of the grid, (n, 2, P, Q) or (n, 3, P, Q, R), in pixels."""
     affine: Tensor
-    """Affine maps, (n, 2, 3), from output to input coordinates."""
+    """Affine maps, (n, 2, 3) or (n, 3, 4), from output to input coordinates."""
     gray_curve: Tensor | None
     """Grey curves, (n, C, K) or (n, 1, K); None: grey values stay."""
 
@@ -42,28 +45,36 @@ class AugmentationParameters:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of a random deformation of images and their labels.
+    """Ranges of a random deformation of images, or of volumes, and their labels.
+
+    A setting that takes one number for each axis takes a single one for all of them, too.
 
     Raises ValueError if a value is out of range.
     """
 
-    sigma: float = 10.0
-    """Standard deviation of the displacements of the grid, >= 0, in pixels."""
-    points: tuple[int, int] = (3, 3)
-    """Number of displacements along rows and columns, each >= 1; not used with spacing."""
+    sigma: float | tuple[float, ...] = 10.0
+    """Standard deviation of the displacements of the grid, >= 0, in pixels, along each axis."""
+    points: int | tuple[int, ...] = 3
+    """Number of displacements along each axis, each >= 1; not used with spacing."""
     grid: Literal["interpolating", "approximating", "keys"] = "interpolating"
     """interpolating: a B-spline through the displacements; approximating: a B-spline with them as
     coefficients; keys: cubic convolution."""
-    spacing: float | None = None
-    """Knot distance of an approximating grid in pixels, instead of points; None: use points."""
-    rotation: float = 180.0
-    """Angles are uniform in +-rotation about the centre, in degrees."""
+    spacing: float | tuple[float, ...] | None = None
+    """Knot distance of an approximating grid in pixels along each axis, instead of points; None:
+    use points."""
+    rotation: float | tuple[float, ...] = 180.0
+    """Angles are uniform in +-rotation about the centre, in degrees. Of volumes: about each axis,
+    the depth first; (180, 0, 0) turns the planes in themselves, as flat voxels need."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Magnification is uniform between the two factors, > 0."""
     shift: float = 0.0
-    """Shifts are uniform in +-shift along both axes, in pixels."""
-    flip: bool = False
-    """Mirror half of the samples."""
+    """Shifts are uniform in +-shift along all axes, in pixels."""
+    flip: bool | tuple[bool, ...] = False
+    """Mirror half of the samples: images along the last axis, volumes along each axis by itself;
+    or along each axis that is marked."""
+    voxel_size: tuple[float, ...] | None = None
+    """Size of a pixel along each axis, such that rotations are those of the object: in micrometres,
+    for instance. None: pixels are as long as wide."""
     gray_black: tuple[float, float] = (-0.05, 0.05)
     """Range of the new grey value of black (0), drawn uniformly."""
     gray_white: tuple[float, float] = (0.95, 1.05)
@@ -79,9 +90,10 @@ class Augmentation:
         low, high = self.gray_slope
         reach = self.gray_white[0] - self.gray_black[0], self.gray_white[1] - self.gray_black[1]
         approximating = self.grid == "approximating"
+        points, spacing = _listed(self.points), _listed(self.spacing or 1)
         rules = (
-            ("sigma", 0 <= self.sigma < math.inf, "be >= 0"),
-            ("points", len(self.points) == 2 and min(self.points) >= 1, "be two counts >= 1"),
+            ("sigma", all(0 <= s < math.inf for s in _listed(self.sigma)), "be >= 0"),
+            ("points", min(points) >= 1, "be counts >= 1"),
             (
                 "grid",
                 self.grid in ("interpolating", "approximating", "keys"),
@@ -89,15 +101,16 @@ class Augmentation:
             ),
             (
                 "spacing",
-                self.spacing is None or (approximating and 1 <= self.spacing < math.inf),
+                self.spacing is None
+                or (approximating and all(1 <= distance < math.inf for distance in spacing)),
                 "be None, or >= 1 with an approximating grid",
             ),
             (
                 "points",
-                self.spacing is not None or not approximating or min(self.points) >= 4,
+                self.spacing is not None or not approximating or min(points) >= 4,
                 "be at least 4 along each axis for an approximating grid",
             ),
-            ("rotation", 0 <= self.rotation < math.inf, "be >= 0"),
+            ("rotation", all(0 <= r < math.inf for r in _listed(self.rotation)), "be >= 0"),
             ("shift", 0 <= self.shift < math.inf, "be >= 0"),
             (
                 "scale",
@@ -116,8 +129,17 @@ class Augmentation:
                 low <= reach[1] and high >= reach[0],
                 "allow a white for every black between them",
             ),
+            (
+                "voxel_size",
+                all(0 < size < math.inf for size in self.voxel_size or ()),
+                "be sizes > 0",
+            ),
             ("gray_points", self.gray_points in (2, 3, 5, 9), "be 2, 3, 5 or 9"),
         )
+        for name in PER_AXIS:
+            value = getattr(self, name)
+            if len(_listed(value)) not in (1, 2, 3):
+                raise ValueError(f"Augmentation: {name} must be of 1 to 3 axes, got {value}")
         for name, holds, rule in rules:
             if not holds:
                 raise ValueError(f"Augmentation: {name} must {rule}, got {getattr(self, name)}")
@@ -140,6 +162,15 @@ class Augmentation:
         """
         return cls(grid="approximating", spacing=150.0)
 
+    @classmethod
+    def cicek_2016(cls) -> "Augmentation":
+        """Returns the recipe of the 3D U-Net: spline coefficients of 4 voxels, 32 voxels apart.
+
+        The paper rotates, scales and changes grey values, too, but gives no ranges. In the authors'
+        code angles are within 5 degrees; grey values are those of :meth:`paper_2015` here.
+        """
+        return cls(grid="approximating", spacing=32.0, sigma=4.0, rotation=5.0)
+
     def draw(
         self, n: int, shape: Sequence[int], *, generator: Generator | None = None
     ) -> AugmentationParameters:
@@ -147,8 +178,8 @@ class Augmentation:
 
         Args:
             n: Number of samples, in [0, 2^31 - 1].
-            shape: Shape of a sample's output, (H, W) or (C, H, W); with channels, each has a grey
-                curve of its own.
+            shape: Shape of a sample's output, (H, W), (C, H, W) or, of a volume, (C, D, H, W); with
+                channels, each has a grey curve of its own.
             generator: Source of random numbers, on the CPU; None for torch's global one. The same
                 state gives the same parameters for every device.
         """
@@ -161,86 +192,93 @@ class Augmentation:
                 "Augmentation.draw: n must be an integer, generator a torch.Generator, got "
                 f"{n!r} and {type(generator).__name__}"
             )
-        if not 0 <= n < 2**31 or len(shape) not in (2, 3):
+        if not 0 <= n < 2**31 or len(shape) not in (2, 3, 4):
             raise ValueError(
-                "Augmentation.draw: n must be in [0, 2^31 - 1] and shape (H, W) or (C, H, W), got "
-                f"{n} and {tuple(shape)}"
+                "Augmentation.draw: n must be in [0, 2^31 - 1] and shape (H, W), (C, H, W) or (C, "
+                f"D, H, W), got {n} and {tuple(shape)}"
             )
-        *channels, height, width = shape
+        axes = 3 if len(shape) == 4 else 2
+        channels, sides = shape[:-axes], shape[-axes:]
+        for name in PER_AXIS:
+            value = getattr(self, name)
+            count = axes * (axes - 1) // 2 if name == "rotation" else axes
+            if isinstance(value, tuple | list) and len(value) != count:
+                raise ValueError(
+                    f"Augmentation: {name} must be one value, or {count} for samples of {axes} "
+                    f"axes, got {value}"
+                )
 
         def uniform(low: float, high: float, *size: int) -> Tensor:
-            return low + (high - low) * torch.rand(n, *size, generator=generator)
+            return low + (high - low) * torch.rand(n, *size, generator=generator, device="cpu")
 
-        points = self.points
+        points = _for_each(self.points, axes)
         if self.spacing is not None:
-            points = int(height // self.spacing) + 4, int(width // self.spacing) + 4
-        displacement = self.sigma * torch.randn(n, 2, *points, generator=generator)
-        angle = torch.deg2rad(uniform(-self.rotation, self.rotation)).double()
+            distances = _for_each(self.spacing, axes)
+            points = tuple(
+                int(side // distance) + 4 for side, distance in zip(sides, distances, strict=True)
+            )
+        displacement = torch.randn(n, axes, *points, generator=generator, device="cpu")
+        sigma = torch.tensor(_for_each(self.sigma, axes), device="cpu")
+        displacement *= sigma.view(-1, *[1] * axes)
+        planes = [*combinations(range(axes), 2)][::-1]  # turned by the rotation about each axis
+        ranges = _for_each(self.rotation, len(planes))
+        angles = [torch.deg2rad(uniform(-most, most)).double() for most in ranges]
         scale = uniform(*self.scale).double()
-        shift = uniform(-self.shift, self.shift, 2).double()
-        mirror = 1 - 2 * (torch.rand(n, generator=generator) < 0.5 * self.flip).double()
+        shift = uniform(-self.shift, self.shift, axes).double()
+        mirror = torch.ones(n, axes, dtype=torch.float64, device="cpu")
+        flips = self.flip if isinstance(self.flip, tuple | list) else (self.flip,) * len(planes)
+        for axis, flip in zip(reversed(range(axes)), reversed(flips), strict=False):
+            chance = torch.rand(n, generator=generator, device="cpu")
+            mirror[:, axis] -= 2 * (chance < 0.5 * flip).double()
 
         # About the centre c: input = R (output - c) / scale + c - shift.
-        cos, sin = angle.cos() / scale, angle.sin() / scale
-        linear = torch.stack([cos, sin * mirror, -sin, cos * mirror], 1).reshape(n, 2, 2)
-        centre = torch.tensor([(height - 1) / 2, (width - 1) / 2], dtype=torch.float64)
+        turn = _turn(angles[0], planes[0], axes)
+        for angle, plane in zip(angles[1:], planes[1:], strict=True):
+            turn = turn @ _turn(angle, plane, axes)
+        linear = turn / scale[:, None, None] * mirror[:, None]
+        if self.voxel_size is not None:
+            size = torch.tensor(self.voxel_size, dtype=torch.float64, device="cpu")
+            linear = linear * size / size[:, None]
+        middle = [(side - 1) / 2 for side in sides]
+        centre = torch.tensor(middle, dtype=torch.float64, device="cpu")
         translation = centre - linear @ centre - shift
         affine = torch.cat([linear, translation[:, :, None]], 2)
 
         curves = channels[0] if channels else 1
-        gray_curve = self._draw_curves(n, curves, generator)
+        gray_curve = None
+        if (self.gray_black, self.gray_white, self.gray_slope) != ((0, 0), (1, 1), (1, 1)):
+            gray_curve = draw_gray_curves(
+                n,
+                curves,
+                black=self.gray_black,
+                white=self.gray_white,
+                slope=self.gray_slope,
+                points=self.gray_points,
+                generator=generator,
+            )
         return AugmentationParameters(displacement, affine, gray_curve)
 
-    def _draw_curves(self, n: int, curves: int, generator: Generator | None) -> Tensor | None:
-        """Draws monotone grey curves, (n, curves, _CURVE_POINTS); None if they change nothing.
-
-        As in the authors' code, points are inserted at random between neighbours, such that all
-        slopes stay within their limits, until there are enough. The lines between points, extended
-        beyond the ends, are smoothed by a Gaussian whose sigma is a quarter of the distance of
-        points.
-        """
-        if (self.gray_black, self.gray_white, self.gray_slope) == ((0, 0), (1, 1), (1, 1)):
-            return None
-        low, high = self.gray_slope
-
-        def between(least: Tensor, most: Tensor) -> Tensor:
-            share = torch.rand(n, curves, least.shape[2], generator=generator, dtype=torch.float64)
-            return least + (most - least) * share
-
-        def limit(value: float) -> Tensor:
-            return torch.full((n, curves, 1), value, dtype=torch.float64)
-
-        black = between(limit(self.gray_black[0]), limit(self.gray_black[1]))
-        white = between(
-            (black + low).clamp(min=self.gray_white[0]),
-            (black + high).clamp(max=self.gray_white[1]),
-        )
-        points = torch.cat([black, white], 2)
-        while points.shape[2] < self.gray_points:
-            left, right = points[:, :, :-1], points[:, :, 1:]
-            half = 0.5 / left.shape[2]
-            middle = between(
-                torch.maximum(left + low * half, right - high * half),
-                torch.minimum(left + high * half, right - low * half),
-            )
-            pairs = torch.stack([left, middle], 3).flatten(2)
-            points = torch.cat([pairs, right[:, :, -1:]], 2)
-
-        # A Gaussian turns a corner max(x - k, 0) into s (z Phi(z) + phi(z)), z = (x - k) / s.
-        intervals = points.shape[2] - 1
-        slopes = points.diff(dim=2) * intervals
-        x = torch.linspace(0, 1, _CURVE_POINTS, dtype=torch.float64)
-        s = 0.25 / intervals
-        knots = torch.arange(1, intervals, dtype=torch.float64)[:, None] / intervals
-        z = (x - knots) / s
-        corners = s * (z * torch.special.ndtr(z) + torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
-        curve: Tensor = points[:, :, :1] + slopes[:, :, :1] * x + slopes.diff(dim=2) @ corners
-        return curve
-
+    @overload
     def apply(
         self,
         image: Tensor,
-        labels: Tensor | None,
+        labels: Tensor,
+        parameters: AugmentationParameters,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def apply(
+        self, image: Tensor, labels: None, parameters: AugmentationParameters, **settings: Any
+    ) -> tuple[Tensor, None]: ...
+    @overload
+    def apply(
+        self, image: Any, labels: Any, parameters: AugmentationParameters, **settings: Any
+    ) -> tuple[Any, Any]: ...
+    @takes_arrays("image", "labels", "offset", "source")
+    def apply(
+        self,
+        image: Any,
+        labels: Any,
         parameters: AugmentationParameters,
         *,
         output_shape: Sequence[int] | None = None,
@@ -250,17 +288,19 @@ class Augmentation:
         boundary: str = "mirror",
         riders: int = 0,
         source: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Any, Any]:
         """Deforms images and labels by drawn parameters, in one pass.
 
         Args:
-            image: (N, C, H, W), floating point, grey values about [0, 1], or uint8 or uint16; with
-                `source`, any number of images.
-            labels: (N, H, W), integer, or None; as many as images.
+            image: (N, C, H, W) or (N, C, D, H, W), floating point, grey values about [0, 1], or
+                uint8 or uint16; with `source`, any number of images. One sample: (C, H, W) or (H,
+                W). A tensor or a NumPy array. None: labels alone.
+            labels: (N, H, W) or (N, 1, H, W), integer, as many as images; (N, K, H, W) for K maps
+                of each; of volumes with D before H; without N for one sample; or None.
             parameters: From :meth:`draw`, for N samples of `output_shape`.
             output_shape: Spatial shape of the output; see :func:`elastic_deform`.
             label_shape: Spatial shape of the label output.
-            offset: (N, 2), position of a tile in its image.
+            offset: (N, 2) or (N, 3), position of a tile in its image.
             order: Interpolation of the image; see :func:`elastic_deform`.
             boundary: What lies outside the image; see :func:`elastic_deform`.
             riders: Number of channels at the end, of weight maps for instance, that keep their
@@ -268,9 +308,27 @@ class Augmentation:
             source: (N,), integer: the image that each sample is made of; None: each its own.
 
         Returns:
-            (image, labels); labels None if none were given.
+            (image, labels), in the shapes as given; None for what was not given.
         """
-        check_tensors("Augmentation.apply", image=image)
+        if isinstance(image, Tensor) and image.dim() in (2, 3):  # one sample
+            whole = image if image.dim() == 3 else image[None]
+            ids = labels[None] if isinstance(labels, Tensor) else labels
+            moved, ids = self.apply(
+                whole[None],
+                ids,
+                parameters,
+                output_shape=output_shape,
+                label_shape=label_shape,
+                offset=offset,
+                order=order,
+                boundary=boundary,
+                riders=riders,
+                source=source,
+            )
+            moved = moved[0] if image.dim() == 3 else moved[0, 0]
+            return moved, None if ids is None else ids[0]
+        if image is not None:
+            check_tensors("Augmentation.apply", image=image)
         for name, x in (("offset", offset), ("source", source)):
             if x is not None:
                 check_tensors("Augmentation.apply", **{name: x})
@@ -279,12 +337,13 @@ class Augmentation:
                 "Augmentation.apply: parameters must be AugmentationParameters, got "
                 f"{type(parameters).__name__}"
             )
-        channels = image.shape[1] if image.dim() == 4 else 0
+        channels = 0 if image is None or image.dim() not in (4, 5) else image.shape[1]
         if isinstance(riders, bool) or not isinstance(riders, int) or not 0 <= riders <= channels:
             raise ValueError(
                 f"Augmentation.apply: riders must be in [0, {channels}], got {riders!r}"
             )
-        device, curve = image.device, parameters.gray_curve
+        device = getattr(labels if image is None else image, "device", torch.device("cpu"))
+        curve = None if image is None else parameters.gray_curve
         if curve is not None and riders > 0:
             n, _, points = curve.shape
             straight = torch.linspace(0, 1, points, dtype=curve.dtype, device=curve.device)
@@ -305,6 +364,8 @@ class Augmentation:
             boundary=boundary,
             source=None if source is None else source.to(device),
         )
+        if image is None:
+            return None, result
         return result if isinstance(result, tuple) else (result, None)
 
     def with_grid(
@@ -332,12 +393,57 @@ class Augmentation:
         lines = (0.5 * thickness + 0.5 - nearest).clamp(0, 1).to(image.dtype)
         channels = torch.cat([image, lines.expand(n, 1, height, width)], 1)
         moved, ids = self.apply(channels, labels, parameters, riders=1)
-        assert ids is not None  # labels were given
         return moved[:, :-1], ids, moved[:, -1]
 
+    @overload
     def __call__(
-        self, image: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Draws parameters and applies them: `image, labels = aug(image, labels)`; shapes stay."""
-        parameters = self.draw(len(image), image.shape[1:], generator=generator)
-        return self.apply(image, labels, parameters)
+        self, image: Tensor, labels: Tensor, *, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(
+        self, image: Tensor, labels: None = None, *, generator: Generator | None = None
+    ) -> tuple[Tensor, None]: ...
+    @overload
+    def __call__(
+        self, image: NDArray[Any], labels: Any = None, *, generator: Generator | None = None
+    ) -> tuple[NDArray[Any], Any]: ...
+    def __call__(
+        self, image: Any, labels: Any = None, *, generator: Generator | None = None
+    ) -> tuple[Any, Any]:
+        """Draws parameters and applies them: `image, labels = aug(image, labels)`; shapes stay.
+
+        Takes a batch or one sample, tensors or NumPy arrays; see :meth:`apply`.
+        """
+        axes = getattr(image, "ndim", 0)
+        if axes not in (2, 3, 4, 5):
+            raise ValueError(
+                "Augmentation: image must be (N, C, H, W) or (N, C, D, H, W), or one sample (C, H, "
+                "W) or (H, W), got "
+                f"{tuple(getattr(image, 'shape', ())) or type(image).__name__}"
+            )
+        n, shape = (len(image), image.shape[1:]) if axes > 3 else (1, image.shape)
+        return self.apply(image, labels, self.draw(n, shape, generator=generator))
+
+
+def _listed(value: Any) -> Any:
+    """Returns what is given once for all axes, or for each, as a sequence."""
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+def _for_each(value: Any, count: int) -> Any:
+    return value if isinstance(value, tuple | list) else (value,) * count
+
+
+def _turn(angle: Tensor, plane: tuple[int, int], axes: int) -> Tensor:
+    """Returns rotations by angles, (n,), in the plane of two axes: (n, axes, axes)."""
+    i, j = plane
+    matrix = torch.eye(axes, dtype=angle.dtype, device="cpu").repeat(len(angle), 1, 1)
+    matrix[:, i, i] = matrix[:, j, j] = angle.cos()
+    matrix[:, i, j] = angle.sin()
+    matrix[:, j, i] = -angle.sin()
+    return matrix
+
+
+torch.serialization.add_safe_globals(  # in checkpoints of other trainers
+    [Augmentation, AugmentationParameters]
+)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ._files import make_folder
+from ._progress import counted, say
 from .images.intensity import normalise
 from .model_file import BEST, LAST
 from .plots import draw_summary
@@ -13,7 +14,7 @@ from .prediction.predictor import predict
 from .scores.evaluate import object_scores
 from .scores.report import Row
 from .training.checkpoint import LOG, STATE, read_log
-from .training.config import CONFIG, TrainConfig
+from .training.config import CONFIG, TrainConfig, read_toml
 from .training.loop import train
 from .training.samples import NumberedLabels, Sample, load_samples
 from .training.tiles import Dataset
@@ -30,7 +31,7 @@ def run(out: Path) -> tuple[dict[str, Row], Path]:
 
     Args:
         out: Folder for the model (`model/`), the log and the picture `demo.png`; made if missing.
-            What an earlier demo left there is replaced.
+            A demo that was stopped there goes on; what a whole one left is replaced.
 
     Returns:
         The scores of the unseen images by name, with the keys of :mod:`unet_fast.scores.evaluate`,
@@ -40,24 +41,33 @@ def run(out: Path) -> tuple[dict[str, Row], Path]:
         ValueError: If the folder cannot be written, or holds a model that is not a demo's.
     """
     run, picture = make_folder(make_folder(out) / "model"), out / "demo.png"
+    images = SAMPLE / "train" / "images"
     names = (LAST, BEST, STATE, LOG, CONFIG)
     earlier = [run / name for name in names if (run / name).exists()]
-    if earlier and not picture.exists():
+    if earlier and not _is_demo(run / CONFIG, images):
         raise ValueError(f"demo: out must not hold a model of yours, got {earlier[0]}")
-    for file in earlier:
-        file.unlink()
+    if picture.exists():  # the earlier demo was not stopped
+        for file in (picture, *earlier):
+            file.unlink()
+    elif (run / STATE).exists():
+        say(f"demo: goes on where it was stopped, in {run}")
     config = TrainConfig(
-        images=SAMPLE / "train" / "images",
+        images=images,
         labels=SAMPLE / "train" / "labels",
         out=run,
         steps=STEPS,
         base_channels=BASE_CHANNELS,
         tile=TILE,
         validation=0,  # all 27 images for training: the unseen ones lie in a folder of their own
+        resume=True,
     )
-    model = train(config)
+    try:
+        model = train(config)
+    except KeyboardInterrupt as error:
+        hint = str(error).replace("--resume goes on", "the same command goes on")
+        raise KeyboardInterrupt(hint) from None
     unseen = load_samples(SAMPLE / "test" / "images", SAMPLE / "test" / "labels")
-    predictions = [predict(model, sample.image, output="instances").numpy() for sample in unseen]
+    predictions = [predict(model, sample.image, output="instances") for sample in unseen]
     truth = [sample.labels for sample in unseen]
     scores, together = object_scores(truth, predictions, [0] * len(truth))
 
@@ -84,15 +94,24 @@ def run(out: Path) -> tuple[dict[str, Row], Path]:
         losses=[row["loss"] for row in read_log(run)],
         unseen_image=normalise(shown.image)[0],
         unseen_labels=shown.labels,
-        probability=predict(model, shown.image)[1].numpy(),
+        probability=predict(model, shown.image)[1],
         prediction=predictions[chosen],
         title=f"unet_fast demo: {STEPS} steps; {len(scores)} unseen images: "
-        f"PQ {together['pq_50']:.3f}, {together['predicted_objects']} objects of "
+        f"PQ {together['pq_50']:.3f}, {counted(together['predicted_objects'], 'object')} of "
         f"{together['reference_objects']}, pixel IoU {together['iou']:.3f} "
         f"(shown: PQ {scores[chosen]['pq_50']:.3f}, pixel IoU {scores[chosen]['iou']:.3f})",
     )
     by_name = dict(zip((sample.name for sample in unseen), scores, strict=True))
     return by_name | {"all": together}, picture
+
+
+def _is_demo(settings: Path, images: Path) -> bool:
+    """Whether settings are those of a demo: of this installation, or of another one."""
+    try:
+        name = Path(str(read_toml(settings)["images"]))
+    except (ValueError, KeyError):
+        return False
+    return name.parts[-4:] == images.parts[-4:]
 
 
 def _densest(samples: list[Sample]) -> Sample:

@@ -37,8 +37,11 @@ def save_model(model: UNet, path: Path | str) -> None:
             if they are missing. A model there is replaced.
 
     Raises:
+        TypeError: If it is another network.
         ValueError: If it cannot be written; an earlier model is still there.
     """
+    if not isinstance(model, UNet):
+        raise TypeError(f"save_model: model must be a UNet, got {type(model).__name__}")
     path = Path(path)
     file = path if path.suffix == ".safetensors" else path / MODEL
     make_folder(file.parent)

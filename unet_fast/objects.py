@@ -9,32 +9,37 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from torch import Tensor
 
-from .contracts.border_weight_map import spatial_axes
-from .contracts.types import check_tensors
+from .contracts.border_weight_map import as_maps, spatial_axes
+from .contracts.types import check_tensors, takes_arrays
 
 
-def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
+@takes_arrays("mask")
+def label_components(mask: Tensor, connectivity: int = 1, *, dims: int | None = None) -> Tensor:
     """Labels the connected components of a mask from 1; touching objects become one.
 
     Args:
-        mask: (H, W), (N, H, W) or (N, D, H, W), bool or integer; everything not 0 is foreground.
-            Each image is numbered by itself.
+        mask: (H, W), (N, H, W), (N, 1, H, W) or (N, D, H, W), bool or integer; everything not 0 is
+            foreground. Each image is numbered by itself.
         connectivity: How many axes a step between connected pixels may take at once: 1 along the
             axes only (4 neighbours in 2D, 6 in 3D), 2 diagonally too, up to the number of axes.
+        dims: Number of spatial axes; 3 takes (D, H, W) as a volume; see
+            :func:`unet_fast.two_nearest`.
 
     Returns:
         int32 labels, of the shape and device of `mask`.
 
     Raises:
+        TypeError: If `mask` is not a tensor, or of floats: which of them are foreground?
         ValueError: If `mask` has another number of axes or `connectivity` is out of range.
     """
     check_tensors("label_components", mask=mask)
-    if mask.dim() not in (2, 3, 4):
-        raise ValueError(
-            "label_components: mask must be (H, W), (N, H, W) or (N, D, H, W), "
-            f"got {tuple(mask.shape)}"
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"label_components: mask must be bool or integer, got {mask.dtype} (x > 0.5 makes one "
+            "of probabilities)"
         )
-    axes = spatial_axes(mask)
+    maps = as_maps("label_components", "mask", mask, dims)
+    axes = spatial_axes(maps)
     if not 1 <= connectivity <= axes:
         raise ValueError(
             f"label_components: connectivity must be in [1, {axes}], got {connectivity}"
@@ -42,7 +47,7 @@ def label_components(mask: Tensor, connectivity: int = 1) -> Tensor:
     structure = ndimage.generate_binary_structure(axes, connectivity)
     if mask.numel() == 0:
         return torch.zeros(mask.shape, dtype=torch.int32, device=mask.device)
-    images = mask.reshape(-1, *mask.shape[-axes:]).cpu().numpy() != 0
+    images = maps.cpu().numpy() != 0
     labels = [ndimage.label(image, structure)[0] for image in images]
     result = torch.from_numpy(np.stack(labels).astype(np.int32)).reshape(mask.shape)
     return result.to(mask.device)

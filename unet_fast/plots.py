@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ._files import replace_file
+from ._progress import counted
 from .contracts.border_weight_map import IGNORED
 from .images.intensity import as_float32, range_of
+from .images.signs import outlines
 
 Gray = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -62,17 +64,6 @@ def error_colours(truth: Labels, prediction: Labels) -> NDArray[np.floating]:
     picture[(truth == 0) & (prediction > 0)] = FALSE_POSITIVE
     picture[(truth > 0) & (prediction == 0)] = MISSED
     return picture
-
-
-def outlines(labels: Labels) -> NDArray[np.bool_]:
-    """Marks pixels of objects that have a neighbour of another value along an axis."""
-    edge = np.zeros(labels.shape, dtype=bool)
-    rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= rows
-    edge[:-1] |= rows
-    edge[:, 1:] |= columns
-    edge[:, :-1] |= columns
-    return edge & (labels > 0)
 
 
 def draw_overlay(path: Path, *, image: NDArray[np.generic], labels: Labels) -> None:
@@ -133,7 +124,7 @@ def draw_summary(
     figure.suptitle(title)
     axes = figure.subplots(2, 4).ravel()
     _show(axes[0], _brightened(image), "training image", cmap="gray")
-    _show(axes[1], instance_colours(labels), f"its {_count(labels)} instances")
+    _show(axes[1], instance_colours(labels), f"its {_count(labels)}")
     _show(axes[2], weights, "border weight map")
     figure.colorbar(axes[2].images[0], ax=axes[2], shrink=0.8)
     _show(axes[3], _with_outlines(deformed_image, deformed_labels), "deformed image and labels")
@@ -165,7 +156,7 @@ def draw_weights(path: Path, *, labels: Labels, target: Labels, weights: Gray, t
     _show(
         left,
         _object_colours(labels, target),
-        f"{_count(labels)} objects, the ridge between them white",
+        f"{_count(labels)}, the ridge between them white",
     )
     _show(right, weights, "weights", cmap="magma", vmin=0)
     figure.colorbar(right.images[0], ax=right, shrink=0.8)
@@ -218,7 +209,7 @@ def draw_tiles(path: Path, panels: Sequence[tuple[Gray, Labels, Gray]]) -> None:
     for row, (image, labels, weights) in zip(
         figure.subplots(len(panels), 2, squeeze=False), panels, strict=True
     ):
-        _show(row[0], _with_outlines(image, labels), f"{_count(labels)} objects")
+        _show(row[0], _with_outlines(image, labels), _count(labels))
         _show(row[1], weights, "weights", cmap="magma", vmin=0)
         figure.colorbar(row[1].images[0], ax=row[1], shrink=0.8)
     _save(figure, path)
@@ -238,7 +229,7 @@ def draw_samples(path: Path, panels: Sequence[tuple[str, Gray, Labels, Labels, G
         figure.subplots(len(panels), 3, squeeze=False), panels, strict=True
     ):
         _show(row[0], _with_outlines(image, labels), name)
-        _show(row[1], _object_colours(labels, target), f"{_count(labels)} objects")
+        _show(row[1], _object_colours(labels, target), _count(labels))
         _show(row[2], weights, "weights", cmap="magma", vmin=0)
         figure.colorbar(row[2].images[0], ax=row[2], shrink=0.8)
     _save(figure, path)
@@ -418,5 +409,5 @@ def _with_outlines(image: Gray, labels: Labels) -> NDArray[np.floating]:
     return picture
 
 
-def _count(labels: Labels) -> int:
-    return len(np.unique(labels[labels > 0]))
+def _count(labels: Labels) -> str:
+    return counted(len(np.unique(labels[labels > 0])), "object")

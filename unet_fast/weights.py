@@ -1,11 +1,13 @@
 """Target classes and pixel weights of the recipe."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .contracts.border_weight_map import IGNORED
@@ -85,13 +87,20 @@ class BorderWeights:
         return cls(w0=50.0, sigma=6.0, class_weight=(0.1, 1.0), ridge="one_sided", halo=(0.1, 10.0))
 
     def balanced(
-        self, labels: Iterable[Tensor], classes: Iterable[Tensor] | None = None
+        self,
+        labels: Iterable[Any],
+        classes: Iterable[Any] | None = None,
+        *,
+        dims: int | None = None,
     ) -> "BorderWeights":
         """Counts the class weights ``"balanced"`` over a whole data set instead of each image.
 
         Args:
-            labels: All instance maps of the data set, each as in a call.
-            classes: The class maps that belong to them, or None.
+            labels: All instance maps of the data set, each as in a call; or one tensor or array as
+                in a call, of one map or of a batch.
+            classes: The classes that belong to them, each as in a call, or None; with one tensor or
+                array of labels, its classes.
+            dims: As in a call.
 
         Returns:
             The same settings with `class_weight` = pixels / (classes present x pixels of the
@@ -99,38 +108,72 @@ class BorderWeights:
         """
         if self.class_weight != "balanced":
             return self
-        counts = torch.zeros(IGNORED + 1, dtype=torch.int64)
+        if isinstance(labels, Tensor | np.ndarray):  # whose rows are no maps
+            labels, classes = [labels], None if classes is None else [classes]
+        counts = torch.zeros(IGNORED + 1, dtype=torch.int64, device="cpu")
         pairs = (
             ((x, None) for x in labels) if classes is None else zip(labels, classes, strict=True)
         )
         for image, class_map in pairs:
-            target, _ = self(image, class_map)
-            counts += torch.bincount(target.flatten().cpu(), minlength=IGNORED + 1)
+            target = self(image, class_map, dims=dims)[0]
+            target = torch.from_numpy(target) if isinstance(target, np.ndarray) else target
+            target = target.flatten().cpu()
+            counts += torch.bincount(target, minlength=IGNORED + 1)
+        if not counts.any():
+            raise ValueError("BorderWeights.balanced: labels must hold a pixel, got none")
         last = max(counts[:IGNORED].nonzero().flatten().tolist(), default=0)
         counts = counts[: max(2, last + 1)]
         present = (counts > 0).sum()
         table = torch.where(counts > 0, counts.sum() / (present * counts.double()), 0)
         return replace(self, class_weight=tuple(table.tolist()))
 
+    @overload
     def __call__(
-        self, labels: Tensor, classes: Tensor | None = None, *, num_classes: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        labels: Tensor,
+        classes: Tensor | Mapping[int, int] | None = None,
+        *,
+        num_classes: int | None = None,
+        dims: int | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(
+        self,
+        labels: NDArray[Any],
+        classes: NDArray[Any] | Mapping[int, int] | None = None,
+        *,
+        num_classes: int | None = None,
+        dims: int | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
+    def __call__(
+        self,
+        labels: Any,
+        classes: Any = None,
+        *,
+        num_classes: int | None = None,
+        dims: int | None = None,
+    ) -> tuple[Any, Any]:
         """Computes targets and weights.
 
         Args:
-            labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
-                (N, D, H, W).
+            labels: Instance maps, a tensor or a NumPy array of integers, ids 1 to 2^31 - 1, 0
+                background; (H, W), (N, H, W), (N, 1, H, W), (N, D, H, W) or (N, 1, D, H, W).
             classes: The class of every pixel, integer, of the shape of `labels`: 0 background,
-                1... classes, 255 ignored; None for one class. Distances and ridge are those of the
-                objects of each class by itself; their terms are added up.
+                1... classes, 255 ignored; or the class of every id, as a mapping or as a vector
+                that ids index; None for one class. Distances and ridge are those of the objects of
+                each class by itself; their terms are added up.
             num_classes: Number of classes, background included, 2 to 254; None: as many as
                 `class_weight` has weights, else, with `classes`, one more than the greatest (on
                 CUDA the host waits for it), else 2.
+            dims: Number of spatial axes; 3 takes (D, H, W) as a volume; see
+                :func:`unet_fast.two_nearest`.
 
         Returns:
             target: uint8, 0 background, 1... classes, 255 ignored; the ridge between touching
                 objects is background.
             weights: float32, 0 where ignored. Distances are to the whole objects, ridge included.
+            With ``"balanced"``, weights of classes are counted in each image by itself; those of
+            the data set, which training uses, come from :meth:`balanced`.
 
         Raises:
             TypeError: If `labels` or `classes` is not an integer tensor.
@@ -138,7 +181,7 @@ class BorderWeights:
         """
         if num_classes is None and isinstance(self.class_weight, tuple):
             num_classes = len(self.class_weight)
-        return border_weights(
+        result: tuple[Any, Any] = border_weights(
             labels,
             classes,
             num_classes=num_classes,
@@ -149,4 +192,9 @@ class BorderWeights:
             class_weight=self.class_weight,
             halo=self.halo,
             spacing=self.spacing,
+            dims=dims,
         )
+        return result
+
+
+torch.serialization.add_safe_globals([BorderWeights])  # in checkpoints of other trainers

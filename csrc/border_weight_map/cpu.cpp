@@ -123,10 +123,13 @@ struct Weights {
       class_weights(target + from, n, of_classes + from / volume * settings.classes,
                     settings.classes, to);
     }
-    std::vector<float> first(n), second(n);
-    roots(found.first, n, true, first.data());
-    roots(found.second, n, true, second.data());
-    add_terms(first.data(), second.data(), target + from, n, settings.everywhere, terms, to);
+    float first[kColumns], second[kColumns];
+    for (int64_t i = 0; i < n; i += kColumns) {
+      const int64_t run = std::min(kColumns, n - i);
+      roots(found.first + i, run, true, first);
+      roots(found.second + i, run, true, second);
+      add_terms(first, second, target + from + i, run, settings.everywhere, terms, to + i);
+    }
   }
 };
 
@@ -177,13 +180,6 @@ void sweep(const Labels& labels, int32_t c, const Shape& shape, int64_t slice, i
     meet(labels.read_checked(from, n, c, objects), n, static_cast<int32_t>(height - 1 - y),
          up.view());
   }
-}
-
-// Row stride in pixels: whole vectors and a margin, so that searches need no bounds checks; no
-// multiple of 4 kMostLanes, so that a column's pixels fall into different sets of the cache.
-int64_t row_pitch(int64_t width) {
-  const int64_t pitch = groups(width, kMostLanes) * kMostLanes + kMargin;
-  return pitch % (4 * kMostLanes) == 0 ? pitch + kMostLanes : pitch;
 }
 
 // The nearest objects of all pixels of volumes, between the search along rows and that along the
@@ -238,18 +234,6 @@ void sweep_band(const Labels& labels, int32_t c, const Shape& shape, const Bands
   }
 }
 
-template <bool kLast, typename D>
-void search_row(View<D> row, int64_t width, Summary<D>* summary, D scale, Reach<D> reach,
-                View<D> found) {
-  const int objects = summary != nullptr ? summary->of(row) : 2;
-  if (objects == 0) return;
-  if (objects == 1) reach.second = -1;
-  for (int64_t x = 0; x < width; x += kLanes<D>) {
-    search<kLast, true>(row.from(x), 1, x + kLanes<D> - 1, width - 1 - x, scale, reach, summary, x,
-                        found.from(x));
-  }
-}
-
 // Finds the two nearest objects of every pixel within its slice, along columns and rows, band by
 // band. Those of images go to `sink` row by row, those of volumes to `volumes`.
 template <typename D, typename Sink>
@@ -265,7 +249,7 @@ void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spa
     std::vector<int32_t> objects(width);
     Pixels<D> band(kMargin + bands.rows * pitch);  // no objects before, between and after the rows
     Pixels<D> results(2 * pitch, 0);               // of this row and the previous one
-    Summary<D> summary(width);
+    RowSearch<D> search(width, across, reach, far, Sink::kOfAllPixels);
     bool follows = false;  // whether `results` holds the previous row
     for (int64_t b = begin; b < end; ++b) {
       const int64_t slice = b / bands.in_slice, y = b % bands.in_slice * bands.rows;
@@ -281,7 +265,7 @@ void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spa
           const View<D> found = volumes->row(row);
           copy(in_column, width, found);
           for (int64_t x = width; x < pitch; ++x) found.set(x, {0, 0, 0, 0});
-          search_row<false>(in_column, width, far ? &summary : nullptr, across, reach, found);
+          search.template find<false>(in_column, found);
           continue;
         }
         const View<D> found = results.view().from(row % 2 * pitch);
@@ -290,7 +274,7 @@ void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spa
           limit_second(results.second.data() + (row + 1) % 2 * pitch, width, spacing.y,
                        found.second);
         }
-        search_row<true>(in_column, width, far ? &summary : nullptr, across, reach, found);
+        search.template find<true>(in_column, found);
         sink.finish(found, row * width, width);
         follows = true;
       }
@@ -298,22 +282,35 @@ void search_bands(const Labels& labels, int32_t c, const Shape& shape, const Spa
   });
 }
 
-// Searches along the depth of volumes, the last axis.
+// Searches along the depth of volumes, the last axis. Pixels in front of one another are far apart
+// in memory, so those of kColumns columns are copied side by side first.
 template <typename D, typename Sink>
 void search_depth(const Shape& shape, D scale, const Volumes<D>& nearest, const Sink& sink) {
   const Reach<D> reach = sink.template reaches<D>().last;
-  torch::stable::parallel_for(0, nearest.rows, kRows, [&](int64_t begin, int64_t end) {
-    Pixels<D> result(nearest.pitch, 0);
-    const View<D> found = result.view();
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t z = row / shape.height % shape.depth;
-      sink.start(nearest.row(row), row * shape.width, shape.width, found);
-      for (int64_t x = 0; x < shape.width; x += kLanes<D>) {
-        search<true, false>(nearest.row(row).from(x), shape.height * nearest.pitch, z,
-                            shape.depth - 1 - z, scale, reach,
-                            static_cast<const Summary<D>*>(nullptr), x, found.from(x));
+  const int64_t in_row = groups(shape.width, kColumns), depth = shape.depth;
+  const int64_t blocks = shape.images * shape.height * in_row;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    Pixels<D> copied(depth * kColumns);
+    Pixels<D> result(kColumns, 0);
+    const View<D> block = copied.view(), found = result.view();
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t x = task % in_row * kColumns, n = std::min(kColumns, shape.width - x);
+      const int64_t y = task / in_row % shape.height, image = task / in_row / shape.height;
+      const auto row = [&](int64_t z) { return (image * depth + z) * shape.height + y; };
+      for (int64_t z = 0; z < depth; ++z) {
+        copy(nearest.row(row(z)).from(x), kColumns, block.from(z * kColumns));
       }
-      sink.finish(found, row * shape.width, shape.width);
+      for (int64_t i = n; i < kColumns; ++i) found.set(i, {0, 0, 0, 0});  // nothing to search from
+      for (int64_t z = 0; z < depth; ++z) {
+        const View<D> here = block.from(z * kColumns);
+        const int64_t from = row(z) * shape.width + x;
+        sink.start(here, from, n, found);
+        for (int64_t i = 0; i < n; i += kLanes<D>) {
+          search<true, false>(here.from(i), kColumns, z, depth - 1 - z, scale, reach,
+                              static_cast<const Summary<D>*>(nullptr), i, found.from(i));
+        }
+        sink.finish(found, from, n);
+      }
     }
   });
 }

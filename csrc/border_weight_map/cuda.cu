@@ -32,19 +32,24 @@ Labels labels_of(const Shape& shape, const Tensor& labels, const std::optional<T
           ignore_label.value_or(0)};
 }
 
-// Scratch memory for the nearest objects of all pixels; volumes need room for two per pixel.
+// Scratch memory for n values, on the device of a tensor.
+template <typename T>
+struct Array {
+  Array(const Tensor& like, int64_t n)
+      : memory(new_tensor(like, {n, static_cast<int64_t>(sizeof(T))}, aoti_torch_dtype_uint8())),
+        data(static_cast<T*>(memory.data_ptr())) {}
+
+  Tensor memory;
+  T* data;
+};
+
+// The nearest objects of all pixels; volumes need room for two per pixel.
 template <typename D>
 struct Scratch {
   Scratch(const Tensor& like, const Shape& shape)
-      : memory(new_tensor(
-            like,
-            {shape.pixels() * (shape.depth > 1 ? 2 : 1), static_cast<int64_t>(sizeof(Nearest<D>))},
-            aoti_torch_dtype_uint8())),
-        nearest(static_cast<Nearest<D>*>(memory.data_ptr())),
-        spare(shape.depth > 1 ? nearest + shape.pixels() : nullptr) {}
+      : nearest(like, shape.pixels()), spare(like, shape.depth > 1 ? shape.pixels() : 0) {}
 
-  Tensor memory;
-  Nearest<D>*nearest, *spare;
+  Array<Nearest<D>> nearest, spare;
 };
 
 template <typename D>
@@ -52,8 +57,8 @@ void distances(const Labels& labels, const Tensor& like, const Shape& shape, con
                const Distances& sink) {
   const Scratch<D> scratch(like, shape);
   const double sizes[3] = {spacing.z, spacing.y, spacing.x};
-  launch_transform<D>(labels, 0, sizes, Reaches<D>::unlimited(), scratch.nearest, scratch.spare,
-                      sink, current_stream(like));
+  launch_transform<D>(labels, 0, sizes, Reaches<D>::unlimited(), scratch.nearest.data,
+                      scratch.spare.data, sink, current_stream(like));
 }
 
 std::tuple<Tensor, Tensor> two_nearest(const Tensor& labels_in,
@@ -106,28 +111,32 @@ std::tuple<Tensor, Tensor> border_weights(
   Tensor target = new_tensor(in.labels, sizes(in.labels), aoti_torch_dtype_uint8());
   Tensor weights = new_tensor(in.labels, sizes(in.labels), aoti_torch_dtype_float32());
   if (shape.pixels() == 0) return {target, weights};
-  const bool balanced = !in.class_weight;
   const bool given_on_host = in.class_weight && in.class_weight->device().is_cpu();
-  Tensor counts =
-      new_tensor(in.labels, {balanced ? shape.images * classes : 0}, aoti_torch_dtype_int64());
-  Tensor of_classes = new_tensor(in.labels, {shape.images * classes}, aoti_torch_dtype_float32());
   MapSettings map{static_cast<int32_t>(classes),     ridge, settings.terms(), everywhere,
-                  {spacing.z, spacing.y, spacing.x}, {},    nullptr,          nullptr};
-  if (balanced) {
-    map.counts = reinterpret_cast<unsigned long long*>(counts.mutable_data_ptr<int64_t>());
-  } else if (given_on_host) {
+                  {spacing.z, spacing.y, spacing.x}, {},    nullptr,          !in.class_weight};
+  if (given_on_host) {
     const float* const values = in.class_weight->const_data_ptr<float>();
     for (int64_t c = 0; c < classes; ++c) map.class_weights.at[c] = values[c];
-  } else {
+  } else if (in.class_weight) {
     map.given = in.class_weight->const_data_ptr<float>();
   }
   const Labels labels = labels_of(shape, in.labels, in.classes, ignore_label);
   const bool* const foreground = in.foreground ? in.foreground->const_data_ptr<bool>() : nullptr;
+  uint8_t* const to_target = target.mutable_data_ptr<uint8_t>();
+  float* const to_weights = weights.mutable_data_ptr<float>();
+  const cudaStream_t stream = current_stream(in.labels);
+  if (packs(labels, map)) {
+    const Array<Notes> notes(in.labels, shape.images);
+    const Array<Keys<uint32_t>> nearest(in.labels, shape.pixels());
+    launch_packed(labels, foreground, map, notes.data, nearest.data, to_target, to_weights, stream);
+    return {target, weights};
+  }
+  const Array<unsigned long long> counts(in.labels, map.balanced ? shape.images * classes : 0);
+  const Array<float> of_classes(in.labels, shape.images * classes);
   const auto run = [&]<typename D>() {
     const Scratch<D> scratch(in.labels, shape);
-    launch_map<D>(labels, foreground, map, of_classes.mutable_data_ptr<float>(), scratch.nearest,
-                  scratch.spare, target.mutable_data_ptr<uint8_t>(),
-                  weights.mutable_data_ptr<float>(), current_stream(in.labels));
+    launch_map<D>(labels, foreground, map, counts.data, of_classes.data, scratch.nearest.data,
+                  scratch.spare.data, to_target, to_weights, stream);
   };
   if (fits_int32(shape, spacing)) {
     run.template operator()<int32_t>();

@@ -1,128 +1,11 @@
 #pragma once
 
-#include "border_weight_map/numerics.h"
-#include "common/cuda.cuh"
-#include "common/types.h"
+#include "border_weight_map/packed.cuh"
+#include "border_weight_map/target.cuh"
 
 namespace unet_fast::border_weight_map {
 
-// Rows that a thread sweeps if objects count only up to a limited distance.
-constexpr int64_t kSegment = 64;
-
-// A batch of volumes, (N, D, H, W), and its labels.
-struct Labels {
-  int64_t images, depth, height, width;
-  const void* data;
-  IntegerType type;
-  const uint8_t* classes;  // the class of each pixel, or null
-  bool ignores;
-  int64_t ignore_label;
-
-  __host__ __device__ int64_t volume() const { return depth * height * width; }
-  __host__ __device__ int64_t pixels() const { return images * volume(); }
-
-  __device__ int64_t id(int64_t i) const {
-    switch (type) {
-      case IntegerType::kInt8:
-        return static_cast<const int8_t*>(data)[i];
-      case IntegerType::kUint8:
-        return static_cast<const uint8_t*>(data)[i];
-      case IntegerType::kInt16:
-        return static_cast<const int16_t*>(data)[i];
-      case IntegerType::kUint16:
-        return static_cast<const uint16_t*>(data)[i];
-      case IntegerType::kInt32:
-        return static_cast<const int32_t*>(data)[i];
-      default:
-        return static_cast<const int64_t*>(data)[i];
-    }
-  }
-  __device__ bool ignored(int64_t i) const { return ignores && id(i) == ignore_label; }
-
-  // The object at pixel i if it is of class `c` (of any class without a class map), else 0.
-  __device__ int32_t object(int64_t i, int32_t c) const {
-    if (classes != nullptr && classes[i] != c) return 0;
-    const int64_t label = id(i);
-    if (ignores && label == ignore_label) return 0;
-    assert(label >= 0 && label <= kMaxLabel && "labels must be in [0, 2147483647]");
-    return static_cast<int32_t>(label);
-  }
-};
-
-// ---- The ridge between touching objects, and the target classes
-
-// Whether a pixel of class `c` is part of the ridge.
-__device__ inline bool on_ridge(const Labels& labels, int64_t i, int32_t c, int64_t ridge) {
-  if (ridge == kNone) return false;
-  const int32_t here = labels.object(i, c);
-  const int64_t x = i % labels.width, y = i / labels.width % labels.height;
-  const int64_t z = i / (labels.width * labels.height) % labels.depth;
-  if (here == 0) return false;
-  for (int dz = -1; dz <= 1; ++dz) {
-    for (int dy = -1; dy <= 1; ++dy) {
-      for (int dx = -1; dx <= 1; ++dx) {
-        if (!in_ridge(ridge, dz, dy, dx)) continue;
-        if (z + dz < 0 || z + dz >= labels.depth || y + dy < 0 || y + dy >= labels.height ||
-            x + dx < 0 || x + dx >= labels.width) {
-          continue;
-        }
-        const int64_t j = i + (dz * labels.height + dy) * labels.width + dx;
-        if (touches(here, labels.object(j, c))) return true;
-      }
-    }
-  }
-  return false;
-}
-
-template <typename Id>
-__global__ void separate(Labels labels, int64_t ridge, Id* out) {
-  const int64_t i = thread_index();
-  if (i >= labels.pixels()) return;
-  const Id id = static_cast<const Id*>(labels.data)[i];
-  labels.object(i, 0);  // checks the id
-  out[i] = on_ridge(labels, i, 0, ridge) ? Id(0) : id;
-}
-
-// The target class of a pixel, by the same rules as find_target on the CPU.
-__device__ inline int32_t target_of(const Labels& labels, int64_t i, const bool* foreground,
-                                    int64_t ridge) {
-  if (labels.ignored(i)) return kIgnored;
-  if (foreground != nullptr) return foreground[i] ? 1 : 0;
-  const int32_t c = labels.classes != nullptr ? labels.classes[i] : labels.object(i, 0) != 0;
-  return c != 0 && c != kIgnored && on_ridge(labels, i, c, ridge) ? 0 : c;
-}
-
-// Writes the target class of every pixel and counts the pixels of each class in each image;
-// `blocks` blocks per image. Counts are integers, so the order of the atomic additions does not
-// matter.
-__global__ void find_target(Labels labels, const bool* foreground, int32_t classes, int64_t ridge,
-                            int64_t blocks, uint8_t* target, unsigned long long* counts) {
-  __shared__ unsigned in_block[kThreads];  // counts by class
-  static_assert(kMaxClasses <= kThreads);
-  in_block[threadIdx.x] = 0;
-  __syncthreads();
-  const int64_t image = blockIdx.x / blocks;
-  const int64_t in_image = blockIdx.x % blocks * kThreads + threadIdx.x;
-  if (in_image < labels.volume()) {
-    const int64_t i = image * labels.volume() + in_image;
-    const int32_t result = target_of(labels, i, foreground, ridge);
-    assert((result < classes || result == kIgnored) && "classes must be in [0, num_classes - 1]");
-    target[i] = static_cast<uint8_t>(result);
-    if (counts != nullptr && result != kIgnored) atomicAdd(&in_block[result], 1u);
-  }
-  __syncthreads();
-  const int c = threadIdx.x;
-  if (counts != nullptr && c < classes && in_block[c] > 0) {
-    atomicAdd(&counts[image * classes + c], static_cast<unsigned long long>(in_block[c]));
-  }
-  __syncthreads();
-}
-
 // ---- The weight of each class in each image
-
-struct ClassWeights {
-  float at[kMaxClasses];
-};
 
 __global__ void set_class_weights(ClassWeights weights, const float* given, float* out) {
   const int c = threadIdx.x;
@@ -142,35 +25,60 @@ __global__ void balance(const unsigned long long* counts, float* out) {
 
 // ---- Distances
 
-// Sweeps a column down and up for the rows of one segment, one thread per segment. Objects more
-// than `margin` rows outside the segment are not met.
+// The most segments of rows that a column is cut into.
+constexpr int kSegments = 32;
+
+// Goes on with a sweep past a segment, of which `met` is the sweep.
+__device__ inline void pass(Met& sweep, const Met& met) {
+  sweep.meet(met.other, met.other_at);
+  sweep.meet(met.label, met.at);
+}
+
+// Finds the two nearest objects within columns. A block has blockDim.x columns, each in blockDim.y
+// segments, a thread for each. Every thread sweeps its segment down and up; then, from what the
+// segments above and below have met, it sweeps again and writes.
 template <typename D>
-__global__ void sweep(Labels labels, int32_t c, int64_t segment, int64_t margin, D scale,
-                      Nearest<D>* nearest) {
-  const int64_t segments = (labels.height + segment - 1) / segment;
-  const int64_t thread = thread_index();
-  if (thread >= labels.images * labels.depth * segments * labels.width) return;
-  const int64_t x = thread % labels.width, slice = thread / labels.width / segments;
-  const int64_t top = thread / labels.width % segments * segment;
-  const int64_t bottom = top + segment < labels.height ? top + segment : labels.height;
-  const int64_t above = top < margin ? 0 : top - margin;
-  const int64_t below = labels.height - bottom < margin ? labels.height : bottom + margin;
-  const int64_t column = slice * labels.height * labels.width + x;
-  Met down;
-  for (int64_t y = above; y < bottom; ++y) {
-    const int64_t i = column + y * labels.width;
+__global__ void __launch_bounds__(kThreads, 2)
+    sweep(Labels labels, int32_t c, D scale, Nearest<D>* nearest) {
+  // Of integers, as what is shared cannot have a constructor.
+  __shared__ int32_t memory[2 * kThreads * sizeof(Met) / sizeof(int32_t)];
+  Met *const above = reinterpret_cast<Met*>(memory), *const below = above + kThreads;
+  const int columns = blockDim.x, segments = blockDim.y;
+  const int column = threadIdx.x, segment = threadIdx.y;
+  const int64_t width = labels.width, height = labels.height;
+  const int64_t strips = (width + columns - 1) / columns;
+  const int64_t slice = blockIdx.x / strips, x = blockIdx.x % strips * columns + column;
+  const int64_t rows = (height + segments - 1) / segments;
+  const int64_t end = x < width ? height : 0;  // no rows beside the image
+  const int64_t top = segment * rows < end ? segment * rows : end;
+  const int64_t bottom = top + rows < end ? top + rows : end;
+  const int64_t first = slice * height * width + x;
+  Met down, up;
+  if (segments > 1) {
+    for (int64_t y = top; y < bottom; ++y) {
+      down.meet(labels.object(first + y * width, c), static_cast<int32_t>(y));
+    }
+    for (int64_t y = bottom - 1; y >= top; --y) {
+      up.meet(labels.object(first + y * width, c), static_cast<int32_t>(height - 1 - y));
+    }
+    above[segment * columns + column] = down;
+    below[segment * columns + column] = up;
+    __syncthreads();
+    down = up = {};
+    for (int s = 0; s < segment; ++s) pass(down, above[s * columns + column]);
+    for (int s = segments - 1; s > segment; --s) pass(up, below[s * columns + column]);
+  }
+  for (int64_t y = top; y < bottom; ++y) {
+    const int64_t i = first + y * width;
     const int32_t row = static_cast<int32_t>(y);
     down.meet(labels.object(i, c), row);
-    if (y < top) continue;
     nearest[i] = {squared(row - down.at, scale), squared(row - down.other_at, scale), down.label,
                   down.other};
   }
-  Met up;
-  for (int64_t y = below - 1; y >= top; --y) {
-    const int64_t i = column + y * labels.width;
-    const int32_t row = static_cast<int32_t>(labels.height - 1 - y);
+  for (int64_t y = bottom - 1; y >= top; --y) {
+    const int64_t i = first + y * width;
+    const int32_t row = static_cast<int32_t>(height - 1 - y);
     up.meet(labels.object(i, c), row);
-    if (y >= bottom) continue;
     Nearest<D> found = nearest[i];
     found.add(squared(row - up.at, scale), up.label);
     found.add(squared(row - up.other_at, scale), up.other);
@@ -255,13 +163,17 @@ void launch_transform(const Labels& labels, int32_t c, const double (&spacing)[3
                       const Reaches<D>& reaches, Nearest<D>* nearest, Nearest<D>* spare, Sink sink,
                       Stream stream) {
   const auto scale = [](double size) { return static_cast<D>(size * size); };
-  const double rows = reaches.most / spacing[1];
-  const bool limited = rows < static_cast<double>(labels.height);
-  const int64_t margin = limited ? static_cast<int64_t>(rows) + 1 : labels.height;
-  const int64_t segment = limited ? kSegment : labels.height;
-  const int64_t segments = (labels.height + segment - 1) / segment;
-  launch(&sweep<D>, blocks_of(labels.images * labels.depth * segments * labels.width), kThreads,
-         stream, labels, c, segment, margin, scale(spacing[1]), nearest);
+  // As many segments as keep a large device busy, of 16 rows or more.
+  const int64_t slices = labels.images * labels.depth;
+  unsigned segments = 1;
+  while (segments < kSegments && slices * labels.width * segments < 1 << 16 &&
+         labels.height > 16 * segments) {
+    segments *= 2;
+  }
+  const unsigned columns = kThreads / segments;
+  const int64_t strips = (labels.width + columns - 1) / columns;
+  launch(&sweep<D>, static_cast<unsigned>(slices * strips), dim3(columns, segments), stream, labels,
+         c, scale(spacing[1]), nearest);
   const int64_t n = labels.pixels();
   if (labels.depth == 1) {
     launch(&search<D, Sink>, blocks_of(n), kThreads, stream, nearest, n, labels.width, int64_t{1},
@@ -274,35 +186,24 @@ void launch_transform(const Labels& labels, int32_t c, const double (&spacing)[3
   }
 }
 
-/// Settings of a weight map, as the kernels take them.
-struct MapSettings {
-  int32_t classes;
-  int64_t ridge;
-  Terms terms;
-  bool everywhere;
-  double spacing[3];
-  ClassWeights class_weights;  // of all images, if `given` and `counts` are null
-  const float* given;          // class weights on the device, or null
-  unsigned long long* counts;  // for balanced weights: room for (images, classes); else null
-};
-
-/// Writes targets and weights. `of_classes` holds one value per image and class; `nearest` and
-/// `spare` are as in launch_transform.
+/// Writes targets and weights. `counts`, used for balanced weights, and `of_classes` hold one value
+/// per image and class; `nearest` and `spare` are as in launch_transform.
 template <typename D, typename Stream>
 void launch_map(const Labels& labels, const bool* foreground, const MapSettings& settings,
-                float* of_classes, Nearest<D>* nearest, Nearest<D>* spare, uint8_t* target,
-                float* weights, Stream stream) {
+                unsigned long long* counts, float* of_classes, Nearest<D>* nearest,
+                Nearest<D>* spare, uint8_t* target, float* weights, Stream stream) {
   const unsigned images = static_cast<unsigned>(labels.images);
   const unsigned classes = static_cast<unsigned>(settings.classes);
   const int64_t n = labels.images * settings.classes;
-  if (settings.counts != nullptr) {
-    launch(&clear<unsigned long long>, blocks_of(n), kThreads, stream, settings.counts, n);
+  if (settings.balanced) {
+    launch(&clear<unsigned long long>, blocks_of(n), kThreads, stream, counts, n);
   }
   const int64_t blocks = (labels.volume() + kThreads - 1) / kThreads;
   launch(&find_target, static_cast<unsigned>(labels.images * blocks), kThreads, stream, labels,
-         foreground, settings.classes, settings.ridge, blocks, target, settings.counts);
-  if (settings.counts != nullptr) {
-    launch(&balance, images, classes, stream, settings.counts, of_classes);
+         foreground, settings.classes, settings.ridge, blocks, target,
+         settings.balanced ? counts : nullptr);
+  if (settings.balanced) {
+    launch(&balance, images, classes, stream, counts, of_classes);
   } else {
     launch(&set_class_weights, images, classes, stream, settings.class_weights, settings.given,
            of_classes);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "border_weight_map/envelope.h"
 #include "border_weight_map/far_search.h"
 
 // Searches along a line for the nearest objects; part of cpu.cpp.
@@ -9,6 +10,13 @@ namespace unet_fast::border_weight_map {
 namespace {
 
 constexpr int64_t kMargin = 2 * kMostLanes;  // empty pixels at each end of a row
+
+// Row stride in pixels: whole vectors and a margin, so that searches need no bounds checks; no
+// multiple of 4 kMostLanes, so that a column's pixels fall into different sets of the cache.
+int64_t row_pitch(int64_t width) {
+  const int64_t pitch = groups(width, kMostLanes) * kMostLanes + kMargin;
+  return pitch % (4 * kMostLanes) == 0 ? pitch + kMostLanes : pitch;
+}
 
 // The squared distance below which further objects can still change the result of any of kLanes
 // pixels.
@@ -64,6 +72,41 @@ UNET_FAST_SIMD void search(View<D> from, int64_t stride, int64_t before, int64_t
     step += kSteps;
   }
 }
+
+// Finds the two nearest objects of the pixels of rows, in the way that takes least time.
+template <typename D>
+struct RowSearch {
+  // `far`: whether objects beyond kFarSearch pixels count; `all`: whether those at any distance do.
+  RowSearch(int64_t width, D scale, Reach<D> reach, bool far, bool all)
+      : width(width), scale(scale), reach(reach), far(far), summary(width), envelopes(width) {
+    by_envelopes = far && all && std::is_integral_v<D>;  // which has pixels of size 1
+  }
+
+  template <bool kLast>
+  void find(View<D> row, View<D> found) {
+    if (!by_envelopes || !envelopes.find(row, found)) by_steps<kLast>(row, found);
+    if (by_envelopes) envelopes.learn(found.second);
+  }
+
+  template <bool kLast>
+  void by_steps(View<D> row, View<D> found) {
+    const int objects = far ? summary.of(row) : 2;
+    if (objects == 0) return;
+    Reach<D> wanted = reach;
+    if (objects == 1) wanted.second = -1;
+    for (int64_t x = 0; x < width; x += kLanes<D>) {
+      search<kLast, true>(row.from(x), 1, x + kLanes<D> - 1, width - 1 - x, scale, wanted,
+                          far ? &summary : nullptr, x, found.from(x));
+    }
+  }
+
+  int64_t width;
+  D scale;
+  Reach<D> reach;
+  bool far, by_envelopes;
+  Summary<D> summary;
+  Envelopes<D> envelopes;
+};
 
 }  // namespace
 }  // namespace unet_fast::border_weight_map

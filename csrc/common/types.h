@@ -20,6 +20,25 @@ constexpr IntegerType kIntegerType =
     : sizeof(T) == 2 ? (T(-1) < 0 ? IntegerType::kInt16 : IntegerType::kUint16)
                      : (T(-1) < 0 ? IntegerType::kInt8 : IntegerType::kUint8);
 
+/// Calls `fn.operator()<T>()` with the C++ type of integers of type `type`.
+template <typename Fn>
+void with_integer_type(IntegerType type, Fn&& fn) {
+  switch (type) {
+    case IntegerType::kInt8:
+      return fn.template operator()<int8_t>();
+    case IntegerType::kUint8:
+      return fn.template operator()<uint8_t>();
+    case IntegerType::kInt16:
+      return fn.template operator()<int16_t>();
+    case IntegerType::kUint16:
+      return fn.template operator()<uint16_t>();
+    case IntegerType::kInt32:
+      return fn.template operator()<int32_t>();
+    default:
+      return fn.template operator()<int64_t>();
+  }
+}
+
 constexpr int64_t bytes_of(IntegerType type) {
   return type == IntegerType::kInt64 ? 8 : int64_t{1} << static_cast<int>(type) / 2;
 }

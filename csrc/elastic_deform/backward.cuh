@@ -6,15 +6,17 @@
 namespace unet_fast::elastic_deform {
 
 // The derivative of the loss with respect to the value that a pixel read from a channel.
-template <typename T, typename A>
-__device__ A upstream(const Image<T, A>& image, const Source<T>& grad, int64_t n, int64_t c,
-                      Sides sides, const Pixel<A>& p) {
+template <int lean, typename T, typename A, int axes>
+__device__ A upstream(const Image<T, A, axes>& image, const Source<T, axes>& grad, int64_t n, int c,
+                      const Pixel<A, axes>& p) {
   if (p.state != kRead) return 0;
-  const Strides& s = grad.strides;
-  A result =
-      static_cast<A>(grad.data[n * s.image + c * s.channel + p.row * s.row + p.column * s.column]);
+  A result = static_cast<A>(grad.channel(n, c)[offset_of<lean>(grad.strides, p.place)]);
   if (image.curves) {
-    result *= image.curves.at(n, c).slope(value_of(image, n, c, sides, p));
+    with_channel<lean>(image, image.pixels.channel(n, c), n, c,
+                       [&]<int order>(const auto* from, const auto& strides) {
+                         const A value = value_at<order, lean>(from, strides, p);
+                         result *= image.curves.at(n, c).slope(value);
+                       });
   }
   return result;
 }
@@ -26,31 +28,38 @@ struct Unit {
   double scale;  // units per 1.0
   bool finite;
 
-  // `largest`: bits of the greatest absolute derivative; at most `terms` are added to one pixel.
-  __device__ static Unit of(unsigned long long largest, int64_t terms) {
+  // The bits of a sum of so many integers that one of them may take.
+  static int bits_of(int64_t terms) {
+    int headroom = 0;
+    while ((int64_t{1} << headroom) < terms) ++headroom;
+    return 61 - headroom;
+  }
+  // `largest`: bits of the greatest absolute derivative, which becomes an integer of `bits` bits.
+  __device__ static Unit of(unsigned long long largest, int bits) {
     double value;
     static_assert(sizeof(value) == sizeof(largest));
     memcpy(&value, &largest, sizeof(value));
-    int exponent = 0, headroom = 0;
+    int exponent = 0;
     frexp(value, &exponent);  // value < 2^exponent
-    while ((int64_t{1} << headroom) < terms) ++headroom;
-    const int bits = 61 - headroom - exponent;
-    return {ldexp(1.0, bits < 1000 ? bits : 1000), value < INFINITY};
+    const int shift = bits - exponent;
+    return {ldexp(1.0, shift < 1000 ? shift : 1000), value < INFINITY};
   }
 };
 
-template <typename T, typename A>
-__global__ void find_largest(Movement m, Image<T, A> image, Source<T> grad,
+template <typename T, typename A, int axes, int lean>
+__global__ void find_largest(Movement<axes> m, Image<T, A, axes> image, Source<T, axes> grad,
                              unsigned long long* largest) {
-  __shared__ Tile<A> tile;
+  __shared__ Tile<A, axes, lean> tile;
   __shared__ unsigned long long in_block;
   if (threadIdx.x == 0 && threadIdx.y == 0) in_block = 0;
-  set_up(m, tile);
+  set_up(m, tile, [](int64_t, int64_t) {});
   unsigned long long most = 0;
-  march(m, tile, [&](int64_t n, Pixel<A> p) {
+  const int64_t n = tile.image;
+  march<1>(m, tile, [&](Pixel<A, axes>(&pixels)[1]) {
+    Pixel<A, axes>& p = pixels[0];
     p.fold_into(m.input, m.boundary);
-    for (int64_t c = 0; c < image.channels; ++c) {
-      const double value = fabs(static_cast<double>(upstream(image, grad, n, c, m.input, p)));
+    for (int c = 0; c < image.channels; ++c) {
+      const double value = fabs(static_cast<double>(upstream<lean>(image, grad, n, c, p)));
       unsigned long long bits;
       memcpy(&bits, &value, sizeof(bits));  // ordered like the values; NaN is the greatest
       most = bits > most ? bits : most;
@@ -66,225 +75,261 @@ __global__ void find_largest(Movement m, Image<T, A> image, Source<T> grad,
   if (threadIdx.x == 0 && threadIdx.y == 0) atomicMax(largest + tile.image, in_block);
 }
 
-template <typename T, typename A>
-__global__ void scatter(Movement m, Image<T, A> image, Source<T> grad,
-                        const unsigned long long* largest, unsigned long long* sums) {
-  __shared__ Tile<A> tile;
-  set_up(m, tile);
-  const Unit unit = Unit::of(largest[tile.image], m.output.pixels());
+// Adds `g` units, times the weights of an interpolation, to the sums at the pixels that it read.
+// `weight` and `at` are those of the axes before `axis`.
+template <int order, int axis, typename A, int axes>
+__device__ void scatter_along(const Pixel<A, axes>& p, const Weights<order, axes, A>& w, double g,
+                              const Sides<axes>& sides, A weight, unsigned long long* at) {
+  for (int i = 0; i < kTaps<order>; ++i) {
+    const A product = axis == 0 ? w[axis][i] : weight * w[axis][i];
+    const int64_t pixel = tap<order>(p.site[axis], i, static_cast<int32_t>(sides[axis] - 1));
+    if constexpr (axis < axes - 1) {
+      scatter_along<order, axis + 1>(p, w, g, sides, product, at + pixel * sides.step(axis));
+    } else {
+      // Negative numbers wrap around as unsigned integers, and so do their sums.
+      const int64_t units = llrint(static_cast<double>(product) * g);
+      atomicAdd(at + pixel, static_cast<unsigned long long>(units));
+    }
+  }
+}
+
+template <typename T, typename A, int axes, int lean>
+__global__ void scatter(Movement<axes> m, Image<T, A, axes> image, Source<T, axes> grad,
+                        const unsigned long long* largest, int bits, unsigned long long* sums) {
+  __shared__ Tile<A, axes, lean> tile;
+  __shared__ Unit unit;
+  set_up(m, tile, [&](int64_t n, int64_t) { unit = Unit::of(largest[n], bits); });
   if (!unit.finite) return;
-  const int32_t last_row = static_cast<int32_t>(m.input.rows - 1);
-  const int32_t last_column = static_cast<int32_t>(m.input.columns - 1);
-  march(m, tile, [&](int64_t n, Pixel<A> p) {
+  const int64_t n = tile.image;
+  march<1>(m, tile, [&](Pixel<A, axes>(&pixels)[1]) {
+    Pixel<A, axes>& p = pixels[0];
     p.fold_into(m.input, m.boundary);
-    for (int64_t c = 0; c < image.channels; ++c) {
-      const double g = static_cast<double>(upstream(image, grad, n, c, m.input, p)) * unit.scale;
-      unsigned long long* const plane = sums + (n * image.channels + c) * m.input.pixels();
-      with_order(image.orders.at(c), [&]<int order>() {
-        A y[kTaps<order>], x[kTaps<order>];
-        tap_weights<order>(p.y.t, y);
-        tap_weights<order>(p.x.t, x);
-        for (int i = 0; i < kTaps<order>; ++i) {
-          const int64_t row = tap<order>(p.y, i, last_row) * m.input.columns;
-          for (int j = 0; j < kTaps<order>; ++j) {
-            // Negative numbers wrap around as unsigned integers, and so do their sums.
-            const int64_t units = llrint(static_cast<double>(y[i] * x[j]) * g);
-            atomicAdd(plane + row + tap<order>(p.x, j, last_column),
-                      static_cast<unsigned long long>(units));
-          }
-        }
+    for (int c = 0; c < image.channels; ++c) {
+      const double g = static_cast<double>(upstream<lean>(image, grad, n, c, p)) * unit.scale;
+      unsigned long long* const channel = sums + (n * image.channels + c) * m.input.pixels();
+      with_order<lean>(image.orders, c, [&]<int order>() {
+        Weights<order, axes, A> w;
+        p.template weigh<order>(w);
+        scatter_along<order, 0>(p, w, g, m.input, A(1), channel);
       });
     }
   });
+}
+
+// The sum at a pixel, from units; `values` sums belong to an image.
+__device__ inline double sum_of(const unsigned long long* largest, int bits, int64_t values,
+                                const unsigned long long* sums, int64_t i) {
+  const Unit unit = Unit::of(largest[i / values], bits);
+  return unit.finite ? static_cast<double>(static_cast<int64_t>(sums[i])) / unit.scale : kNoNumber;
 }
 
 // Converts sums from units to doubles, in place.
-__global__ void to_doubles(const unsigned long long* largest, int64_t terms, int64_t images,
+__global__ void to_doubles(const unsigned long long* largest, int bits, int64_t images,
                            int64_t values, unsigned long long* sums) {
   const int64_t i = thread_index();
   if (i >= images * values) return;
-  const Unit unit = Unit::of(largest[i / values], terms);
-  const double value =
-      unit.finite ? static_cast<double>(static_cast<int64_t>(sums[i])) / unit.scale : kNoNumber;
+  const double value = sum_of(largest, bits, values, sums, i);
   memcpy(&sums[i], &value, sizeof(value));
 }
 
-// Applies the transposed prefilter along columns (`along_rows`: rows) to channels of order 3.
-template <typename T, typename A>
-__global__ void filter_transposed(Image<T, A> image, int64_t images, Sides sides, bool along_rows,
-                                  double* sums) {
-  const int64_t unit = thread_index();
-  const int64_t lines = along_rows ? sides.rows : sides.columns;
-  const int64_t plane = unit / lines, line = unit % lines;
-  if (plane >= images * image.channels || image.orders.at(plane % image.channels) != 3) return;
-  double* const data = sums + plane * sides.pixels();
-  if (along_rows) {
-    prefilter_transposed(data + line * sides.columns, sides.columns, 1);
-  } else {
-    prefilter_transposed(data + line, sides.rows, sides.columns);
-  }
+// Applies the transposed prefilter along an axis to channels of order 3.
+template <typename T, typename A, int axes>
+__global__ void filter_transposed(Image<T, A, axes> image, int64_t images, Sides<axes> sides,
+                                  int axis, double* sums) {
+  const int64_t line = thread_index();
+  const int64_t channel = line / sides.lines_along(axis);
+  if (channel >= images * image.channels || image.orders.at(channel % image.channels) != 3) return;
+  prefilter_transposed(sums + sides.first_of_line(axis, line), sides[axis], sides.step(axis));
 }
 
-template <typename T>
-__global__ void store_gradient(const double* sums, int64_t images, int64_t channels, Sides sides,
-                               Strides to, T* out) {
+// Stores sums, of doubles if `filtered` and else of units, as the gradient of an image.
+template <typename T, int axes>
+__global__ void store_gradient(const unsigned long long* largest, int bits, bool filtered,
+                               const unsigned long long* sums, int64_t images, int64_t channels,
+                               Sides<axes> sides, Strides<axes> to, T* out) {
   const int64_t i = thread_index();
   if (i >= images * channels * sides.pixels()) return;
-  const int64_t plane = i / sides.pixels(), pixel = i % sides.pixels();
-  out[plane / channels * to.image + plane % channels * to.channel + pixel / sides.columns * to.row +
-      pixel % sides.columns * to.column] = static_cast<T>(sums[i]);
+  const int64_t channel = i / sides.pixels();
+  double value;
+  if (filtered) {
+    memcpy(&value, &sums[i], sizeof(value));
+  } else {
+    value = sum_of(largest, bits, channels * sides.pixels(), sums, i);
+  }
+  out[channel / channels * to.image + channel % channels * to.channel +
+      to.offset(sides.place_of(i % sides.pixels()))] = static_cast<T>(value);
 }
 
-// Writes the derivatives with respect to the position of each output pixel, (N, 2, output).
-template <typename T, typename A>
-__global__ void position_gradient(Movement m, Image<T, A> image, Source<T> grad, double* out) {
-  __shared__ Tile<A> tile;
-  set_up(m, tile);
-  march(m, tile, [&](int64_t n, Pixel<A> p) {
-    const int32_t last_row = static_cast<int32_t>(m.input.rows - 1);
-    const int32_t last_column = static_cast<int32_t>(m.input.columns - 1);
-    const A along_y = fold_slope(p.y, last_row, m.boundary);
-    const A along_x = fold_slope(p.x, last_column, m.boundary);
-    p.fold_into(m.input, m.boundary);
-    double dy = 0, dx = 0;
-    for (int64_t c = 0; c < image.channels && p.state == kRead; ++c) {
-      const A g = upstream(image, grad, n, c, m.input, p);
-      with_channel(image, n, c, m.input, p, [&]<int order>(const auto& around) {
-        if constexpr (order > 0) {
-          A y[kTaps<order>], x[kTaps<order>], slope_y[kTaps<order>], slope_x[kTaps<order>];
-          tap_weights<order>(p.y.t, y);
-          tap_weights<order>(p.x.t, x);
-          tap_slopes<order>(p.y.t, slope_y);
-          tap_slopes<order>(p.x.t, slope_x);
-          dy += static_cast<double>(g * along_y * interpolate<order>(slope_y, x, around));
-          dx += static_cast<double>(g * along_x * interpolate<order>(y, slope_x, around));
-        }
-      });
+// Writes the derivatives with respect to the position of each output pixel, (N, axes, output).
+template <typename T, typename A, int axes, int lean>
+__global__ void position_gradient(Movement<axes> m, Image<T, A, axes> image, Source<T, axes> grad,
+                                  double* out) {
+  __shared__ Tile<A, axes, lean> tile;
+  set_up(m, tile, [](int64_t, int64_t) {});
+  const int64_t n = tile.image;
+  march<1>(m, tile, [&](Pixel<A, axes>(&pixels)[1]) {
+    Pixel<A, axes>& p = pixels[0];
+    int64_t index = 0;  // in the output
+    for (int axis = 0; axis < axes; ++axis) index = index * m.output[axis] + p.place[axis];
+    A along[axes];
+    for (int axis = 0; axis < axes; ++axis) {
+      along[axis] = fold_slope(p.site[axis], static_cast<int32_t>(m.input[axis] - 1), m.boundary);
     }
-    double* const to = out + n * 2 * m.output.pixels() + p.row * m.output.columns + p.column;
-    to[0] = dy;
-    to[m.output.pixels()] = dx;
+    p.fold_into(m.input, m.boundary);
+    double sums[axes] = {};
+    for (int c = 0; c < image.channels && p.state == kRead; ++c) {
+      const A g = upstream<lean>(image, grad, n, c, p);
+      with_channel<lean>(
+          image, image.pixels.channel(n, c), n, c,
+          [&]<int order>(const auto* from, const auto& strides) {
+            if constexpr (order > 0) {
+              const Around<order, lean, std::remove_cvref_t<decltype(*from)>, axes> values(
+                  from, strides, p);
+              Weights<order, axes, A> w, slopes;
+              p.template weigh<order>(w);
+              for (int axis = 0; axis < axes; ++axis)
+                tap_slopes<order>(p.site[axis].t, slopes[axis]);
+              for_axes<axes>([&]<int axis>() {
+                sums[axis] += static_cast<double>(
+                    g * along[axis] * interpolate<order, axes, axis>(w, slopes, values));
+              });
+            }
+          });
+    }
+    double* const to = out + n * axes * m.output.pixels() + index;
+    for (int axis = 0; axis < axes; ++axis) to[axis * m.output.pixels()] = sums[axis];
   });
 }
 
-// Sums the position derivatives of each output row into derivatives with respect to the
-// coefficients along it, (N, 2, output.rows, columns.size()), in a fixed order. One block per row
-// of each image and component.
-__global__ void along_rows(Movement m, const double* positions, double* out) {
+// Sums derivatives along an axis, of pixels so far, into those with respect to the coefficients
+// along it, in a fixed order: from (N, axes, .., output[axis], ..) to (N, axes, .., size, ..). The
+// axes before it are pixels, those behind it coefficients already. One block per result.
+template <int axes>
+__global__ void gather(Movement<axes> m, int axis, const double* from, double* out) {
   __shared__ double shared[kThreads / kWarp];
-  const int64_t line = blockIdx.x;
-  const double shift = m.motions[line / (2 * m.output.rows)].shift[1];
-  const double* const from = positions + line * m.output.columns;
-  for (int64_t q = 0; q < m.columns.size(); ++q) {
-    double sum = 0;
-    for (int64_t x = threadIdx.x; x < m.output.columns; x += blockDim.x) {
-      const Place<double> at = place<double>(m.columns, static_cast<double>(x) + shift);
-      const int64_t k = q - at.cell;
-      if (k >= 0 && k < 4) sum += from[x] * cubic_weight(m.grid, static_cast<int>(k), at.t);
-    }
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) out[line * m.columns.size() + q] = sum;
-  }
-}
-
-// Sums the result of along_rows down the columns into derivatives with respect to the coefficients,
-// (N, 2, rows.size(), columns.size()), in a fixed order. One block per coefficient.
-__global__ void along_columns(Movement m, const double* along, double* out) {
-  __shared__ double shared[kThreads / kWarp];
-  const int64_t i = blockIdx.x;
-  const int64_t component = i / m.component(), p = i % m.component() / m.columns.size();
-  const int64_t q = i % m.columns.size();
-  const double shift = m.motions[component / 2].shift[0];
+  const GridAxis& along = m.field[axis];
+  const int64_t i = blockIdx.x, step = m.field.sizes().step(axis), n = m.output[axis];
+  const int64_t outer = i / step / along.size(), q = i / step % along.size();
+  int64_t of_image = axes;
+  for (int before = 0; before < axis; ++before) of_image *= m.output[before];
+  const double shift = m.motions[outer / of_image].shift[axis];
   double sum = 0;
-  for (int64_t y = threadIdx.x; y < m.output.rows; y += blockDim.x) {
-    const Place<double> at = place<double>(m.rows, static_cast<double>(y) + shift);
-    const int64_t k = p - at.cell;
+  for (int64_t x = threadIdx.x; x < n; x += blockDim.x) {
+    const Spot<double> at = spot_of<double>(along, static_cast<double>(x) + shift);
+    const int64_t k = q - at.cell;
     if (k >= 0 && k < 4) {
-      sum += along[(component * m.output.rows + y) * m.columns.size() + q] *
-             cubic_weight(m.grid, static_cast<int>(k), at.t);
+      sum += from[(outer * n + x) * step + i % step] *
+             cubic_weight(m.field.grid, static_cast<int>(k), at.t);
     }
   }
   sum = block_sum(sum, shared);
   if (threadIdx.x == 0) out[i] = sum;
 }
 
-// The transpose of `prepare`: from coefficients back to displacements. One block per image.
-__global__ void collect(Movement m, const double* coefficients, double* out) {
-  const int64_t n = blockIdx.x, points = m.points.pixels();
-  const double* const from = coefficients + n * 2 * m.component();
-  double* const to = out + n * 2 * points;
-  const Motion motion = m.motions[n];
-  for (int64_t i = threadIdx.x; i < 2 * points; i += blockDim.x) {
-    const int64_t row = i % points / m.points.columns, column = i % m.points.columns;
-    double sum = 0;
-    for (int64_t y = 0; y < m.rows.size(); ++y) {
-      if (source_point(m.grid, y, m.points.rows) != row) continue;
-      for (int64_t x = 0; x < m.columns.size(); ++x) {
-        if (source_point(m.grid, x, m.points.columns) != column) continue;
-        const int64_t at = y * m.columns.size() + x;
-        sum += motion.moved_transposed(m.grid, static_cast<int>(i / points), from[at],
-                                       from[m.component() + at]);
-      }
+// The sum, over the coefficients that are made from a displacement at a place, of one component.
+// `at` counts the coefficients before, along the axes before `axis`.
+template <int axes, int axis = 0>
+__device__ double sum_of_knot(const Movement<axes>& m, const Motion<axes>& motion, int component,
+                              const Sides<axes>& place, const double* from, int64_t at = 0) {
+  const int64_t size = m.field[axis].size();
+  double sum = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    if (source_point(m.field.grid, i, m.field.points[axis]) != place[axis]) continue;
+    if constexpr (axis < axes - 1) {
+      sum += sum_of_knot<axes, axis + 1>(m, motion, component, place, from,
+                                         (at + i) * m.field[axis + 1].size());
+    } else {
+      sum += motion.moved_transposed(m.field.grid, component, from + at + i, m.component());
     }
-    to[i] = sum;
+  }
+  return sum;
+}
+
+// The transpose of `prepare`: from coefficients back to displacements. One block per image.
+template <int axes>
+__global__ void collect(Movement<axes> m, const double* coefficients, double* out) {
+  const Sides<axes>& points = m.field.points;
+  const int64_t n = blockIdx.x;
+  const double* const from = coefficients + n * axes * m.component();
+  double* const to = out + n * axes * points.pixels();
+  const Motion<axes> motion = m.motions[n];
+  for (int64_t i = threadIdx.x; i < axes * points.pixels(); i += blockDim.x) {
+    const int component = static_cast<int>(i / points.pixels());
+    to[i] = sum_of_knot(m, motion, component, points.place_of(i % points.pixels()), from);
   }
   __syncthreads();
-  if (m.grid != kInterpolating) return;  // the same for all threads
-  for (int64_t i = threadIdx.x; i < 2 * m.points.columns; i += blockDim.x) {
-    prefilter_transposed(to + i / m.points.columns * points + i % m.points.columns, m.points.rows,
-                         m.points.columns);
-  }
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < 2 * m.points.rows; i += blockDim.x) {
-    prefilter_transposed(to + i * m.points.columns, m.points.columns, 1);
+  for (int axis = 0; axis < axes && m.field.grid == kInterpolating; ++axis) {
+    for (int64_t i = threadIdx.x; i < axes * points.lines_along(axis); i += blockDim.x) {
+      prefilter_transposed(to + points.first_of_line(axis, i), points[axis], points.step(axis));
+    }
+    __syncthreads();
   }
 }
 
 /// Writes the derivative with respect to the image. `sums` has room for all values of the images,
 /// and one more per image.
-template <typename T, typename A, typename Stream>
-void launch_image_gradient(const Movement& m, const Image<T, A>& image, const Source<T>& grad,
-                           unsigned long long* sums, const Strides& to, T* out, Stream stream) {
+template <typename T, typename A, int axes, typename Stream>
+void launch_image_gradient(const Movement<axes>& m, const Image<T, A, axes>& image,
+                           const Source<T, axes>& grad, unsigned long long* sums,
+                           const Strides<axes>& to, T* out, Stream stream) {
   const int64_t pixels = m.images * image.channels * m.input.pixels();
   unsigned long long* const largest = sums + pixels;
   launch(&clear<unsigned long long>, blocks_of(pixels + m.images), dim3(kThreads), stream, sums,
          pixels + m.images);
-  launch(&find_largest<T, A>, tiles(m), kTileThreads, stream, m, image, grad, largest);
+  const bool lean = lean_order(m, image, grad.strides) == 1;
+  launch(lean ? &find_largest<T, A, axes, 1> : &find_largest<T, A, axes, kGeneral>, tiles(m),
+         kTileThreads, stream, m, image, grad, largest);
+  const int bits = Unit::bits_of(m.output.pixels());
   const auto* const found = static_cast<const unsigned long long*>(largest);
-  launch(&scatter<T, A>, tiles(m), kTileThreads, stream, m, image, grad, found, sums);
-  launch(&to_doubles, blocks_of(pixels), dim3(kThreads), stream, found, m.output.pixels(), m.images,
-         pixels / m.images, sums);
-  double* const values = reinterpret_cast<double*>(sums);
-  const int64_t planes = m.images * image.channels;
-  for (int along_rows = 0; along_rows < 2 && image.any_smooth(); ++along_rows) {
-    const int64_t lines = planes * (along_rows ? m.input.rows : m.input.columns);
-    launch(&filter_transposed<T, A>, blocks_of(lines), dim3(kThreads), stream, image, m.images,
-           m.input, along_rows != 0, values);
+  launch(lean ? &scatter<T, A, axes, 1> : &scatter<T, A, axes, kGeneral>, tiles(m), kTileThreads,
+         stream, m, image, grad, found, bits, sums);
+  const bool filtered = image.any_smooth();
+  if (filtered) {
+    launch(&to_doubles, blocks_of(pixels), dim3(kThreads), stream, found, bits, m.images,
+           pixels / m.images, sums);
   }
-  launch(&store_gradient<T>, blocks_of(pixels), dim3(kThreads), stream,
-         static_cast<const double*>(values), m.images, image.channels, m.input, to, out);
+  for (int axis = 0; axis < axes && filtered; ++axis) {
+    const int64_t lines = m.images * image.channels * m.input.lines_along(axis);
+    launch(&filter_transposed<T, A, axes>, blocks_of(lines), dim3(kThreads), stream, image,
+           m.images, m.input, axis, reinterpret_cast<double*>(sums));
+  }
+  launch(&store_gradient<T, axes>, blocks_of(pixels), dim3(kThreads), stream, found, bits, filtered,
+         static_cast<const unsigned long long*>(sums), m.images, image.channels, m.input, to, out);
+}
+
+/// The number of values that `gather` makes along an axis; along `axes`, the number it begins with.
+template <int axes>
+int64_t gathered(const Movement<axes>& m, int axis) {
+  int64_t result = axes * m.images;
+  for (int i = 0; i < axes; ++i) result *= i < axis ? m.output[i] : m.field[i].size();
+  return result;
 }
 
 /// Number of doubles in the scratch memory of launch_displacement_gradient.
-inline int64_t displacement_scratch(const Movement& m) {
-  return 2 * m.images * (m.output.pixels() + m.output.rows * m.columns.size() + m.component());
+template <int axes>
+int64_t displacement_scratch(const Movement<axes>& m) {
+  int64_t result = 0;
+  for (int axis = 0; axis <= axes; ++axis) result += gathered(m, axis);
+  return result;
 }
 
-/// Writes the derivative with respect to the displacement, (N, 2, points).
-template <typename T, typename A, typename Stream>
-void launch_displacement_gradient(const Movement& m, const Image<T, A>& image,
-                                  const Source<T>& grad, double* scratch, double* out,
+/// Writes the derivative with respect to the displacement, (N, axes, points).
+template <typename T, typename A, int axes, typename Stream>
+void launch_displacement_gradient(const Movement<axes>& m, const Image<T, A, axes>& image,
+                                  const Source<T, axes>& grad, double* scratch, double* out,
                                   Stream stream) {
-  double* const positions = scratch;
-  double* const along = positions + 2 * m.images * m.output.pixels();
-  double* const coefficients = along + 2 * m.images * m.output.rows * m.columns.size();
-  launch(&position_gradient<T, A>, tiles(m), kTileThreads, stream, m, image, grad, positions);
-  launch(&along_rows, dim3(static_cast<unsigned>(2 * m.images * m.output.rows)), dim3(kThreads),
-         stream, m, static_cast<const double*>(positions), along);
-  launch(&along_columns, dim3(static_cast<unsigned>(2 * m.images * m.component())), dim3(2 * kWarp),
-         stream, m, static_cast<const double*>(along), coefficients);
-  launch(&collect, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m,
-         static_cast<const double*>(coefficients), out);
+  const bool lean = lean_order(m, image, grad.strides) == 1;
+  launch(lean ? &position_gradient<T, A, axes, 1> : &position_gradient<T, A, axes, kGeneral>,
+         tiles(m), kTileThreads, stream, m, image, grad, scratch);
+  for (int axis = axes - 1; axis >= 0; --axis) {
+    const double* const from = scratch;
+    scratch += gathered(m, axis + 1);
+    const dim3 threads(axis == axes - 1 ? kThreads : 2 * kWarp);
+    launch(&gather<axes>, dim3(static_cast<unsigned>(gathered(m, axis))), threads, stream, m, axis,
+           from, scratch);
+  }
+  launch(&collect<axes>, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m,
+         static_cast<const double*>(scratch), out);
 }
 
 }  // namespace unet_fast::elastic_deform

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
+#include <span>
 #include <vector>
 
 #include "elastic_deform/block.h"
@@ -11,57 +11,58 @@
 namespace unet_fast::elastic_deform {
 namespace {
 
-// The spline coefficients of all planes of all images, each with a border of mirrored pixels.
-template <typename A>
+// The spline coefficients of all channels of all images, each with a border of mirrored pixels.
+template <typename A, int axes>
 struct Coefficients {
-  Tensor memory;  // (N, C, rows + 2, columns + 2)
-  Sides sides;
+  Tensor memory;  // (N, C, sides + 2)
+  Sides<axes> sides;
 
-  Plane<A> plane(int64_t index) const {
-    const Strides s = smooth_strides(sides, 1);
+  Plane<A, axes> plane(int64_t index) const {
+    const Strides<axes> s = smooth_strides(sides, 1);
     const A* const data = memory.template const_data_ptr<A>() + index * s.channel;
-    return Plane<A>::of(data + s.row + s.column, s.row, s.column, sides);
+    return Plane<A, axes>::of(data + border_of(s), s, sides);
   }
 };
 
-template <typename T>
+template <typename T, int axes>
 struct Deformation {
   using A = Accumulator<T>;
+  using Block = elastic_deform::Block<A, axes>;
 
-  const Operands& in;
+  const Operands<axes>& in;
   const Settings& settings;
-  const Field field;
-  const Sides output;
+  const Field<axes> field;
+  const Sides<axes> output;
 
-  Deformation(const Operands& in, const Settings& settings, Sides output)
-      : in(in), settings(settings), field(in, settings, output.columns, kBlock), output(output) {}
+  Deformation(const Operands<axes>& in, const Settings& settings, const Sides<axes>& output)
+      : in(in), settings(settings), field(in, settings, output[axes - 1], kBlock), output(output) {}
 
   // Calls `work(image, pieces, block)` for all blocks of output pixels, located but not folded.
-  // Each thread takes whole rows.
+  // Each thread takes whole lines.
   template <typename Work>
   void run(Work&& work) const {
-    const int64_t rows_of_task = std::max<int64_t>(1, kPixelsOfTask / output.columns);
-    const int64_t rows = in.images * output.rows;
-    const int64_t tasks = (rows + rows_of_task - 1) / rows_of_task;
+    const int64_t lines_of_task = std::max<int64_t>(1, kPixelsOfTask / output[axes - 1]);
+    const int64_t lines = in.images * output.lines();
+    const int64_t tasks = (lines + lines_of_task - 1) / lines_of_task;
     // Threads take tasks one by one, so that a thread that starts late leaves more to the others.
     std::atomic<int64_t> next{0};
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) {
       for (int64_t task = next++; task < tasks; task = next++) {
-        walk(task * rows_of_task, std::min((task + 1) * rows_of_task, rows), work);
+        walk(task * lines_of_task, std::min((task + 1) * lines_of_task, lines), work);
       }
     });
   }
 
-  // Calls `work` as `run` does, in order, for the output rows [begin, end), counted over all
+  // Calls `work` as `run` does, in order, for the output lines [begin, end), counted over all
   // images.
   template <typename Work>
   void walk(int64_t begin, int64_t end, Work&& work) const {
-    Block<A> block;
-    Strip strip;
+    Block block;
+    Strip<axes> strip;
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / output.rows;
-      block.row = unit % output.rows;
-      field.move_to(image, block.row, strip);
+      const int64_t image = unit / output.lines();
+      block.place = output.place_of(unit % output.lines() * output[axes - 1]);
+      field.move_to(image, block.place, strip);
       const std::vector<Piece>& pieces = field.pieces(image);
       for (size_t p = 0; p < pieces.size();) {
         const size_t first = p;
@@ -73,70 +74,67 @@ struct Deformation {
 
   // Computes the positions of the block that starts with piece p. Returns the first piece of the
   // next block.
-  size_t position(int64_t image, const Strip& strip, const std::vector<Piece>& pieces, size_t p,
-                  Block<A>& block) const {
-    block.begin = pieces[p].begin;
-    const int64_t end = std::min(block.begin + kBlock, output.columns);
-    block.size = end - block.begin;
-    const Motion& motion = field.motion(image);
-    const double row = static_cast<double>(block.row);
-    Extent extents[2] = {{INT32_MAX, INT32_MIN}, {INT32_MAX, INT32_MIN}};
+  size_t position(int64_t image, const Strip<axes>& strip, const std::vector<Piece>& pieces,
+                  size_t p, Block& block) const {
+    block.begin() = pieces[p].begin;
+    const int64_t end = std::min(block.begin() + kBlock, output[axes - 1]);
+    block.size = end - block.begin();
+    const Motion<axes>& motion = field.motion(image);
+    for (Extent& extent : block.extents.along) extent = {INT32_MAX, INT32_MIN};
     for (; p < pieces.size() && pieces[p].begin < end; ++p) {
       const Piece& piece = pieces[p];
-      for (int axis = 0; axis < 2; ++axis) {
+      Sides<axes> middle = block.place;
+      middle[axes - 1] = piece.middle();
+      for (int axis = 0; axis < axes; ++axis) {
         Cubic<double> c = strip.patches[axis][p].at(strip.t);
-        c.at[0] += motion.at(axis, row, static_cast<double>(piece.middle()));
-        c.at[1] += motion.linear[axis][1];
+        c.at[0] += motion.at(axis, middle);
+        c.at[1] += motion.linear[axis][axes - 1];
         const int32_t anchor = anchor_of(c.at[0]);
         c.at[0] -= anchor;
         const Cubic<A> rounded{{static_cast<A>(c.at[0]), static_cast<A>(c.at[1]),
                                 static_cast<A>(c.at[2]), static_cast<A>(c.at[3])}};
-        const int64_t at = piece.begin - block.begin;
-        extents[axis].add(
+        const int64_t at = piece.begin - block.begin();
+        block.extents[axis].add(
             locate(rounded, anchor, static_cast<int32_t>(piece.begin - piece.middle()),
-                   piece.end - piece.begin, (axis == 0 ? block.row_of : block.column_of) + at,
-                   (axis == 0 ? block.y : block.x) + at));
+                   piece.end - piece.begin, block.pixel[axis] + at, block.t[axis] + at));
       }
     }
-    block.rows = extents[0];
-    block.columns = extents[1];
     return p;
   }
 
   // Folds the positions of a block into the image.
-  void find(Block<A>& block) const {
-    const int32_t last_row = static_cast<int32_t>(in.input.rows - 1);
-    const int32_t last_column = static_cast<int32_t>(in.input.columns - 1);
+  void find(Block& block) const {
     block.all_read = true;
-    block.rows = fold_axis(last_row, block, block.rows, block.row_of, block.y);
-    block.columns = fold_axis(last_column, block, block.columns, block.column_of, block.x);
+    for (int axis = 0; axis < axes; ++axis) block.extents[axis] = fold_axis(axis, block);
   }
 
-  Extent fold_axis(int32_t last, Block<A>& block, Extent extent, int32_t* pixel, A* t) const {
+  Extent fold_axis(int axis, Block& block) const {
+    const Extent extent = block.extents[axis];
+    const int32_t last = static_cast<int32_t>(in.input[axis] - 1);
     if (extent.low >= 0 && extent.high < last) return extent;
     if (settings.boundary == kMirror && extent.low >= -last && extent.high < 2 * last) {
-      return reflect_all(last, block.size, pixel, t);
+      return reflect_all(last, block.size, block.pixel[axis], block.t[axis]);
     }
     if (block.all_read) std::fill_n(block.state, block.size, kRead);
     block.all_read = false;
-    return fold_all(last, settings.boundary, block, pixel, t);
+    return fold_all(last, settings.boundary, axis, block);
   }
 
   // Reads the values of one channel of a block, before the grey curve.
-  void values(const T* image, const Strides& strides, const Coefficients<A>& smooth,
-              int64_t plane_index, int64_t order, const Block<A>& block, A* out) const {
+  void values(const T* image, const Strides<axes>& strides, const Coefficients<A, axes>& smooth,
+              int64_t plane_index, int64_t order, const Block& block, A* out) const {
     const auto interpolated = [&](const auto& plane, auto&& sampler) {
       prefetch(plane, block);
-      for_parts(plane, block, block.rows, block.columns, 0, block.size,
-                [&](Extent rows, Extent columns, int64_t begin, int64_t end) {
-                  sampler(plane, rows, columns, Sites<A>(block), begin, end, out);
+      for_parts(plane, block, block.extents, 0, block.size,
+                [&](const Extents<axes>& extents, int64_t begin, int64_t end) {
+                  sampler(plane, extents, Sites<A, axes>(block), begin, end, out);
                 });
     };
     if (order == 3) {
-      interpolated(smooth.plane(plane_index), sample<3, A, A>);
+      interpolated(smooth.plane(plane_index), sample<3, A, A, axes>);
     } else {
-      const auto plane = Plane<T>::of(image, strides.row, strides.column, in.input);
-      interpolated(plane, order == 0 ? sample<0, T, A> : linear_sampler(plane));
+      const auto plane = Plane<T, axes>::of(image, strides, in.input);
+      interpolated(plane, order == 0 ? sample<0, T, A, axes> : linear_sampler(plane));
     }
     if (block.all_read) return;
     for (int64_t k = 0; k < block.size; ++k) {
@@ -148,89 +146,106 @@ struct Deformation {
 
 // Computes the spline coefficients of channels of order 3; those of other channels are left unset.
 // Empty if no channel has order 3 or if not `wanted`.
-template <typename T>
-Coefficients<Accumulator<T>> coefficients(const Tensor& image, const Operands& in,
-                                          const Settings& settings, bool wanted = true) {
+template <typename T, int axes>
+Coefficients<Accumulator<T>, axes> coefficients(const Tensor& image, const Operands<axes>& in,
+                                                const Settings& settings, bool wanted = true) {
   using A = Accumulator<T>;
   const auto& orders = settings.orders;
   const bool none = !wanted || std::find(orders.begin(), orders.end(), 3) == orders.end();
-  const Sides sides = in.input;
-  const Strides to_strides = smooth_strides(sides, 1);
-  const int64_t pitch = to_strides.row, size = none ? 0 : to_strides.channel;
-  Coefficients<A> result{new_tensor(image, {in.sources * in.channels * size},
-                                    std::is_same_v<A, double> ? aoti_torch_dtype_float64()
-                                                              : aoti_torch_dtype_float32()),
-                         sides};
+  const Sides<axes>& sides = in.input;
+  const Strides<axes> to = smooth_strides(sides, 1);
+  const int64_t size = none ? 0 : to.channel;
+  Coefficients<A, axes> result{new_tensor(image, {in.sources * in.channels * size},
+                                          std::is_same_v<A, double> ? aoti_torch_dtype_float64()
+                                                                    : aoti_torch_dtype_float32()),
+                               sides};
   if (none) return result;
-  A* const memory = result.memory.template mutable_data_ptr<A>();
-  const Strides strides = strides_to_read(image, "image");
+  A* const inside = result.memory.template mutable_data_ptr<A>() + border_of(to);
+  const Strides<axes> from = strides_to_read<axes>(image, "image");
   const T* const data = image.const_data_ptr<T>();
-  const auto smooth = [&](int64_t plane) { return orders[plane % in.channels] == 3; };
-  const auto planes = in.sources * in.channels;
-  // Filter along columns, kLines side by side, reading straight from the image.
-  const int64_t strips = (sides.columns + kLines - 1) / kLines;
-  torch::stable::parallel_for(0, planes * strips, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t plane = unit / strips, first = unit % strips * kLines;
-      if (!smooth(plane)) continue;
-      const int64_t lanes = std::min<int64_t>(kLines, sides.columns - first);
-      A* const to = memory + plane * size + pitch + 1 + first;
-      const T* const from = data + plane / in.channels * strides.image +
-                            plane % in.channels * strides.channel + first * strides.column;
-      for (int64_t y = 0; y < sides.rows; ++y) {
+  const int64_t columns = sides[axes - 1], pitch = to.along[axes - 2];
+  // Calls `work(plane, place, lanes, scratch)` for up to kLines lines side by side along an axis,
+  // which start at a place and follow each other along `beside`; there is scratch for a bundle.
+  const auto for_lines = [&](int axis, int beside, auto&& work) {
+    Sides<axes> bundles = sides;
+    bundles[axis] = 1;
+    bundles[beside] = (sides[beside] + kLines - 1) / kLines;
+    const int64_t units = in.sources * in.channels * bundles.pixels();
+    torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+      std::vector<A> scratch(axis == axes - 1 ? columns * kLines : 0);
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t plane = unit / bundles.pixels();
+        if (orders[plane % in.channels] != 3) continue;
+        Sides<axes> place = bundles.place_of(unit % bundles.pixels());
+        place[beside] *= kLines;
+        work(plane, place, std::min<int64_t>(kLines, sides[beside] - place[beside]),
+             scratch.data());
+      }
+    });
+  };
+  // Filter along all axes but the last; along the first reading straight from the image.
+  for (int axis = 0; axis < axes - 1; ++axis) {
+    for_lines(axis, axes - 1, [&](int64_t plane, const Sides<axes>& place, int64_t lanes, A*) {
+      A* const line = inside + plane * size + to.offset(place);
+      const T* const pixels = data + plane / in.channels * from.image +
+                              plane % in.channels * from.channel + from.offset(place);
+      const int64_t step = to.along[axis];
+      for (int64_t y = 0; axis == 0 && y < sides[0]; ++y) {
         for (int64_t l = 0; l < lanes; ++l) {
-          to[y * pitch + l] = static_cast<A>(from[y * strides.row + l * strides.column]);
+          line[y * step + l] = static_cast<A>(pixels[y * from.along[0] + l * from.along[axes - 1]]);
         }
       }
       if (lanes == kLines) {
-        prefilter_lines(to, sides.rows, pitch);
+        prefilter_lines(line, sides[axis], step);
       } else {
-        for (int64_t l = 0; l < lanes; ++l) prefilter(to + l, sides.rows, pitch);
+        for (int64_t l = 0; l < lanes; ++l) prefilter(line + l, sides[axis], step);
+      }
+    });
+  }
+  // Filter along the last axis, kLines at a time transposed; then fill the border.
+  for_lines(axes - 1, axes - 2,
+            [&](int64_t plane, const Sides<axes>& place, int64_t lanes, A* turned) {
+              A* const line = inside + plane * size + to.offset(place);
+              transpose(line, lanes, columns, pitch, kLines, turned);
+              prefilter_lines(turned, columns, kLines);
+              transpose(turned, columns, lanes, kLines, pitch, line);
+              for (int64_t l = 0; l < lanes; ++l) mirror_ends(line + l * pitch, columns, 1, 1);
+            });
+  for (int64_t plane = 0; plane < in.sources * in.channels; ++plane) {
+    if (orders[plane % in.channels] != 3) continue;
+    for (int axis = axes - 2; axis >= 0; --axis) {
+      // What lies beside each other is copied with the border that it has by now.
+      int64_t before = 0;
+      for (int i = axis + 1; i < axes; ++i) before += to.along[i];
+      for (int64_t i = 0; i < sides.pixels() / sides.step(axis) / sides[axis]; ++i) {
+        const Sides<axes> place = sides.place_of(i * sides.step(axis) * sides[axis]);
+        mirror_ends(inside + plane * size + to.offset(place) - before, sides[axis], to.along[axis],
+                    to.along[axis]);
       }
     }
-  });
-  // Filter along rows, kLines at a time transposed into columns; then fill the border.
-  const int64_t bands = (sides.rows + kLines - 1) / kLines;
-  torch::stable::parallel_for(0, planes * bands, 1, [&](int64_t begin, int64_t end) {
-    std::vector<A> turned(sides.columns * kLines);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t plane = unit / bands, first = unit % bands * kLines;
-      if (!smooth(plane)) continue;
-      const int64_t lanes = std::min<int64_t>(kLines, sides.rows - first);
-      A* const to = memory + plane * size + (first + 1) * pitch + 1;
-      transpose(to, lanes, sides.columns, pitch, kLines, turned.data());
-      prefilter_lines(turned.data(), sides.columns, kLines);
-      transpose(turned.data(), sides.columns, lanes, kLines, pitch, to);
-      for (int64_t l = 0; l < lanes; ++l) {
-        A* const row = to + l * pitch;
-        row[-1] = row[std::min<int64_t>(1, sides.columns - 1)];
-        row[sides.columns] = row[std::max<int64_t>(sides.columns - 2, 0)];
-      }
-    }
-  });
-  for (int64_t plane = 0; plane < planes; ++plane) {
-    A* const top = memory + plane * size;
-    const auto row = [&](int64_t y) { return top + (y + 1) * pitch; };
-    std::copy_n(row(std::min<int64_t>(1, sides.rows - 1)), pitch, row(-1));
-    std::copy_n(row(std::max<int64_t>(sides.rows - 2, 0)), pitch, row(sides.rows));
   }
   return result;
 }
 
 // Reads the labels of those pixels of a block that lie in the label window, the centre of the
 // output.
-template <typename Id, typename A>
-void take_labels(const Plane<Id>& plane, const Block<A>& block, Sides output, Sides window,
-                 Id* to) {
-  const auto [top, left] = margin_of(window, output);
-  const int64_t row = block.row - top;
-  const int64_t begin = std::max<int64_t>(left - block.begin, 0);
-  const int64_t end = std::min(left + window.columns - block.begin, block.size);
-  if (row < 0 || row >= window.rows || begin >= end) return;
-  Id* const out = to + row * window.columns + (block.begin - left);
-  for_parts(plane, block, block.rows, block.columns, begin, end,
-            [&](Extent rows, Extent columns, int64_t b, int64_t e) {
-              take(plane, rows, columns, Sites<A>(block), b, e, out);
+template <typename Id, typename A, int axes>
+void take_labels(const Plane<Id, axes>& plane, const Block<A, axes>& block,
+                 const Sides<axes>& output, const Sides<axes>& window, Id* to) {
+  constexpr int across = axes - 1;
+  const Sides<axes> margin = margin_of(window, output);
+  Sides<axes> place = block.place;
+  for (int axis = 0; axis < axes; ++axis) place[axis] -= margin[axis];
+  const int64_t begin = std::max<int64_t>(-place[across], 0);
+  const int64_t end = std::min(window[across] - place[across], block.size);
+  for (int axis = 0; axis < across; ++axis) {
+    if (place[axis] < 0 || place[axis] >= window[axis]) return;
+  }
+  if (begin >= end) return;
+  Id* const out = to + window.index_of(place);
+  for_parts(plane, block, block.extents, begin, end,
+            [&](const Extents<axes>& extents, int64_t b, int64_t e) {
+              take(plane, extents, Sites<A, axes>(block), b, e, out);
             });
   for (int64_t k = begin; !block.all_read && k < end; ++k) {
     if (block.state[k] != kRead) out[k] = 0;

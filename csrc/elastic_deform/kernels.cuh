@@ -1,423 +1,449 @@
 #pragma once
 
-#include "common/cuda.cuh"
-#include "elastic_deform/numerics.h"
+#include "elastic_deform/prepare.cuh"
 
+// CUDA kernels and launchers of the deformation.
 namespace unet_fast::elastic_deform {
 
-// A block covers kTile x kTile output pixels. A warp takes kTile columns side by side, and each
-// thread kMarch rows of its column, along which the field stays one polynomial for long.
-constexpr int kTile = 32;
-constexpr int kMarch = 4;
-constexpr int kMostChannels = 256;
+// A block covers kHigh x kWide output pixels of a plane, which is an image or, in a volume, one
+// place along the first axis. A warp takes kWide columns side by side, and each thread kMarch rows
+// of its column, along which the field stays one polynomial for long.
+constexpr int kWide = kWarp;
+constexpr int kMarch = 8;
+constexpr int kWarps = 8;
+constexpr int kHigh = kMarch * kWarps;
 
-// How a batch moves. All pointers are to device memory.
-struct Movement {
-  int64_t images;
-  Sides input, output, points;
-  GridAxis rows, columns;
-  int32_t grid, boundary;
-  bool spans_input;
-  Values displacement, affine, offset;
-  const int64_t* source;  // index of the image that each sample reads, or null for its own
-  int64_t sources;        // number of images to read from
-  Motion* motions;        // (images), made by launch_prepare
-  double* coefficients;   // (images, 2, rows.size(), columns.size()), made by launch_prepare
-  double* knots;          // scratch memory for the displacements
+// Kernels come in two kinds. The lean ones, for usual calls, interpolate all channels with one
+// order, 0 or 1, hold the field of a tile in shared memory, and count pixels from the start of
+// their channel in 32 bits; the general ones take any call. lean_order() chooses.
+constexpr int kGeneral = -1;
+// Blocks that a multiprocessor should hold at once, to hide how long memory takes. Those before
+// compute capability 8 hold four at most.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kLeanBlocks = 4;
+#else
+constexpr int kLeanBlocks = 5;
+#endif
+template <typename A, int axes, int lean>
+constexpr int kBlocks = sizeof(A) > 4 || axes > 2 ? 1
+                        : lean == kGeneral        ? 3
+                                                  : kLeanBlocks;
+// Over a lean tile the field has at most kWindow coefficients along each axis.
+constexpr int kWindow = kWarps;
+template <int lean>
+using Offset = std::conditional_t<lean == kGeneral, int64_t, int32_t>;
 
-  __host__ __device__ int64_t component() const { return rows.size() * columns.size(); }
-};
-
-// Strided images: pixels, gradients or, for order 3, spline coefficients with a 1-pixel border.
-template <typename T>
-struct Source {
-  const T* data;
-  Strides strides;
-};
-
-// The interpolation order of each channel, 0, 1 or 3, in two bits.
-struct Orders {
-  uint64_t bits[kMostChannels / 32];
-
-  void set(int64_t channel, int64_t order) {
-    bits[channel / 32] |= static_cast<uint64_t>(order) << (2 * (channel % 32));
-  }
-  __host__ __device__ int at(int64_t channel) const {
-    return static_cast<int>(bits[channel / 32] >> (2 * (channel % 32)) & 3);
-  }
-};
-
-// The image, how it is interpolated, and the grey curves applied to its values.
-template <typename T, typename A>
-struct Image {
-  Source<T> pixels;
-  Source<A> smooth;  // spline coefficients, for channels of order 3
-  int64_t channels;
-  Orders orders;
-  Curves<A> curves;
-  A cval;
-
-  bool any_smooth() const {
-    for (int64_t c = 0; c < channels; ++c) {
-      if (orders.at(c) == 3) return true;
-    }
-    return false;
-  }
-};
-
-// Labels of any integer type, to be read for a window in the centre of the output.
-struct LabelWindow {
-  const void* data;  // or null
-  int64_t bytes;     // size of a label
-  Strides strides;
-  Sides window;
-  void* out;  // (N, window)
-};
-
-// --- Preparation -------------------------------------------------------------------------------
-
-// Makes the motion, the knots and the coefficients of each image; one block per image.
-__global__ void prepare(Movement m) {
-  const int64_t n = blockIdx.x;
-  const int64_t points = m.points.pixels();
-  double* const knots = m.knots + n * 2 * points;
-  Motion motion = Motion::of(m.affine, m.offset, m.spans_input, n);
-  motion.source = m.source != nullptr ? m.source[n] : n;
-  assert(motion.source >= 0 && motion.source < m.sources);
-  if (threadIdx.x == 0) m.motions[n] = motion;
-  double* const coefficients = m.coefficients + n * 2 * m.component();
-  if (!m.displacement) {  // the same for all threads
-    for (int64_t i = threadIdx.x; i < 2 * m.component(); i += blockDim.x) coefficients[i] = 0;
-    return;
-  }
-  for (int64_t i = threadIdx.x; i < 2 * points; i += blockDim.x) {
-    knots[i] = m.displacement[n * 2 * points + i];
-  }
-  __syncthreads();
-  if (m.grid == kInterpolating) {
-    for (int64_t i = threadIdx.x; i < 2 * m.points.rows; i += blockDim.x) {
-      prefilter(knots + i * m.points.columns, m.points.columns, 1);
-    }
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < 2 * m.points.columns; i += blockDim.x) {
-      prefilter(knots + i / m.points.columns * points + i % m.points.columns, m.points.rows,
-                m.points.columns);
-    }
-    __syncthreads();
-  }
-  for (int64_t i = threadIdx.x; i < 2 * m.component(); i += blockDim.x) {
-    const int64_t at = i % m.component();
-    const int64_t from = knot_of(m.grid, at / m.columns.size(), at % m.columns.size(), m.points);
-    coefficients[i] = motion.moved(m.grid, static_cast<int>(i / m.component()), knots[from],
-                                   knots[points + from]);
-  }
-}
-
-// Converts channels of order 3 to A, leaving room for a border, and filters them along columns.
-template <typename T, typename A>
-__global__ void filter_columns(Image<T, A> image, int64_t images, Sides sides, A* out) {
-  const int64_t unit = thread_index();
-  const int64_t plane = unit / sides.columns, x = unit % sides.columns;
-  if (plane >= images * image.channels) return;
-  const int64_t n = plane / image.channels, c = plane % image.channels;
-  if (image.orders.at(c) != 3) return;
-  const Strides& from = image.pixels.strides;
-  const T* const source = image.pixels.data + n * from.image + c * from.channel + x * from.column;
-  const Strides& to = image.smooth.strides;
-  A* const line = out + n * to.image + c * to.channel + x;
-  for (int64_t y = 0; y < sides.rows; ++y) {
-    line[y * to.row] = static_cast<A>(source[y * from.row]);
-  }
-  prefilter(line, sides.rows, to.row);
-}
-
-// Filters channels of order 3 along rows, and fills the mirrored columns of the border.
-template <typename T, typename A>
-__global__ void filter_rows(Image<T, A> image, int64_t images, Sides sides, A* out) {
-  const int64_t unit = thread_index();
-  const int64_t plane = unit / sides.rows, y = unit % sides.rows;
-  if (plane >= images * image.channels || image.orders.at(plane % image.channels) != 3) return;
-  const Strides& to = image.smooth.strides;
-  A* const line = out + plane * to.channel + y * to.row;
-  prefilter(line, sides.columns, 1);
-  line[-1] = line[sides.columns > 1 ? 1 : 0];
-  line[sides.columns] = line[sides.columns > 1 ? sides.columns - 2 : 0];
-}
-
-// Fills the mirrored rows of the border of channels of order 3.
-template <typename T, typename A>
-__global__ void border_rows(Image<T, A> image, int64_t images, Sides sides, A* out) {
-  const int64_t unit = thread_index();
-  const int64_t width = sides.columns + 2;
-  const int64_t plane = unit / width, x = unit % width - 1;
-  if (plane >= images * image.channels || image.orders.at(plane % image.channels) != 3) return;
-  const Strides& to = image.smooth.strides;
-  A* const top = out + plane * to.channel + x;
-  top[-to.row] = top[sides.rows > 1 ? to.row : 0];
-  top[sides.rows * to.row] = top[(sides.rows > 1 ? sides.rows - 2 : 0) * to.row];
+__host__ __device__ inline unsigned tiles_along(int64_t side, int tile) {
+  return static_cast<unsigned>((side + tile - 1) / tile);
 }
 
 // --- Positions ---------------------------------------------------------------------------------
 
-// Where a pixel lies on the grid along one axis.
-template <typename A>
-struct Place {
-  int64_t cell;
-  A t;
-};
-
-template <typename A>
-__device__ Place<A> place(const GridAxis& axis, double pixel) {
-  const double g = axis.coordinate(pixel);
-  const int64_t cell = axis.cell(g);
-  return {cell, static_cast<A>(g - static_cast<double>(cell))};
-}
-
-// One component of the field along a column, within one cell of the rows, less `origin`.
-template <typename A>
-__device__ Cubic<A> field_of(const Movement& m, int64_t image, int axis, int64_t cell,
-                             const Place<A>& across, double origin) {
-  const double* const c =
-      m.coefficients + (image * 2 + axis) * m.component() + cell * m.columns.size() + across.cell;
-  A along[4];
-  for (int i = 0; i < 4; ++i) {
-    const double* const four = c + i * m.columns.size();
-    along[i] = cubic(m.grid, static_cast<A>(four[0] - origin), static_cast<A>(four[1] - origin),
-                     static_cast<A>(four[2] - origin), static_cast<A>(four[3] - origin))(across.t);
-  }
-  return cubic(m.grid, along[0], along[1], along[2], along[3]);
-}
-
 // Data shared by the threads of a block.
-template <typename A>
+template <typename A, int axes, int lean>
 struct Tile {
-  int64_t image, row, column;  // its image, and its first pixel in the output
-  int64_t source;              // the image that is read
-  int32_t anchor[2];
-  double corner[2];              // the field at the first pixel
-  A base[2], down[2], right[2];  // first position relative to the anchor, and its steps
-  Place<A> rows[kTile], columns[kTile];
+  struct Mark {
+    int32_t cell;  // counted from that of the first pixel
+    A t;
+  };
+  static constexpr int kHeld = lean == kGeneral ? 1 : kWindow;
+
+  int64_t image, plane;  // its plane, counted over all images
+  int32_t place[axes];   // its first pixel in the output
+  int64_t cell[2];       // of that pixel, down and across
+  double origin[axes];   // the field near it
+  int32_t anchor[axes];
+  A base[axes], down[axes], right[axes];  // first position less anchor and field, and its steps
+  Mark rows[kHigh], columns[kWide];
+  // If lean, the coefficients less origin, and the field along their rows.
+  A window[axes][kHeld][kWindow], along[axes][kHeld][kWide];
+
+  // A component of the field, less its origin, down a column of the tile within a cell.
+  __device__ Cubic<A> field(const Movement<axes>& m, int axis, int32_t down, int column) const {
+    A c[4];
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (lean != kGeneral) {
+        c[i] = along[axis][down + i][column];
+      } else {
+        const Mark at = columns[column];
+        const double* const four =
+            m.coefficient(plane, axis, cell[0] + down + i, cell[1] + at.cell);
+        const auto less = [&](int k) { return static_cast<A>(four[k] - origin[axis]); };
+        c[i] = cubic(m.field.grid, less(0), less(1), less(2), less(3))(at.t);
+      }
+    }
+    return cubic(m.field.grid, c[0], c[1], c[2], c[3]);
+  }
 };
 
 // Fills `tile`. Every thread of a block must call it before it looks at its own pixels.
-template <typename A>
-__device__ void set_up(const Movement& m, Tile<A>& tile) {
-  const int64_t across = (m.output.columns + kTile - 1) / kTile;
-  const int64_t down = (m.output.rows + kTile - 1) / kTile;
-  const int64_t block = blockIdx.x;
-  const int64_t image = block / (across * down);
-  const int64_t row = block / across % down * kTile, column = block % across * kTile;
-  const Motion& motion = m.motions[image];
-  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
-  if (thread < kTile) {
-    tile.columns[thread] =
-        place<A>(m.columns, static_cast<double>(column + thread) + motion.shift[1]);
-  } else if (thread < 2 * kTile) {
-    const int i = thread - kTile;
-    tile.rows[i] = place<A>(m.rows, static_cast<double>(row + i) + motion.shift[0]);
-  } else if (thread < 2 * kTile + 2) {
-    const int axis = thread - 2 * kTile;
-    const Place<double> across = place<double>(m.columns, column + motion.shift[1]);
-    const Place<double> along = place<double>(m.rows, row + motion.shift[0]);
-    const double field = field_of<double>(m, image, axis, along.cell, across, 0.0)(along.t);
-    const double corner = std::fabs(field) < kFarthest ? field : 0.0;  // 0 for NaN
-    const double first =
-        motion.at(axis, static_cast<double>(row), static_cast<double>(column)) + corner;
-    tile.corner[axis] = corner;
+// Calls `start(image, source)` in one of them.
+template <typename A, int axes, int lean, typename Start>
+__device__ void set_up(const Movement<axes>& m, Tile<A, axes, lean>& tile, Start&& start) {
+  constexpr int kDown = axes - 2, kAcross = axes - 1;
+  const int thread = static_cast<int>(threadIdx.y * kWide + threadIdx.x);
+  if (thread < kWide + kHigh) {
+    const unsigned across = tiles_along(m.output[kAcross], kWide);
+    const unsigned down = tiles_along(m.output[kDown], kHigh);
+    const unsigned row = blockIdx.x / across, plane = row / down;
+    const int64_t image = plane / m.depth();
+    const Motion<axes>& motion = m.motions[image];
+    int32_t place[axes];
+    place[0] = plane - image * m.depth();
+    place[kDown] = (row - plane * down) * kHigh;
+    place[kAcross] = (blockIdx.x - row * across) * kWide;
+    const bool is_row = thread >= kWide;
+    const int axis = is_row ? kDown : kAcross, i = is_row ? thread - kWide : thread;
+    const GridAxis& along = m.field[axis];
+    const auto pixel = [&](int k) {
+      return static_cast<double>(place[axis] + k) + motion.shift[axis];
+    };
+    const int64_t first = along.cell(along.coordinate(pixel(0)));
+    const Spot<A> spot = spot_of<A>(along, pixel(i));
+    (is_row ? tile.rows : tile.columns)[i] = {static_cast<int32_t>(spot.cell - first), spot.t};
+    if (i == 0) tile.cell[is_row ? 0 : 1] = first;
+    if (thread == 0) {
+      tile.image = image;
+      tile.plane = plane;
+      start(image, motion.source);
+      for (int axis = 0; axis < axes; ++axis) tile.place[axis] = place[axis];
+    }
+  }
+  __syncthreads();
+  const auto origin_of = [&](int axis) {
+    const double field = *m.coefficient(tile.plane, axis, tile.cell[0] + 1, tile.cell[1] + 1);
+    return std::fabs(field) < kFarthest ? field : 0.0;  // 0 for NaN
+  };
+  if (thread >= kWide * kWarps - axes) {
+    const int axis = kWide * kWarps - 1 - thread;
+    const Motion<axes>& motion = m.motions[tile.image];
+    tile.origin[axis] = origin_of(axis);
+    const double first = motion.at(axis, tile.place) + tile.origin[axis];
     tile.anchor[axis] = anchor_of(first);
     tile.base[axis] = static_cast<A>(first - tile.anchor[axis]);
-    tile.down[axis] = static_cast<A>(motion.linear[axis][0]);
-    tile.right[axis] = static_cast<A>(motion.linear[axis][1]);
-  } else if (thread == 2 * kTile + 2) {
-    tile.image = image;
-    tile.source = motion.source;
-    tile.row = row;
-    tile.column = column;
+    tile.down[axis] = static_cast<A>(motion.linear[axis][kDown]);
+    tile.right[axis] = static_cast<A>(motion.linear[axis][kAcross]);
+  }
+  if constexpr (lean != kGeneral) {
+    if (thread < axes * kWindow * kWindow) {
+      const int axis = thread / (kWindow * kWindow);
+      const int row = thread / kWindow % kWindow, column = thread % kWindow;
+      const int64_t down = tile.cell[0] + row, right = tile.cell[1] + column;
+      if (down < m.field[kDown].size() && right < m.field[kAcross].size()) {
+        tile.window[axis][row][column] =
+            static_cast<A>(*m.coefficient(tile.plane, axis, down, right) - origin_of(axis));
+      }
+    }
+    __syncthreads();
+    const int row = threadIdx.y;  // of coefficients
+    if (row < tile.rows[kHigh - 1].cell + 4) {
+      const auto at = tile.columns[threadIdx.x];
+      for (int axis = 0; axis < axes; ++axis) {
+        const A* const c = tile.window[axis][row] + at.cell;
+        tile.along[axis][row][threadIdx.x] = cubic(m.field.grid, c[0], c[1], c[2], c[3])(at.t);
+      }
+    }
   }
   __syncthreads();
 }
 
 // An output pixel. Holds the sites of its position first, then, once folded, those to read.
-template <typename A>
+template <typename A, int axes>
 struct Pixel {
-  int64_t row, column;  // in the output
-  Site<A> y, x;
-  State state;
+  int32_t place[axes];  // in the output
+  Site<A> site[axes];
+  int state;  // a State
 
-  __device__ void fold_into(Sides input, int32_t boundary) {
-    const int32_t last_row = static_cast<int32_t>(input.rows - 1);
-    const int32_t last_column = static_cast<int32_t>(input.columns - 1);
-    const State of_row = state_of(y, last_row, boundary);
-    const State of_column = state_of(x, last_column, boundary);
-    state = of_row > of_column ? of_row : of_column;
-    y = state == kRead ? fold(y, last_row, boundary) : Site<A>{0, 0};
-    x = state == kRead ? fold(x, last_column, boundary) : Site<A>{0, 0};
+  __device__ void fold_into(const Sides<axes>& input, int32_t boundary) {
+    bool whole = true;  // as most are: all that is read lies in the image
+    for (int axis = 0; axis < axes; ++axis) {
+      whole &= static_cast<uint32_t>(site[axis].pixel) < static_cast<uint32_t>(input[axis] - 1);
+    }
+    state = kRead;
+    if (whole) [[likely]]
+      return;
+    for (int axis = 0; axis < axes; ++axis) {
+      const int along = state_of(site[axis], static_cast<int32_t>(input[axis] - 1), boundary);
+      state = along > state ? along : state;
+    }
+    for (int axis = 0; axis < axes; ++axis) {
+      const int32_t last = static_cast<int32_t>(input[axis] - 1);
+      site[axis] = state == kRead ? fold(site[axis], last, boundary) : Site<A>{0, 0};
+    }
+  }
+  template <int order>
+  __device__ void weigh(Weights<order, axes, A>& w) const {
+    for (int axis = 0; axis < axes; ++axis) tap_weights<order>(site[axis].t, w[axis]);
   }
 };
 
-// Calls `work(image, pixel)` for the output pixels of this thread; the sites are not folded.
-template <typename A, typename Work>
-__device__ void march(const Movement& m, const Tile<A>& tile, Work&& work) {
-  const int64_t column = tile.column + threadIdx.x;
-  if (column >= m.output.columns) return;
-  const Place<A> across = tile.columns[threadIdx.x];
-  Cubic<A> field[2];
-  int64_t cell = -1;
-  for (int k = 0; k < kMarch; ++k) {
-    const int local = static_cast<int>(threadIdx.y) * kMarch + k;
-    const int64_t row = tile.row + local;
-    if (row >= m.output.rows) return;
-    const Place<A> down = tile.rows[local];
-    if (down.cell != cell) {
-      cell = down.cell;
-      for (int axis = 0; axis < 2; ++axis) {
-        field[axis] = field_of<A>(m, tile.image, axis, cell, across, tile.corner[axis]);
+// Calls `work(pixels)` for the output pixels of this thread, `together` in a column at a time, the
+// first of them in the output; the sites are not folded.
+template <int together, typename A, int axes, int lean, typename Work>
+__device__ void march(const Movement<axes>& m, const Tile<A, axes, lean>& tile, Work&& work) {
+  constexpr int kDown = axes - 2, kAcross = axes - 1;
+  const int rows = static_cast<int>(m.output[kDown] - tile.place[kDown]);
+  const int column = static_cast<int>(threadIdx.x);
+  if (column >= m.output[kAcross] - tile.place[kAcross]) return;
+  A start[axes];
+  int32_t anchor[axes];
+  for (int axis = 0; axis < axes; ++axis) {
+    start[axis] = tile.base[axis] + tile.right[axis] * static_cast<A>(column);
+    anchor[axis] = tile.anchor[axis];
+  }
+  Cubic<A> field[axes];
+  int32_t cell = -1;
+  for (int k = 0; k < kMarch; k += together) {
+    const int first = static_cast<int>(threadIdx.y) * kMarch + k;
+    if (first >= rows) return;
+    Pixel<A, axes> pixels[together];
+    for (int j = 0; j < together; ++j) {
+      const int row = first + j;
+      const auto down = tile.rows[row];
+      if (down.cell != cell) {
+        cell = down.cell;
+        for (int axis = 0; axis < axes; ++axis) {
+          field[axis] = tile.field(m, axis, cell, column);
+        }
+      }
+      Pixel<A, axes>& pixel = pixels[j];
+      for (int axis = 0; axis < axes; ++axis) pixel.place[axis] = tile.place[axis];
+      pixel.place[kDown] += row;
+      pixel.place[kAcross] += column;
+      for (int axis = 0; axis < axes; ++axis) {
+        const A affine = start[axis] + tile.down[axis] * static_cast<A>(row);
+        pixel.site[axis] = site(affine + field[axis](down.t), anchor[axis]);
       }
     }
-    const auto position = [&](int axis) {
-      const A affine = tile.base[axis] + tile.down[axis] * static_cast<A>(local) +
-                       tile.right[axis] * static_cast<A>(threadIdx.x);
-      return site(affine + field[axis](down.t), tile.anchor[axis]);
-    };
-    work(tile.image, Pixel<A>{row, column, position(0), position(1), kRead});
+    work(pixels);
   }
 }
 
 // --- Values ------------------------------------------------------------------------------------
 
-// Calls `fn.operator()<order>()`.
-template <typename Fn>
-__device__ void with_order(int order, Fn&& fn) {
-  if (order == 3) {
+// Calls `fn.operator()<order>()` with the order of a channel.
+template <int lean, typename Fn>
+__device__ void with_order(const Orders& orders, int c, Fn&& fn) {
+  if constexpr (lean != kGeneral) {
+    fn.template operator()<lean>();
+  } else if (orders.at(c) == 3) {
     fn.template operator()<3>();
-  } else if (order == 1) {
+  } else if (orders.at(c) == 1) {
     fn.template operator()<1>();
   } else {
     fn.template operator()<0>();
   }
 }
 
-// The values around a pixel of a plane, for `interpolate`.
-template <int order, typename A, typename T>
+// Elements between neighbours along an axis; in lean kernels the pixels of a line lie side by side.
+template <int lean, int axes>
+__device__ Offset<lean> step_of(const Strides<axes>& strides, int axis) {
+  return lean != kGeneral && axis == axes - 1 ? 1 : static_cast<Offset<lean>>(strides.along[axis]);
+}
+
+// The distance of a place from the first pixel of its channel.
+template <int lean, int axes>
+__device__ Offset<lean> offset_of(const Strides<axes>& strides, const int32_t (&place)[axes]) {
+  Offset<lean> result = 0;
+  for (int axis = 0; axis < axes; ++axis) result += place[axis] * step_of<lean>(strides, axis);
+  return result;
+}
+
+// The values around a pixel of a channel, for `interpolate`.
+template <int order, int lean, typename T, int axes>
 struct Around {
   const T* from;
-  int64_t down, right;
+  Offset<lean> step[axes];
 
-  __device__ Around(const T* plane, const Strides& strides, Sides sides, const Pixel<A>& p)
-      : down(sides.rows > 1 ? strides.row : 0), right(sides.columns > 1 ? strides.column : 0) {
-    const int32_t row = order == 0 ? nearest(p.y) : p.y.pixel;
-    const int32_t column = order == 0 ? nearest(p.x) : p.x.pixel;
-    from = plane + row * strides.row + column * strides.column - kBefore<order> * (down + right);
+  template <typename A>
+  __device__ Around(const T* channel, const Strides<axes>& strides, const Pixel<A, axes>& p) {
+    int32_t first[axes];
+    for (int axis = 0; axis < axes; ++axis) {
+      first[axis] = order == 0 ? nearest(p.site[axis]) : p.site[axis].pixel - kBefore<order>;
+      step[axis] = step_of<lean>(strides, axis);
+    }
+    from = channel + offset_of<lean>(strides, first);
   }
-  __device__ A operator()(int i, int j) const { return static_cast<A>(from[i * down + j * right]); }
+  template <typename... Places>
+  __device__ T operator()(Places... places) const {
+    const int at[]{places...};
+    const T* value = from;
+    for (int axis = 0; axis < axes; ++axis) value += at[axis] * step[axis];
+    return *value;
+  }
 };
 
-// Calls `fn.operator()<order>(around)` with the order of a channel and the values around a pixel.
-template <typename T, typename A, typename Fn>
-__device__ void with_channel(const Image<T, A>& image, int64_t n, int64_t c, Sides sides,
-                             const Pixel<A>& p, Fn&& fn) {
-  with_order(image.orders.at(c), [&]<int order>() {
+// What a channel has at the site of a pixel.
+template <int order, int lean, typename T, typename A, int axes>
+__device__ A value_at(const T* channel, const Strides<axes>& strides, const Pixel<A, axes>& p) {
+  Weights<order, axes, A> w;
+  p.template weigh<order>(w);
+  const Around<order, lean, T, axes> values(channel, strides, p);
+  return interpolate<order, axes>(
+      w, w, [&](auto... places) { return static_cast<A>(values(places...)); });
+}
+
+// Calls `fn.operator()<order>(channel, strides)` with the order of a channel and what it reads:
+// `pixels`, a channel of image `n`, or spline coefficients.
+template <int lean, typename T, typename A, int axes, typename Fn>
+__device__ void with_channel(const Image<T, A, axes>& image, const T* pixels, int64_t n, int c,
+                             Fn&& fn) {
+  with_order<lean>(image.orders, c, [&]<int order>() {
     if constexpr (order == 3) {
-      const Strides& s = image.smooth.strides;
-      const A* const plane = image.smooth.data + n * s.image + c * s.channel;
-      fn.template operator()<order>(Around<order, A, A>(plane, s, sides, p));
+      fn.template operator()<order>(image.smooth.channel(n, c), image.smooth.strides);
     } else {
-      const Strides& s = image.pixels.strides;
-      const T* const plane = image.pixels.data + n * s.image + c * s.channel;
-      fn.template operator()<order>(Around<order, A, T>(plane, s, sides, p));
+      fn.template operator()<order>(pixels, image.pixels.strides);
     }
   });
 }
 
-// The value of a channel at a pixel, before the grey curve.
-template <typename T, typename A>
-__device__ A value_of(const Image<T, A>& image, int64_t n, int64_t c, Sides sides,
-                      const Pixel<A>& p) {
-  if (p.state == kLost) return static_cast<A>(kNoNumber);
-  if (p.state == kOutside) return image.cval;
-  A value = 0;
-  with_channel(image, n, c, sides, p, [&]<int order>(const auto& around) {
-    A y[kTaps<order>], x[kTaps<order>];
-    tap_weights<order>(p.y.t, y);
-    tap_weights<order>(p.x.t, x);
-    value = interpolate<order>(y, x, around);
-  });
-  return value;
-}
-
-template <typename Id, typename A>
-__device__ void take_label(const LabelWindow& labels, int64_t source, int64_t at, const Pixel<A>& p,
-                           Sides sides) {
-  const Id* const from = static_cast<const Id*>(labels.data) + source * labels.strides.image;
-  static_cast<Id*>(labels.out)[at] =
-      p.state == kRead ? Around<0, A, Id>(from, labels.strides, sides, p).from[0] : Id(0);
-}
-
-template <typename A>
-__device__ void take_label(const LabelWindow& labels, int64_t source, int64_t n, const Pixel<A>& p,
-                           Sides input, Sides output) {
-  const Sides margin = margin_of(labels.window, output);
-  const int64_t row = p.row - margin.rows, column = p.column - margin.columns;
-  if (row < 0 || row >= labels.window.rows || column < 0 || column >= labels.window.columns) return;
-  const int64_t at = (n * labels.window.rows + row) * labels.window.columns + column;
-  switch (labels.bytes) {
-    case 1:
-      return take_label<int8_t>(labels, source, at, p, input);
-    case 2:
-      return take_label<int16_t>(labels, source, at, p, input);
-    case 4:
-      return take_label<int32_t>(labels, source, at, p, input);
-    default:
-      return take_label<int64_t>(labels, source, at, p, input);
+// Calls `fn.operator()<Id>()` with an integer type of so many bytes; not for 0 bytes.
+template <typename Fn>
+__device__ void with_width(int64_t bytes, Fn&& fn) {
+  const int width = static_cast<int>(bytes);
+  if (width & 4) {
+    fn.template operator()<uint32_t>();
+  } else if (width & 8) {
+    fn.template operator()<uint64_t>();
+  } else if (width & 2) {
+    fn.template operator()<uint16_t>();
+  } else if (width & 1) {
+    fn.template operator()<uint8_t>();
   }
+}
+
+// What lies some bytes behind the start of an array.
+template <typename T>
+__device__ T* behind(std::conditional_t<std::is_const_v<T>, const void, void>* start,
+                     int64_t bytes) {
+  using Char = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(static_cast<Char*>(start) + bytes);
 }
 
 // Bytes per pixel: sizeof(T) for each channel and the label, read (mostly once, as neighbours share
 // what they read) and written.
-template <typename T, typename A>
-__global__ void deform(Movement m, Image<T, A> image, Strides to, T* out, LabelWindow labels) {
-  __shared__ Tile<A> tile;
-  set_up(m, tile);
-  march(m, tile, [&](int64_t n, Pixel<A> p) {
-    p.fold_into(m.input, m.boundary);
-    for (int64_t c = 0; c < image.channels; ++c) {
-      A value = value_of(image, tile.source, c, m.input, p);
-      if (image.curves) value = image.curves.at(n, c)(value);
-      out[n * to.image + c * to.channel + p.row * to.row + p.column * to.column] = stored<T>(value);
+template <typename T, typename A, int axes, int lean>
+__global__ void __launch_bounds__(kWide* kWarps, kBlocks<A, axes, lean>)
+    deform(Movement<axes> m, Image<T, A, axes> image, Strides<axes> to, T* out,
+           LabelWindow<axes> labels) {
+  __shared__ Tile<A, axes, lean> tile;
+  // Where this image and its labels start; from memory, so that the loop does not compute it anew.
+  __shared__ int64_t starts[5];
+  set_up(m, tile, [&](int64_t n, int64_t source) {
+    starts[0] = source;
+    starts[1] = source * image.pixels.strides.image * sizeof(T);
+    starts[2] = n * to.image * sizeof(T);
+    starts[3] = source * labels.strides.image * labels.bytes;
+    starts[4] = n * labels.window.pixels() * labels.bytes;
+  });
+  const int64_t source = starts[0];
+  const auto* const from = behind<const T>(image.pixels.data, starts[1]);
+  auto* const made = behind<T>(out, starts[2]);
+  const auto* const ids = behind<const char>(labels.data, starts[3]);
+  auto* const moved = behind<char>(labels.out, starts[4]);
+  // What is read waits for memory: labels, and values of two pixels, do so at the same time.
+  constexpr int kPair = 2;
+  march<kPair>(m, tile, [&](Pixel<A, axes>(&pixels)[kPair]) {
+    for (auto& p : pixels) p.fold_into(m.input, m.boundary);
+    bool all_read = true;
+    for (const auto& p : pixels) all_read &= p.state == kRead;
+    uint64_t id[kPair];
+    with_width(labels.bytes, [&]<typename Id>() {
+      for (int j = 0; j < kPair; ++j) {
+        const auto* const channel = reinterpret_cast<const Id*>(ids);
+        id[j] = *Around<0, lean, Id, axes>(channel, labels.strides, pixels[j]).from;
+      }
+    });
+    const auto take = [&](int c) {
+      A values[kPair];
+      const T* const channel = from + c * static_cast<Offset<lean>>(image.pixels.strides.channel);
+      with_channel<lean>(image, channel, source, c,
+                         [&]<int order>(const auto* of, const auto& strides) {
+                           for (int j = 0; j < kPair; ++j)
+                             values[j] = value_at<order, lean>(of, strides, pixels[j]);
+                         });
+      if (!all_read) [[unlikely]] {
+        for (int j = 0; j < kPair; ++j) {
+          if (pixels[j].state != kRead)
+            values[j] = pixels[j].state == kOutside ? image.cval : static_cast<A>(kNoNumber);
+        }
+      }
+      if (image.curves) {
+        for (A& value : values) value = image.curves.at(tile.image, c)(value);
+      }
+      T* const to_channel = made + c * static_cast<Offset<lean>>(to.channel);
+      for (int j = 0; j < kPair; ++j) {
+        if (pixels[j].place[axes - 2] < static_cast<int32_t>(m.output[axes - 2])) {
+          to_channel[offset_of<lean>(to, pixels[j].place)] = stored<T>(values[j]);
+        }
+      }
+    };
+    if (static_cast<int>(image.channels) == 1) {
+      take(0);  // without a loop
+    } else {
+      for (int c = 0; c < image.channels; ++c) take(c);
     }
-    if (labels.data != nullptr) take_label(labels, tile.source, n, p, m.input, m.output);
+    with_width(labels.bytes, [&]<typename Id>() {
+      for (int j = 0; j < kPair; ++j) {
+        bool taken = true;
+        Offset<lean> at = 0;
+        for (int axis = 0; axis < axes; ++axis) {
+          const auto place = pixels[j].place[axis] - static_cast<int32_t>(labels.margin[axis]);
+          const auto side = static_cast<int32_t>(labels.window[axis]);
+          taken &= static_cast<uint32_t>(place) < static_cast<uint32_t>(side);
+          at = at * side + place;
+        }
+        if (!all_read && pixels[j].state != kRead) id[j] = 0;
+        if (taken) reinterpret_cast<Id*>(moved)[at] = static_cast<Id>(id[j]);
+      }
+    });
   });
 }
 
 // --- Launchers ---------------------------------------------------------------------------------
 
-inline dim3 tiles(const Movement& m) {
-  const int64_t across = (m.output.columns + kTile - 1) / kTile;
-  const int64_t down = (m.output.rows + kTile - 1) / kTile;
-  return dim3(static_cast<unsigned>(m.images * across * down));
+template <int axes>
+dim3 tiles(const Movement<axes>& m) {
+  return dim3(static_cast<unsigned>(m.images * m.depth()) * tiles_along(m.output[axes - 2], kHigh) *
+              tiles_along(m.output[axes - 1], kWide));
 }
-inline const dim3 kTileThreads(kTile, kTile / kMarch);
+inline const dim3 kTileThreads(kWide, kWarps);
 
-/// Fills motions and coefficients and, unless `smooth` is null, the spline coefficients there,
-/// which image.smooth points to.
-template <typename T, typename A, typename Stream>
-void launch_prepare(const Movement& m, const Image<T, A>& image, A* smooth, Stream stream) {
-  launch(&prepare, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m);
-  if (smooth == nullptr) return;
-  const int64_t planes = m.sources * image.channels;
-  launch(&filter_columns<T, A>, blocks_of(planes * m.input.columns), dim3(kThreads), stream, image,
-         m.sources, m.input, smooth);
-  launch(&filter_rows<T, A>, blocks_of(planes * m.input.rows), dim3(kThreads), stream, image,
-         m.sources, m.input, smooth);
-  launch(&border_rows<T, A>, blocks_of(planes * (m.input.columns + 2)), dim3(kThreads), stream,
-         image, m.sources, m.input, smooth);
+// Whether the lines of images are contiguous, and the pixels of a channel less than 2^31 elements
+// from its first one, as the channel behind it.
+template <int axes>
+bool is_near(const Strides<axes>& strides, const Sides<axes>& sides) {
+  double farthest = 0;
+  for (int axis = 0; axis < axes; ++axis) {
+    farthest += static_cast<double>(sides[axis]) * static_cast<double>(strides.along[axis]);
+  }
+  return strides.along[axes - 1] == 1 && farthest < INT32_MAX && strides.channel < INT32_MAX;
+}
+
+// The order of the lean kernels, if they can work on an image and what is made of it, or kGeneral.
+template <typename T, typename A, int axes>
+int lean_order(const Movement<axes>& m, const Image<T, A, axes>& image, const Strides<axes>& made) {
+  const int order = image.orders.at(0);
+  for (int c = 1; c < image.channels; ++c) {
+    if (image.orders.at(c) != order) return kGeneral;
+  }
+  const bool lean = order < 3 && kWide * m.field[axes - 1].scale <= kWindow - 4 &&
+                    kHigh * m.field[axes - 2].scale <= kWindow - 4 &&
+                    is_near(image.pixels.strides, m.input) && is_near(made, m.output);
+  return lean ? order : kGeneral;
 }
 
 /// Deforms images and labels; to be called after launch_prepare.
-template <typename T, typename A, typename Stream>
-void launch_deform(const Movement& m, const Image<T, A>& image, const Strides& to, T* out,
-                   const LabelWindow& labels, Stream stream) {
-  launch(&deform<T, A>, tiles(m), kTileThreads, stream, m, image, to, out, labels);
+template <typename T, typename A, int axes, typename Stream>
+void launch_deform(const Movement<axes>& m, const Image<T, A, axes>& image, const Strides<axes>& to,
+                   T* out, LabelWindow<axes> labels, Stream stream) {
+  labels.margin = margin_of(labels.window, m.output);
+  const bool near = labels.bytes == 0 || is_near(labels.strides, m.input);
+  const int lean = near ? lean_order(m, image, to) : kGeneral;
+  launch(lean == 1   ? &deform<T, A, axes, 1>
+         : lean == 0 ? &deform<T, A, axes, 0>
+                     : &deform<T, A, axes, kGeneral>,
+         tiles(m), kTileThreads, stream, m, image, to, out, labels);
 }
 
 }  // namespace unet_fast::elastic_deform

@@ -3,8 +3,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <map>
+#include <mutex>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "common/dispatch.h"
 #include "common/stream.h"
@@ -26,6 +29,38 @@ Problem<T, Accumulator<T>> problem(const Operands& in, int64_t reduction, int64_
           reduction};
 }
 
+void check(cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "weighted_ce: ", cudaGetErrorString(error));
+}
+
+constexpr size_t kStreams = 256;
+__device__ unsigned arrived[kStreams];  // all 0 at first
+
+/// Where the blocks of a launch count their arrivals: 0 before the launch, and after it. Launches
+/// on one stream follow each other, so each stream has one count, and nothing need be launched to
+/// clear it. A captured launch may run beside any stream: it counts in `own`, which the graph
+/// clears, and so do streams past kStreams.
+unsigned* arrivals(int32_t device, cudaStream_t stream, void* own) {
+  static std::mutex mutex;
+  static std::map<std::pair<int32_t, unsigned long long>, size_t> places;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &capture));
+  if (capture == cudaStreamCaptureStatusNone) {
+    unsigned long long id = 0;  // unlike the handle, never used again for another stream
+    check(cudaStreamGetId(stream, &id));
+    const std::lock_guard lock(mutex);
+    const std::pair key(device, id);
+    if (places.size() < kStreams) places.try_emplace(key, places.size());
+    if (const auto place = places.find(key); place != places.end()) {
+      void* counts = nullptr;
+      check(cudaGetSymbolAddress(&counts, arrived));
+      return static_cast<unsigned*>(counts) + place->second;
+    }
+  }
+  check(cudaMemsetAsync(own, 0, sizeof(unsigned), stream));
+  return static_cast<unsigned*>(own);
+}
+
 std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
                                    const std::optional<Tensor>& weight, int64_t reduction,
                                    int64_t ignore_index) {
@@ -36,11 +71,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& logits, const Tensor& target,
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating(logits.scalar_type(), "weighted_ce", [&]<typename T>() {
     const auto p = problem<T>(in, reduction, ignore_index);
-    // Each Sums is three doubles.
-    const Tensor partial =
-        new_tensor(logits, {reduction == kNone ? 0 : p.blocks(), 3}, aoti_torch_dtype_float64());
-    launch_forward(p, loss.mutable_data_ptr<Accumulator<T>>(), divisor.mutable_data_ptr<double>(),
-                   reinterpret_cast<Sums*>(partial.mutable_data_ptr<double>()), stream);
+    Results<Accumulator<T>> results{loss.mutable_data_ptr<Accumulator<T>>(),
+                                    divisor.mutable_data_ptr<double>(), nullptr, nullptr};
+    if (reduction == kNone) return launch_forward(p, results, stream);
+    // Each Partial is two doubles; one more row for a count.
+    const Tensor scratch = new_tensor(logits, {p.blocks() + 1, 2}, aoti_torch_dtype_float64());
+    results.partial = reinterpret_cast<Partial*>(scratch.mutable_data_ptr<double>());
+    results.arrived = arrivals(logits.get_device_index(), stream, results.partial + p.blocks());
+    launch_forward(p, results, stream);
   });
   return {loss, divisor};
 }

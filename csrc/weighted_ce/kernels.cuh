@@ -1,299 +1,258 @@
 #pragma once
 
-#include <type_traits>
+#include <algorithm>
+#include <cstdint>
 
 #include "common/cuda.cuh"
-#include "common/layout.h"
-#include "common/types.h"
 #include "weighted_ce/numerics.h"
+#include "weighted_ce/pixels.cuh"
 
 namespace unet_fast::weighted_ce {
 
-// Pixels per block and so per partial sum. Fixed, so that sums repeat bit for bit.
-constexpr int64_t kBlockPixels = 2048;
-// Up to this many classes, logits stay in registers, so that the backward pass reads them once.
-constexpr int kFewClasses = 4;
-// Pixels that a thread reads at once where the layout allows it.
-constexpr int kPack = 4;
-
-// The operands as pointers. T: type of the logits; A: type of arithmetic.
-template <typename T, typename A>
-struct Problem {
-  Layout layout;
-  const T* logits;
-  const void* target;
-  IntegerType target_type;
-  const A* weight;  // or null: weight 1
-  int64_t ignore_index;
-  int64_t reduction;
-
-  __host__ __device__ int64_t blocks_per_image() const {
-    return (layout.pixels + kBlockPixels - 1) / kBlockPixels;
-  }
-  int64_t blocks() const { return layout.images * blocks_per_image(); }
+// The sums of one block.
+struct Partial {
+  double loss, total;  // total: of the weights, or for kMean of the pixels not ignored
 };
 
-// `n` adjacent values, loaded or stored at once.
-template <typename T, int n>
-struct alignas(sizeof(T) * n) Pack {
-  T at[n];
+// Where a forward kernel writes, and how its blocks meet: each leaves its sums, and the last one to
+// arrive adds them. `arrived` is 0 before and after.
+template <typename A>
+struct Results {
+  A* loss;  // one value, or for kNone one per pixel
+  double* divisor;
+  Partial* partial;   // one per block; unused for kNone
+  unsigned* arrived;  // unused for kNone
 };
 
-template <int n, typename T>
-__device__ Pack<T, n> load(const T* from) {
-  return *reinterpret_cast<const Pack<T, n>*>(from);
-}
-
-template <int n, typename T>
-__device__ void store(T* to, const Pack<T, n>& values) {
-  *reinterpret_cast<Pack<T, n>*>(to) = values;
-}
-
-template <int n, typename Id>
-__device__ Pack<int64_t, n> load_ids_as(const void* data, int64_t first) {
-  const Pack<Id, n> ids = load<n>(static_cast<const Id*>(data) + first);
-  Pack<int64_t, n> result;
-  for (int i = 0; i < n; ++i) result.at[i] = static_cast<int64_t>(ids.at[i]);
-  return result;
-}
-
-template <int n>
-__device__ Pack<int64_t, n> load_ids(const void* data, IntegerType type, int64_t first) {
-  switch (type) {
-    case IntegerType::kUint8:
-      return load_ids_as<n, uint8_t>(data, first);
-    case IntegerType::kInt16:
-      return load_ids_as<n, int16_t>(data, first);
-    case IntegerType::kInt32:
-      return load_ids_as<n, int32_t>(data, first);
-    default:
-      return load_ids_as<n, int64_t>(data, first);
-  }
-}
-
-// The pixels of this block: [first, last) of one image.
-struct Range {
-  int64_t image, first, last;
+// The pixels of this block: `pixels` of one image, from `first` on.
+struct Block {
+  int64_t image, first;
+  int pixels;
 };
 
 template <typename T, typename A>
-__device__ Range block_range(const Problem<T, A>& in) {
-  const int64_t first = blockIdx.x % in.blocks_per_image() * kBlockPixels;
-  const int64_t end = first + kBlockPixels;
-  return {blockIdx.x / in.blocks_per_image(), first,
-          end < in.layout.pixels ? end : in.layout.pixels};
+__device__ Block block_of(const Problem<T, A>& in) {
+  const unsigned per_image = in.blocks_per_image();
+  const int64_t first = blockIdx.x % per_image * kBlockPixels;
+  const int64_t left = in.layout.pixels - first;
+  return {blockIdx.x / per_image, first,
+          static_cast<int>(left < kBlockPixels ? left : kBlockPixels)};
 }
 
-// The sums over all threads of the block, for thread 0. Every thread must call it.
-__device__ inline Sums block_sum(const Sums& sums) {
-  __shared__ double shared[kThreads / kWarp];
-  return {unet_fast::block_sum(sums.loss, shared), unet_fast::block_sum(sums.weight, shared),
-          unet_fast::block_sum(sums.pixels, shared)};
+// Calls fn(pixels, place) for all pixels of this block. Threads that share pixels take part
+// together, some of them without any.
+template <typename Pixels, typename T, typename A, typename Fn>
+__device__ void for_pixels(const Problem<T, A>& in, Fn&& fn) {
+  const Block block = block_of(in);
+  const T* const x = in.logits + in.layout.offset(block.image, block.first);
+  const int64_t flat = block.image * in.layout.pixels + block.first;
+  int32_t worst = 0;
+  constexpr int kTogether = Pixels::lanes > 1 ? kWarp / Pixels::lanes : 1;
+  for (int at = static_cast<int>(threadIdx.x) / Pixels::lanes * Pixels::n;
+       at / kTogether * kTogether < block.pixels; at += kThreads / Pixels::lanes * Pixels::n) {
+    const Place<T> place{x + at * Pixels::pixel_step(in.layout), flat + at, at, block.pixels - at};
+    const Pixels pixels(in, place);
+    fn(pixels, place);
+    for (int i = 0; i < Pixels::n; ++i) {
+      worst = pixels.target[i] < worst ? pixels.target[i] : worst;
+    }
+  }
+  assert(worst > kInvalid && "weighted_ce: target must be a class or ignore_index");
 }
 
-// State of a thread's n adjacent pixels after one pass over their logits. `few`: there are at most
-// kFewClasses classes, and `logits` keeps them.
-template <typename T, typename A, int n, bool few>
-struct Pixels {
-  __device__ Pixels(const Problem<T, A>& in, int64_t image, int64_t first)
-      : flat(image * in.layout.pixels + first), weight{} {
-    read_targets(in);
-    const T* const x = in.logits + in.layout.offset(image, first);
-    if constexpr (few) {
-#pragma unroll
-      for (int c = 0; c < kFewClasses; ++c) {
-        if (c < in.layout.classes) logits[c] = load<n>(x + c * in.layout.class_stride);
-      }
-#pragma unroll
-      for (int c = 0; c < kFewClasses; ++c) {
-        if (c < in.layout.classes) add(c, logits[c]);
-      }
-    } else {
-#pragma unroll 4
-      for (int64_t c = 0; c < in.layout.classes; ++c) {
-        add(c, load<n>(x + c * in.layout.class_stride));
-      }
-    }
+// The sum over the warp, the same in all its lanes.
+template <typename T>
+__device__ T warp_sum(T value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(~0u, value, offset);
   }
+  return value;
+}
 
-  // The sums of the pixels' losses and weights, computed in type S.
-  template <typename S>
-  __device__ Sums sums() const {
-    S loss(0), total(0);
-    int counted = 0;
-    for (int i = 0; i < n; ++i) {
-      const S w = static_cast<S>(weight.at[i]);
-      loss += weighted(w, cross_entropy<S>(softmax[i], target_logit[i]));
-      total += w;
-      counted += target[i] >= 0;
+// The sums over a warp of losses and weights, computed in type S. Stores the losses, too, where
+// `losses` is not null.
+template <typename S, typename Pixels, typename T, typename A>
+__device__ Sums warp_sums(const Problem<T, A>& in, A* losses) {
+  const bool by_count = in.reduction == kMean;
+  S loss(0), total(0);
+  for_pixels<Pixels>(in, [&](const Pixels& pixels, const Place<T>& place) {
+    if (!pixels.leads()) return;
+    A values[Pixels::n];
+    for (int i = 0; i < Pixels::n; ++i) {
+      const S w = static_cast<S>(pixels.weight[i]);
+      const S value = weighted(w, cross_entropy<S>(pixels.softmax(i), pixels.target_logit(i)));
+      loss += value;
+      total += !by_count ? w : pixels.target[i] >= 0 ? S(1) : S(0);
+      values[i] = static_cast<A>(value);
     }
-    return {static_cast<double>(loss), static_cast<double>(total), static_cast<double>(counted)};
-  }
-
-  int64_t flat;  // index of the first pixel in target, weight and per-pixel losses
-  Pack<A, n> weight;
-  int32_t target[n];  // -1 where ignored
-  std::conditional_t<few, Softmax<A>, LongSoftmax<A>> softmax[n];
-  A target_logit[n];
-  Pack<T, n> logits[few ? kFewClasses : 1];
-
- private:
-  __device__ void read_targets(const Problem<T, A>& in) {
-    const Pack<int64_t, n> ids = load_ids<n>(in.target, in.target_type, flat);
-    if (in.weight != nullptr) weight = load<n>(in.weight + flat);
-    for (int i = 0; i < n; ++i) {
-      const int64_t t = ids.at[i];
-      const bool ignored = t == in.ignore_index;
-      const bool in_range = t >= 0 && t < in.layout.classes;
-      assert((ignored || in_range) && "weighted_ce: target must be a class or ignore_index");
-      const bool counted = in_range && !ignored;
-      target[i] = counted ? static_cast<int32_t>(t) : -1;
-      weight.at[i] = !counted ? A(0) : in.weight == nullptr ? A(1) : weight.at[i];
-    }
-  }
-
-  __device__ void add(int64_t c, const Pack<T, n>& values) {
-    for (int i = 0; i < n; ++i) {
-      const A x = static_cast<A>(values.at[i]);
-      if (c == 0) {
-        softmax[i] = softmax[i].of(x);
-        target_logit[i] = x;
-      } else {
-        softmax[i].add(x);
-        target_logit[i] = c == target[i] ? x : target_logit[i];
-      }
-    }
-  }
-};
+    if (losses != nullptr) store<Pixels::packed>(losses + place.flat, pixels.count, values);
+  });
+  return {static_cast<double>(warp_sum(loss)), static_cast<double>(warp_sum(total))};
+}
 
 // Bytes per pixel: C x sizeof(T) + sizeof(id) + sizeof(A) read; kNone writes sizeof(A). Consecutive
 // threads take consecutive pixels.
-template <typename T, typename A, int n, bool few>
-__global__ void forward_kernel(Problem<T, A> in, A* loss, double* divisor, Sums* partial) {
-  const Range range = block_range(in);
+template <typename Pixels, typename T, typename A>
+__global__ void forward_kernel(Problem<T, A> in, Results<A> out) {
+  const bool per_pixel = in.reduction == kNone;
+  bool exactly = per_pixel || std::is_same_v<A, double>;
   Sums sums;
-  for (int64_t p = range.first + threadIdx.x * n; p < range.last; p += blockDim.x * n) {
-    const Pixels<T, A, n, few> pixels(in, range.image, p);
-    if (in.reduction == kNone) {
-      Pack<A, n> values;
-      for (int i = 0; i < n; ++i) {
-        values.at[i] = pixel_loss(pixels.weight.at[i], pixels.softmax[i], pixels.target_logit[i]);
-      }
-      store(loss + pixels.flat, values);
-    } else {
-      sums.add(accurate_sums<A>([&]<typename S>() { return pixels.template sums<S>(); }));
-    }
+  if (!exactly) {
+    sums = warp_sums<A, Pixels>(in, static_cast<A*>(nullptr));
+    exactly = !accurate(sums);
   }
-  if (in.reduction == kNone) {  // the same for all threads, so none is left at a barrier
-    if (blockIdx.x == 0 && threadIdx.x == 0) *divisor = 1;
+  if (exactly) sums = warp_sums<double, Pixels>(in, per_pixel ? out.loss : nullptr);
+  if (per_pixel) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *out.divisor = 1;
     return;
   }
-  sums = block_sum(sums);
-  if (threadIdx.x == 0) partial[blockIdx.x] = sums;
-}
-
-// Adds the partial sums in one block; each thread adds its own in ascending order.
-template <typename A>
-__global__ void finish_kernel(const Sums* partial, int64_t n, int64_t reduction, A* loss,
-                              double* divisor) {
-  Sums sums;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sums.add(partial[i]);
-  sums = block_sum(sums);
+  __shared__ double losses[kThreads / kWarp], totals[kThreads / kWarp];
+  __shared__ bool last;
+  if (threadIdx.x % kWarp == 0) {
+    losses[threadIdx.x / kWarp] = sums.loss;
+    totals[threadIdx.x / kWarp] = sums.weight;
+  }
+  __syncthreads();
   if (threadIdx.x == 0) {
-    *divisor = normaliser(sums, reduction);
-    *loss = static_cast<A>(normalised(sums.loss, *divisor));
+    Partial block{};
+    for (int w = 0; w < kThreads / kWarp; ++w) {
+      block.loss += losses[w];
+      block.total += totals[w];
+    }
+    out.partial[blockIdx.x] = block;
+    __threadfence();  // the sums are there before the arrival is
+    last = atomicAdd(out.arrived, 1u) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  Partial all{};
+  for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) {
+    all.loss += out.partial[i].loss;
+    all.total += out.partial[i].total;
+  }
+  all.loss = block_sum(all.loss, losses);
+  all.total = block_sum(all.total, totals);
+  if (threadIdx.x == 0) {
+    *out.divisor = normaliser({all.loss, all.total, all.total}, in.reduction);
+    *out.loss = static_cast<A>(normalised(all.loss, *out.divisor));
+    *out.arrived = 0;
   }
 }
 
-// Recomputes the softmax rather than reading a stored one. With more than kFewClasses classes the
-// logits are read twice, the second time from a cache. Bytes per pixel: as in forward_kernel, plus
-// C x sizeof(T) written.
-template <typename T, typename A, int n, bool few>
+// Recomputes the softmax rather than reading a stored one. Bytes per pixel: as in forward_kernel,
+// plus C x sizeof(T) written.
+template <typename Pixels, typename T, typename A>
 __global__ void backward_kernel(Problem<T, A> in, const A* grad, const double* divisor,
                                 Layout out_layout, T* out) {
-  const Range range = block_range(in);
-  const double common = in.reduction == kNone ? 0.0 : normalised(*grad, *divisor);
-  for (int64_t p = range.first + threadIdx.x * n; p < range.last; p += blockDim.x * n) {
-    const Pixels<T, A, n, few> pixels(in, range.image, p);
-    A scale[n];
-    for (int i = 0; i < n; ++i) {
-      const double u = in.reduction == kNone ? static_cast<double>(grad[pixels.flat + i]) : common;
-      scale[i] = gradient_scale(pixels.softmax[i], pixels.weight.at[i], u);
-    }
-    const T* const x = in.logits + in.layout.offset(range.image, p);
-    T* const y = out + out_layout.offset(range.image, p);
-    const auto differentiate = [&](int64_t c, const Pack<T, n>& logits) {
-      Pack<T, n> values;
-      for (int i = 0; i < n; ++i) {
-        const A e = exp_nonpositive(static_cast<A>(logits.at[i]) - pixels.softmax[i].largest);
-        const bool is_target = c == pixels.target[i];
-        values.at[i] = static_cast<T>(gradient(pixels.softmax[i], e, is_target, scale[i]));
-      }
-      store(y + c * out_layout.class_stride, values);
-    };
-    if constexpr (few) {
-#pragma unroll
-      for (int c = 0; c < kFewClasses; ++c) {
-        if (c < in.layout.classes) differentiate(c, pixels.logits[c]);
-      }
-    } else {
-#pragma unroll 4
-      for (int64_t c = 0; c < in.layout.classes; ++c) {
-        differentiate(c, load<n>(x + c * in.layout.class_stride));
-      }
-    }
+  const bool per_pixel = in.reduction == kNone;
+  __shared__ Upstream<A> shared;
+  if (threadIdx.x == 0) {
+    shared = per_pixel ? Upstream<A>{} : Upstream<A>::of(normalised(*grad, *divisor));
   }
+  __syncthreads();
+  const Block block = block_of(in);
+  T* const y = out + out_layout.offset(block.image, block.first);
+  for_pixels<Pixels>(in, [&](const Pixels& pixels, const Place<T>& place) {
+    A scale[Pixels::n];
+    for (int i = 0; i < Pixels::n; ++i) {
+      const A w = pixels.weight[i];
+      if (per_pixel) {
+        const A u = w != A(0) ? grad[place.flat + i] : A(0);
+        scale[i] = gradient_scale(pixels.softmax(i), w * u, u != A(0));
+      } else {
+        scale[i] = shared.scale(pixels.softmax(i), w);
+      }
+    }
+    T* const there = y + place.at * Pixels::pixel_step(out_layout);
+    pixels.differentiate(in, place, scale, out_layout, there);
+  });
 }
 
+// Whether values of type T can be loaded n at a time from `data` on.
 template <int n, typename T>
-bool aligned(const T* data) {
-  return reinterpret_cast<uintptr_t>(data) % (sizeof(T) * n) == 0;
+bool aligned(const T* data, int64_t size = sizeof(T)) {
+  return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(size * n, 16) == 0;
+}
+
+// Whether the classes of a pixel, and then the pixels, are neighbours: channels-last.
+inline bool interleaved(const Layout& layout) {
+  return layout.class_stride == 1 && layout.pixel_stride == layout.classes;
 }
 
 // Whether each pack of n neighbouring pixels is contiguous and aligned.
 template <int n, typename T>
 bool packed(const Layout& layout, const T* data) {
-  return aligned<n>(data) && layout.pixel_stride == 1 && layout.pixels % n == 0 &&
-         layout.class_stride % n == 0 && layout.image_stride % n == 0;
+  const bool planes = layout.pixel_stride == 1 && layout.class_stride % n == 0;
+  return aligned<n>(data) && layout.pixels % n == 0 && layout.image_stride % n == 0 &&
+         (planes || interleaved(layout));
 }
 
 template <int n, typename T, typename A>
 bool packed(const Problem<T, A>& in) {
-  const int64_t id_bytes = bytes_of(in.target_type);
   return packed<n>(in.layout, in.logits) && (in.weight == nullptr || aligned<n>(in.weight)) &&
-         reinterpret_cast<uintptr_t>(in.target) % (id_bytes * n) == 0;
+         aligned<n>(static_cast<const char*>(in.target), bytes_of(in.target_type));
 }
 
-/// `partial` holds one Sums per block (unused for kNone). An empty problem still gets its loss, 0.
-template <typename T, typename A, typename Stream>
-void launch_forward(const Problem<T, A>& in, A* loss, double* divisor, Sums* partial,
-                    Stream stream) {
-  const int64_t blocks = in.blocks();
-  const bool few = in.layout.classes <= kFewClasses;
-  const auto kernel = !few ? forward_kernel<T, A, 1, false>
-                      : packed<kPack>(in) && aligned<kPack>(loss)
-                          ? forward_kernel<T, A, kPack, true>
-                          : forward_kernel<T, A, 1, true>;
-  if (blocks > 0) {
-    launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), stream, in, loss, divisor,
-           partial);
-  }
-  if (in.reduction != kNone) {
-    launch(finish_kernel<A>, dim3(1), dim3(kThreads), stream, static_cast<const Sums*>(partial),
-           blocks, in.reduction, loss, divisor);
+// The layout in which images of one pixel, or none at all, are one image.
+inline Layout merged(const Layout& x) {
+  if (x.images * x.pixels == 0) return {1, x.classes, 0, 0, 0, 1};
+  return x.pixels == 1 ? Layout{1, x.classes, x.images, 0, x.class_stride, x.image_stride} : x;
+}
+
+// Calls fn.operator()<Pixels>() with the way to read pixels that suits the problem, a tensor
+// `other` like the logits, and losses (or null).
+template <typename T, typename A, typename Fn>
+void choose(const Problem<T, A>& in, const Layout& layout, const T* other, const A* losses,
+            Fn&& fn) {
+  if constexpr (std::is_same_v<T, double>) {
+    // Networks compute in less; kernels of their own would take long to compile.
+    fn.template operator()<ManyClasses<T, A, false, 1, 1>>();
+  } else {
+    constexpr int n = kPack<T>;
+    const int64_t classes = layout.classes;
+    const bool neighbours = interleaved(in.layout) && interleaved(layout);
+    const bool packs = classes % n == 0 && in.layout.image_stride % n == 0 &&
+                       layout.image_stride % n == 0 && aligned<n>(in.logits) && aligned<n>(other);
+    const auto few = [&]<int k>() {
+      const bool at_once = packed<n>(in) && packed<n>(layout, other) && aligned<n>(losses) &&
+                           interleaved(in.layout) == interleaved(layout);
+      !at_once     ? fn.template operator()<FewClasses<T, A, k, Access::kStrided>>()
+      : neighbours ? fn.template operator()<FewClasses<T, A, k, Access::kInterleaved>>()
+                   : fn.template operator()<FewClasses<T, A, k, Access::kPlanes>>();
+    };
+    classes == 2      ? few.template operator()<2>()
+    : classes == 3    ? few.template operator()<3>()
+    : classes == 4    ? few.template operator()<4>()
+    : !neighbours     ? fn.template operator()<ManyClasses<T, A, false, 1, 1>>()
+    : !packs          ? fn.template operator()<ManyClasses<T, A, true, 1, 4>>()
+    : classes < 8 * n ? fn.template operator()<ManyClasses<T, A, true, n, 1>>()
+                      : fn.template operator()<ManyClasses<T, A, true, n, 4>>();
   }
 }
 
+/// An empty problem still gets its loss, 0.
 template <typename T, typename A, typename Stream>
-void launch_backward(const Problem<T, A>& in, const A* grad, const double* divisor,
-                     const Layout& out_layout, T* out, Stream stream) {
-  const bool few = in.layout.classes <= kFewClasses;
-  const auto kernel = !few ? backward_kernel<T, A, 1, false>
-                      : packed<kPack>(in) && packed<kPack>(out_layout, out)
-                          ? backward_kernel<T, A, kPack, true>
-                          : backward_kernel<T, A, 1, true>;
-  launch(kernel, dim3(static_cast<unsigned>(in.blocks())), dim3(kThreads), stream, in, grad,
-         divisor, out_layout, out);
+void launch_forward(Problem<T, A> in, const Results<A>& out, Stream stream) {
+  in.layout = merged(in.layout);
+  const A* const losses = in.reduction == kNone ? out.loss : nullptr;
+  choose(in, in.layout, in.logits, losses, [&]<typename Pixels>() {
+    launch(forward_kernel<Pixels, T, A>, dim3(static_cast<unsigned>(in.blocks())), dim3(kThreads),
+           stream, in, out);
+  });
+}
+
+template <typename T, typename A, typename Stream>
+void launch_backward(Problem<T, A> in, const A* grad, const double* divisor, Layout out_layout,
+                     T* out, Stream stream) {
+  in.layout = merged(in.layout);
+  out_layout = merged(out_layout);
+  const T* const gradients = out;
+  const A* const none = nullptr;
+  choose(in, out_layout, gradients, none, [&]<typename Pixels>() {
+    launch(backward_kernel<Pixels, T, A>, dim3(static_cast<unsigned>(in.blocks())), dim3(kThreads),
+           stream, in, grad, divisor, out_layout, out);
+  });
 }
 
 }  // namespace unet_fast::weighted_ce

@@ -22,6 +22,10 @@ enum Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2, kWeightedMean = 3 };
 template <typename T>
 constexpr T kLowest = -std::numeric_limits<T>::max();
 
+/// The least number with all digits.
+template <typename T>
+constexpr T kLeast = std::numeric_limits<T>::min();
+
 /// m and s of the logits so far, each read once: a new largest logit rescales the sum. m is never
 /// below the lowest finite number, so that -inf minus -inf does not occur.
 template <typename T>
@@ -74,6 +78,75 @@ struct Terms {
   }
 };
 
+/// exp(x - m) of one of at most two logits; of two, the smaller one has the term `rest`.
+template <typename T>
+UNET_FAST_HOST_DEVICE inline T term_of_two(const Softmax<T>& softmax, T x) {
+  return x == softmax.largest ? T(1) : softmax.rest;
+}
+
+/// Softmax of logits of which all are at hand, with the terms exp(x_c - m) that the gradient needs.
+/// A pair takes one exponential.
+template <typename T, int classes>
+struct FewTerms {
+  T x[classes];
+  T term[classes];
+  Softmax<T> softmax;
+
+  UNET_FAST_HOST_DEVICE void exponentiate() {
+    if constexpr (classes == 2) {
+      softmax = Softmax<T>::of(x[0]);
+      const T e = exp_nonpositive(-std::abs(x[1] - softmax.largest));
+      softmax = {x[1] > softmax.largest ? x[1] : softmax.largest, e};
+      for (int c = 0; c < 2; ++c) term[c] = term_of_two(softmax, x[c]);
+    } else {
+      T m = kLowest<T>;
+      for (int c = 0; c < classes; ++c) m = x[c] > m ? x[c] : m;
+      Terms<T> terms;
+      for (int c = 0; c < classes; ++c) term[c] = terms.add(x[c], m);
+      softmax = terms.softmax(m);
+    }
+  }
+};
+
+/// Softmax of many logits, given a few at a time, with one exponential each and one more for all of
+/// them. Kahan summation makes up for rounding. A NaN makes `rest` NaN, though not `m`.
+template <typename T>
+struct RunningTerms {
+  T m = kLowest<T>;
+  T rest = T(0);    // as in Terms
+  int largest = 0;  // as in Terms
+  T excess = T(0);  // by which rounding made `rest` too large
+
+  template <int n>
+  UNET_FAST_HOST_DEVICE void add(const T (&x)[n]) {
+    T greatest = m;
+    for (int i = 0; i < n; ++i) greatest = std::fmax(x[i], greatest);
+    raise(greatest);
+    T sum(0);
+    for (int i = 0; i < n; ++i) {
+      const T e = exp_nonpositive(x[i] - m);
+      sum += x[i] == m ? T(0) : e;
+      largest += x[i] == m;
+    }
+    const T before = rest, term = sum - excess;
+    rest = before + term;
+    excess = (rest - before) - term;
+  }
+
+  /// Takes `greatest`, at least m, for m.
+  UNET_FAST_HOST_DEVICE void raise(T greatest) {
+    const T scale = exp_nonpositive(m - greatest);
+    rest = (greatest > m ? rest + static_cast<T>(largest) : rest) * scale;
+    largest = greatest > m ? 0 : largest;
+    excess *= scale;
+    m = greatest;
+  }
+
+  UNET_FAST_HOST_DEVICE Softmax<T> softmax() const {
+    return Terms<T>{rest, static_cast<T>(largest)}.softmax(m);
+  }
+};
+
 /// log(s) + (m - x_t); infinite if the probability of the target is 0. With S = double, the
 /// difference of two floats cannot overflow.
 template <typename S, typename T>
@@ -95,20 +168,20 @@ UNET_FAST_HOST_DEVICE inline T pixel_loss(T weight, const Softmax<T>& softmax, T
   return static_cast<T>(weighted(static_cast<double>(weight), ce));
 }
 
-/// u w / s, the factor of all gradients of a pixel; u: upstream gradient. If the product is 0 only
+/// u w / s, the factor of all gradients of a pixel, given u w and whether neither u nor w is 0.
+template <typename T>
+UNET_FAST_HOST_DEVICE inline T gradient_scale(const Softmax<T>& softmax, T factor, bool counts) {
+  return counts ? factor / (softmax.defined_rest() + T(1)) : T(0);
+}
+
+/// u w / s; u: upstream gradient. If the product is 0 only
 /// by rounding, NaN still gets through.
 template <typename T>
 UNET_FAST_HOST_DEVICE inline T gradient_scale(const Softmax<T>& softmax, T weight,
                                               double upstream) {
   const T factor = static_cast<T>(static_cast<double>(weight) * upstream);
   const bool counts = weight != T(0) && upstream != 0;
-  return counts ? factor / (softmax.defined_rest() + T(1)) : T(0);
-}
-
-/// exp(x - m) of one of at most two logits; of two, the smaller one has the term `rest`.
-template <typename T>
-UNET_FAST_HOST_DEVICE inline T term_of_two(const Softmax<T>& softmax, T x) {
-  return x == softmax.largest ? T(1) : softmax.rest;
+  return gradient_scale(softmax, factor, counts);
 }
 
 /// d loss / d x_c = u w / s (e_c - [c = t] s) with e_c = exp(x_c - m).
@@ -117,6 +190,25 @@ UNET_FAST_HOST_DEVICE inline T gradient(const Softmax<T>& softmax, T e, bool is_
   const T slope = is_target ? (e - T(1)) - softmax.rest : e;
   return scale == T(0) ? T(0) : scale * slope;
 }
+
+/// An upstream gradient that many pixels share. In T as well, so that the product with a weight
+/// needs no double; but only where T holds it, since a weighted mean of tiny weights divides by
+/// their sum.
+template <typename T>
+struct Upstream {
+  double exact;
+  T rounded;
+  bool fits;
+
+  UNET_FAST_HOST_DEVICE static Upstream of(double u) {
+    const double size = std::abs(u);
+    return {u, static_cast<T>(u), size >= kLeast<T> && size <= -kLowest<T>};
+  }
+  UNET_FAST_HOST_DEVICE T scale(const Softmax<T>& softmax, T weight) const {
+    return fits ? gradient_scale(softmax, weight * rounded, weight != T(0))
+                : gradient_scale(softmax, weight, exact);
+  }
+};
 
 /// Running sums of a reduction, in double: a sum over 10^9 pixels still keeps float32's digits.
 struct Sums {

@@ -95,14 +95,16 @@ def bmp(path, side):
     path.write_bytes(content)
 
 
-def pages(path, count):
-    """A TIFF whose pages follow one another for ever."""
-    tifffile.imwrite(path, np.zeros((count, 8, 8), np.uint8), compression="zlib")
+def ring(path, sides):
+    """A TIFF whose last page is followed by itself, for ever."""
+    with tifffile.TiffWriter(path) as file:
+        for side in sides:
+            file.write(np.zeros((side, side), np.uint8), compression="zlib", metadata=None)
     content = bytearray(path.read_bytes())
-    first = struct.unpack("<I", content[4:8])[0]
-    length = struct.unpack("<H", content[first : first + 2])[0]
-    at = first + 2 + 12 * length
-    content[at : at + 4] = struct.pack("<I", first)
+    at = 4  # of the place of a page
+    while page := struct.unpack("<I", content[at : at + 4])[0]:
+        last, at = page, page + 2 + 12 * struct.unpack("<H", content[page : page + 2])[0]
+    content[at : at + 4] = struct.pack("<I", last)
     path.write_bytes(content)
 
 
@@ -130,7 +132,10 @@ def test_pictures(capfd, tmp_path, model, name, command):
     if command == "predict":
         words = ["predict", model, "--out", tmp_path / "out", folder]
     else:
-        words = ["check", folder, folder, "--out", tmp_path / "out"]
+        labels = tmp_path / "labels"
+        labels.mkdir()
+        Image.new("L", (16, 16)).save(labels / f"{Path(name).stem}.png")
+        words = ["check", folder, labels, "--out", tmp_path / "out"]
     refused(capfd, words, f"{name}: cannot be read as an image: ")
 
 
@@ -149,9 +154,10 @@ def test_more_pixels_are_allowed_by_option(capfd, tmp_path, model):
         del os.environ["UNET_FAST_MAX_PIXELS"]
 
 
-def test_a_ring_of_pages(tmp_path):
+@pytest.mark.parametrize("sides", [(8, 8, 8), (8, 9)])
+def test_a_ring_of_pages(tmp_path, sides):
     file = tmp_path / "ring.tif"
-    pages(file, 5)
+    ring(file, sides)
 
     def read():
         with contextlib.suppress(ValueError):
@@ -160,6 +166,17 @@ def test_a_ring_of_pages(tmp_path):
     megabytes, seconds = peak(read)
     assert megabytes < MEGABYTES
     assert seconds < SECONDS
+
+
+def test_a_tiff_of_tiny_pages(capfd, tmp_path, model):
+    file, tags = tmp_path / "a.tif", [(256, 1), (257, 1), (273, 8)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    page = struct.pack("<H", len(tags)) + entries
+    ends = [8 + (i + 1) * (len(page) + 4) for i in range(20_000)]
+    pages = b"".join(page + struct.pack("<I", end) for end in [*ends[:-1], 0])
+    file.write_bytes(struct.pack("<2sHI", b"II", 42, 8) + pages)
+    words = ["predict", model, "--out", tmp_path / "out", file]
+    refused(capfd, words, "must have 128 bytes a page, got 20000 in 840008 bytes")
 
 
 def test_a_tiff_without_its_strips(tmp_path):
@@ -180,7 +197,7 @@ def test_a_tiff_without_its_strips(tmp_path):
 
 ARRAYS = {
     "one pixel a chunk": ((2**31, 2**31), (1, 1), "pixels, got 4611686018427387904"),
-    "many chunks": ((2**20, 2**20), (1, 1), "must have all its 1099511627776 chunks, got 0"),
+    "many chunks": ((2**20, 2**20), (1, 1), "must have all its chunks, 1099511627776, got 0"),
     "one chunk": ((60_000, 60_000), (60_000, 60_000), "3600000000 pixels"),
     "many planes": ((2**31, 1, 1), (2**31, 1, 1), "at most 1048576 planes, got 2147483648"),
 }
@@ -207,6 +224,16 @@ def test_a_path_out_of_the_folder(capfd, tmp_path, model, path):
     zarr.create_group(folder, attributes={"ome": {"multiscales": [image]}})
     words = ["predict", model, "--out", tmp_path / "out", folder]
     refused(capfd, words, "a.zarr: .*a path inside the folder")
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_fill_value_that_does_not_fit(capfd, tmp_path, model):
+    folder = tmp_path / "a.zarr"
+    zarr.create_array(folder, shape=(8, 8), chunks=(8, 8), dtype="f4", zarr_format=2)[:] = 1
+    described = json.loads((folder / ".zarray").read_text()) | {"fill_value": 1e308}
+    (folder / ".zarray").write_text(json.dumps(described))
+    words = ["predict", model, "--out", tmp_path / "out", folder]
+    refused(capfd, words, "a.zarr: .*overflow")
 
 
 DEEP = "[" * 10**5

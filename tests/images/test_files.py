@@ -1,10 +1,14 @@
+import logging
+import os
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from unet_fast.images import files
+from unet_fast.images import files, formats
 from unet_fast.images.files import read_image, read_labels
+from unet_fast.images.limits import MOST_PIXELS, check_pixels
 
 GRAY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 
@@ -111,21 +115,76 @@ def test_bad_files(tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 8, 9), np.uint8))
     check_message(read_image, tmp_path / "stack.tif", r"one 2D image, got axes .* \(5, 8, 9\)")
     tifffile.imwrite(tmp_path / "nan.tif", np.full((3, 3), np.nan, np.float32))
-    check_message(read_image, tmp_path / "nan.tif", "pixels must be finite")
+    check_message(read_image, tmp_path / "nan.tif", r"finite .*numpy.nan_to_num replaces them\)")
     tifffile.imwrite(tmp_path / "huge.tif", np.full((3, 3), 1e300))
     check_message(read_image, tmp_path / "huge.tif", "pixels must be finite in float32")
+    tifffile.imwrite(tmp_path / "complex.tif", GRAY.astype(np.complex64))
+    check_message(read_image, tmp_path / "complex.tif", "must be real numbers, got complex64")
+    frames = {"save_all": True, "append_images": [Image.fromarray(GRAY + 1)]}
+    Image.fromarray(GRAY).save(tmp_path / "frames.png", **frames)
+    check_message(read_image, tmp_path / "frames.png", "must be one image, got 2")
+
+
+@pytest.mark.filterwarnings("ignore:.*writing zero-size array")
+def test_files_without_a_pixel(tmp_path):
+    path = tmp_path / "none.tif"
+    tifffile.imwrite(path, np.zeros((0, 5), np.uint8))
+    path.write_bytes(path.read_bytes() + bytes(99))  # else it is taken to be cut off
+    for read in (read_image, read_labels):
+        check_message(read, path, r"must have at least one pixel, got shape \(0, 5\)")
+
+
+def test_complaints_of_decoders(monkeypatch, caplog):
+    """Kept from the log, and few of them, while a file is read; at other times they are logged."""
+    log = logging.getLogger("tifffile")
+    monkeypatch.setattr(formats, "_MOST_COMPLAINTS", 2)
+    with formats._complaining() as told:
+        log.warning("one")
+        log.warning("two")
+        with pytest.raises(ValueError, match=r"^one$"):
+            log.warning("three")
+        assert told == ["one", "two", "three"]
+    assert not caplog.records
+    log.warning("four")
+    assert caplog.messages == ["four"]
+
+
+def test_what_may_be_a_palette(tmp_path):
+    """A pipe is not waited for."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("P", (4, 3)).save(tmp_path / "p.png")
+    names = "pipe.png", "none.png", "text.png", "p.png"
+    assert [files.is_palette(tmp_path / name) for name in names] == [False, False, False, True]
+
+
+def test_how_many_pixels_a_file_may_unpack_to(monkeypatch):
+    """64 a byte, or 2^26; else what is said."""
+    shape, dtype = (2**14, 2**13), np.dtype(np.uint8)
+    check_pixels(shape, dtype, lambda: 2**21)
+    with pytest.raises(ValueError, match=r"its 2097151 bytes unpack to 134217728 pixels, 0.134 GB"):
+        check_pixels(shape, dtype, lambda: 2**21 - 1)
+    for said in ("many", "-1", "1.5", "²"):
+        monkeypatch.setenv(MOST_PIXELS, said)
+        with pytest.raises(ValueError, match=f"{MOST_PIXELS} must be a number .*, got '{said}'"):
+            check_pixels((1,), dtype, lambda: 1)
 
 
 def test_bad_labels(tmp_path):
-    colour = np.stack([GRAY, GRAY[::-1], GRAY // 2], -1)
-    check_message(read_labels, save(tmp_path / "c.png", colour), "one number per pixel, got a colo")
+    two = np.stack([GRAY, GRAY[::-1]])
+    tifffile.imwrite(tmp_path / "c.tif", two, metadata={"axes": "CYX"})
+    check_message(read_labels, tmp_path / "c.tif", "one number per pixel, or one colour .* 2 chann")
     tifffile.imwrite(tmp_path / "f.tif", GRAY.astype(np.float32))
     assert (read_labels(tmp_path / "f.tif") == GRAY).all()  # whole numbers all of them
     for value in (0.5, np.nan, np.inf):
         tifffile.imwrite(tmp_path / "f.tif", np.where(GRAY == 0, value, GRAY).astype(np.float32))
         check_message(read_labels, tmp_path / "f.tif", "labels must be integers, got float32")
     tifffile.imwrite(tmp_path / "n.tif", GRAY.astype(np.int16) - 1)
-    check_message(read_labels, tmp_path / "n.tif", r"labels must be in \[0, 2147483647\], got -1")
+    check_message(
+        read_labels,
+        tmp_path / "n.tif",
+        r"be in \[0, 2147483647\], got -1 \(0 is background; .*ignore_label",
+    )
     labels = np.array([[70_000]])
     with pytest.raises(ValueError, match="holds labels up to 65535, got 70000"):
         files.write_labels(tmp_path / "w.png", labels)

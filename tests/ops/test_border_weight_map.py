@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from budget import examples
+from budget import examples, rounds
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -119,6 +120,22 @@ def test_far_objects_among_many(device, rng):
         two_nearest(labels.to(device)), reference.two_nearest(labels), strict=True
     ):
         assert torch.equal(result.cpu(), expected)
+
+
+@examples(30)
+@given(st.integers(0, 10**6))
+def test_few_far_objects(seed):
+    """Single pixels, some at equal distances; rows of up to six objects and of more."""
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(1, [5, 120, 700][3 - rng.choice([2, 3]) :])
+    labels = torch.zeros(tuple(shape), dtype=torch.int32)
+    pixels = rng.integers(0, shape, (rng.choice([1, 2, 3, 20]), len(shape)))
+    for number, pixel in enumerate(np.concatenate([pixels, shape - 1 - pixels])):
+        labels[tuple(pixel)] = number % rng.choice([2, 3, 40]) + 1
+    for result, expected in zip(
+        two_nearest(labels[None]), reference.two_nearest(labels[None]), strict=True
+    ):
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -344,6 +361,33 @@ def test_never_waits_for_the_device(device, rng):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("spacing", [None, (2.5, 1.0, 0.5)])
+@pytest.mark.parametrize("options", [{"w0": 10.0, "sigma": 2.0}, {"halo": (0.1, 1.5), "w0": 0}])
+def test_a_volume_in_blocks(device, options, spacing):
+    """With a rim as wide as the terms are above 2^-28, a part gets the weights of the whole."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros(60, 31, 70, dtype=torch.int32)
+    for i in range(90):
+        z, y, x = (torch.randint(0, side - 2, (), generator=generator) for side in labels.shape)
+        labels[z : z + 3, y : y + 3, x : x + 3] = i + 1
+    labels = labels.to(device)
+    settings = {"dims": 3, "spacing": spacing, **options}
+    whole = border_weight_map(labels, **settings)
+    sigma, height = options.get("sigma", 1.5), options["w0"] or 0.9
+    reach = sigma * math.sqrt(2 * math.log(height * 2**28))
+    rims = [math.ceil(reach / size) for size in spacing or (1, 1, 1)]
+    for first in itertools.product(*(range(0, side, 25) for side in labels.shape)):
+        around = tuple(
+            slice(max(0, f - rim), f + 25 + rim) for f, rim in zip(first, rims, strict=True)
+        )
+        part = border_weight_map(labels[around].contiguous(), **settings)
+        inner = tuple(
+            slice(f - a.start, f - a.start + 25) for f, a in zip(first, around, strict=True)
+        )
+        wanted = whole[tuple(slice(f, f + 25) for f in first)]
+        assert torch.equal(part[inner], wanted)
+
+
 def test_batches_and_volumes(device):
     labels = torch.zeros(2, 3, 4, 5, dtype=torch.int16)
     labels[0, 0, 0, 0], labels[0, 2, 3, 4], labels[1, 1, 1, 1] = 1, 5, 3
@@ -478,9 +522,10 @@ def test_invariances(labels):
 
 
 def test_on_host(host_kernels, rng):
-    """The CUDA kernels, run on the host."""
-    for case in range(25):
-        shape = [(2, 1, 13, 21), (1, 1, 1, 300), (1, 4, 5, 9)][case % 3]
+    """The CUDA kernels, run on the host; columns of 17 rows and more are cut into segments."""
+    shapes = [(2, 1, 13, 21), (1, 1, 1, 300), (1, 4, 5, 9), (1, 1, 300, 3), (1, 2, 40, 5)]
+    for case in range(rounds(25, host_kernels)):
+        shape = shapes[case % 5]
         labels = random_labels(rng, shape)
         typed = torch.where(labels > 0, labels % 5, 0).to(INTEGERS[case % 6])
         spacing = [1.0, 1.0, 1.0] if case % 2 else list(rng.choice([0.5, 1.7], 3))
@@ -504,14 +549,15 @@ def test_on_host(host_kernels, rng):
 @pytest.mark.parametrize("class_weight", [None, (0.5, 1.0, 2.0, 0.25)], ids=str)
 @pytest.mark.parametrize("ridge", [1, 2])
 def test_weights_on_host(host_kernels, rng, depth, class_weight, ridge):
-    """70 rows are two segments of the sweeps along columns."""
+    """70 rows are eight segments of the sweeps along columns."""
     shape = (2, 70, 9) if depth == 1 else (1, depth, 12, 11)
     labels = random_cells(rng, shape, 20)
     classes = torch.from_numpy(rng.choice([0, 1, 2, 3, 255], 30))[labels]
     volumes = labels.reshape(shape[0], depth, *shape[-2:]).numpy()
     as_bytes = classes.to(torch.uint8).reshape(volumes.shape).numpy()
     spacing = [1.0, 1.0, 1.0]
-    settings_ = (4, ridge, 4, 10.0, 2.0, False, 0.8, 3.0, spacing, depth == 1)
+    numbers = "int32" if depth == 1 else "float"
+    settings_ = (4, ridge, 4, 10.0, 2.0, False, 0.8, 3.0, spacing, numbers)
     results = host_kernels.border_weights(volumes, as_bytes, None, class_weight, *settings_)
     expected = reference.border_weights(
         labels,
@@ -526,7 +572,7 @@ def test_weights_on_host(host_kernels, rng, depth, class_weight, ridge):
     np.testing.assert_array_equal(results[0].reshape(shape), expected[0])
     np.testing.assert_allclose(results[1].reshape(shape), expected[1], rtol=ROUNDING, atol=1e-8)
     foreground = volumes % 2 == 0
-    settings_ = (2, 0, None, 10.0, 2.0, True, 0.0, 1.0, spacing, True)
+    settings_ = (2, 0, None, 10.0, 2.0, True, 0.0, 1.0, spacing, "int32")
     results = host_kernels.border_weights(volumes, None, foreground, [1.0, 2.0], *settings_)
     expected = reference.border_weight_map(
         labels,
@@ -536,6 +582,91 @@ def test_weights_on_host(host_kernels, rng, depth, class_weight, ridge):
         foreground=torch.from_numpy(foreground).reshape(shape),
     )
     np.testing.assert_allclose(results[1].reshape(shape), expected, rtol=ROUNDING, atol=1e-8)
+
+
+def packed_weights(kernels, labels, foreground=None, class_weight=None, **options):
+    """Target and weights of labels (N, H, W) by the packed kernels, run on the host."""
+    defaults = {"ridge": 0, "ignore_label": None, "w0": 10.0, "sigma": 2.0, "everywhere": False}
+    defaults |= {"halo": 0.0, "halo_sigma": 1.0, "spacing": [1.0] * 3, "numbers": "packed"}
+    cells = None if foreground is None else foreground[:, None].numpy()
+    results = kernels.border_weights(
+        labels[:, None].contiguous().numpy(), None, cells, class_weight, 2, **(defaults | options)
+    )
+    return [torch.from_numpy(x)[:, 0] for x in results]
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_packed_weights_on_host(host_kernels, rng, case):
+    """All dtypes of labels, ridges and options; 50 rows are three segments of the sweep."""
+    shape = [(1, 50, 9), (2, 3, 70)][case % 2]
+    labels = random_cells(rng, shape, 20) if case < 4 else random_labels(rng, shape) % 5
+    cells, positive = labels % 2 == 0, labels.to(INTEGERS[case])
+    labels = positive.clone()
+    ignored = [None, 4, -1, 0, 300, 2][case]
+    ridge, class_weight, halo = case % 3, [None, [0.5, 2.0]][case // 3], [0.0, 0.8][case // 2 % 2]
+    if ignored == -1:
+        labels[:, 1, 3:5] = -1
+    result = packed_weights(
+        host_kernels,
+        labels,
+        class_weight=class_weight,
+        ridge=ridge,
+        ignore_label=ignored,
+        halo=halo,
+        halo_sigma=3.0,
+    )
+    expected = reference.border_weights(
+        labels,
+        ridge=RIDGES[ridge],
+        ignore_label=ignored,
+        sigma=2.0,
+        class_weight="balanced" if class_weight is None else class_weight,
+        halo=(1 - halo, 3.0),
+    )
+    assert torch.equal(result[0], expected[0])
+    torch.testing.assert_close(result[1], expected[1], rtol=ROUNDING, atol=1e-8)
+    for where in ("background", "everywhere"):
+        options = {"class_weight": [1.0, 2.0], "everywhere": where == "everywhere"}
+        result = packed_weights(host_kernels, positive, cells, **options)
+        expected = reference.border_weight_map(
+            positive, sigma=2.0, where=where, class_weight=(1, 2), foreground=cells
+        )
+        torch.testing.assert_close(result[1], expected, rtol=ROUNDING, atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [0.21, 5.0, 13.4])
+def test_packed_searches_end_with_rows_and_reach_on_host(host_kernels, sigma):
+    """Rows of two runs of the search; 13.4 px reach as far as the kernels go."""
+    labels = torch.zeros(1, 2, 530, dtype=torch.int32)
+    labels[0, 0, [0, 30, 60, 300, 388, 470, 505, 529]] = torch.arange(1, 9, dtype=torch.int32)
+    for maps in (labels, labels[..., :130].mT):
+        result = packed_weights(host_kernels, maps, sigma=sigma, class_weight=[1.0, 1.0])
+        expected = reference.border_weight_map(maps, sigma=sigma)
+        torch.testing.assert_close(result[1], expected, rtol=ROUNDING, atol=1e-8)
+
+
+def test_packed_weights_of_large_labels_on_host(host_kernels, rng):
+    """Labels that agree in the bits a key holds, in one image of a batch."""
+    small = random_cells(rng, (2, 27, 30), 8)
+    labels = torch.stack([small[0], torch.where(small[1] > 0, (small[1] << 18) + 5, 0)])
+    for dtype in (torch.int32, torch.int64):
+        target, weights = packed_weights(host_kernels, labels.to(dtype), ridge=2)
+        expected = reference.border_weights(labels, sigma=2.0, class_weight="balanced")
+        assert torch.equal(target, expected[0])
+        torch.testing.assert_close(weights, expected[1], rtol=ROUNDING, atol=1e-8)
+
+
+def test_what_the_packed_kernels_take_on_host(host_kernels):
+    labels = torch.ones(1, 4, 5, dtype=torch.int32)
+    for options in ({"sigma": 13.6}, {"halo": 0.9, "halo_sigma": 15.0}, {"spacing": [1, 1, 2.0]}):
+        with pytest.raises(ValueError, match="do not take this map"):
+            packed_weights(host_kernels, labels, **options)
+    settings_ = (None, None, 2, 0, None, 10.0, 2.0, False, 0.0, 1.0, [1.0] * 3, "packed")
+    volume = torch.ones(1, 3, 4, 5, dtype=torch.int32).numpy()
+    classes = torch.ones(1, 1, 4, 5, dtype=torch.uint8).numpy()
+    for maps, kinds in ((volume, None), (labels[None].numpy(), classes)):
+        with pytest.raises(ValueError, match="do not take this map"):
+            host_kernels.border_weights(maps, kinds, *settings_)
 
 
 SAMPLE = Path(unet_fast.__file__).parent / "sample" / "train" / "labels"

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from budget import rounds
 from conftest import usable_device
 from scipy import ndimage
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -280,6 +281,9 @@ def test_labels_of_any_integer_type(deform, dtype):
     expected[:, :10, 1:] = ids.long()[:, 2:, :8]
     assert moved.dtype == dtype
     assert torch.equal(moved.long(), expected)
+    column = ids[:, :, ::2][:, :, :1]  # contiguous, although neighbours in a line are two apart
+    _, moved = deform(torch.zeros(1, 0, 12, 1), labels=column)
+    assert torch.equal(moved, column)
 
 
 def test_empty_batch(deform):
@@ -322,8 +326,8 @@ def test_order_of_each_channel(deform):
         assert torch.equal(mixed[:, c], alone[:, 0])
 
 
-def random_case(rng, dtype):
-    """Arguments at random: sizes around blocks, all options."""
+def random_case(rng, dtype, axes=2, sides=None):
+    """Arguments at random: sizes around blocks, axes of one pixel, flat voxels, all options."""
 
     def pick(*choices):
         return choices[rng.integers(len(choices))]
@@ -335,26 +339,34 @@ def random_case(rng, dtype):
         return torch.from_numpy(rng.normal(size=shape) * scale)
 
     n, channels = rng.integers(1, 3), rng.integers(1, 4)
-    height, width = rng.integers(1, 40), rng.integers(1, pick(6, 40, 400))
-    out = int(rng.integers(1, 30)), int(rng.integers(1, pick(6, 40, 700)))
-    image = torch.from_numpy(rng.random((n, channels, height, width)))
+    if axes == 2:
+        sides = [rng.integers(1, 40), rng.integers(1, pick(6, 40, 400))]
+        out = [rng.integers(1, 30), rng.integers(1, pick(6, 40, 700))]
+        most, far, layout = 6, (1, 20, 300), torch.channels_last
+    else:
+        if sides is None:
+            sides = rng.permutation([rng.integers(1, pick(2, 10, 18)) for _ in range(3)])
+        out = [*rng.integers(1, (pick(2, 9), pick(2, 9))), rng.integers(1, pick(9, 300))]
+        most, far, layout = 5, (1, 5, 100), torch.channels_last_3d
+    sides, out = [int(n) for n in sides], tuple(int(n) for n in out)
+    image = torch.from_numpy(rng.random((n, channels, *sides)))
     if not dtype.is_floating_point:
         image = (image * torch.iinfo(dtype).max).round().long()
     image = image.to(dtype)
     if chance():
-        image = image.contiguous(memory_format=torch.channels_last)
+        image = image.contiguous(memory_format=layout)
     grid = pick(*GRIDS)
-    points = rng.integers(1, 6, 2) + (3 if grid == "approximating" else 0)
-    labels = torch.from_numpy(rng.integers(0, 120, (n, height, width)))
+    points = rng.integers(1, most, axes) + (3 if grid == "approximating" else 0)
+    labels = torch.from_numpy(rng.integers(0, 120, (n, *sides)))
     single = chance()
     spacing = None
     if grid == "approximating" and chance():
-        extent = max(height, width, *out)
-        spacing = extent / (min(points) - 3) * (1 + rng.random())
+        spacing = max(*sides, *out) / (points - 3.0) * (1 + rng.random(axes))
+        spacing = tuple(spacing.tolist()) if axes == 3 else max(spacing.tolist())
     options = {
-        "displacement": normal(n, 2, *points, scale=pick(1, 20, 300)) if chance() else None,
-        "affine": normal(n, 2, 3, scale=pick(1, 10)) if chance() else None,
-        "offset": normal(n, 2, scale=pick(1, 10, 1e4)) if chance() else None,
+        "displacement": normal(n, axes, *points, scale=pick(*far)) if chance() else None,
+        "affine": normal(n, axes, axes + 1, scale=pick(1, 10)) if chance() else None,
+        "offset": normal(n, axes, scale=pick(1, 10, 1e4)) if chance() else None,
         "labels": labels.to(pick(*INTEGERS)),
         "gray_curve": torch.from_numpy(rng.random((n, pick(1, channels), 5))) if chance() else None,
         "order": tuple(pick(0, 1, 3) for _ in range(channels)),
@@ -645,9 +657,11 @@ def test_backward_of_other_types(device, dtype):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=tolerance)
 
 
-def test_same_bits_for_any_number_of_threads():
-    image = torch.rand(1, 2, 200, 210)
-    displacement = torch.randn(1, 2, 3, 3) * 30
+@pytest.mark.parametrize("sides", [(200, 210), (20, 30, 40)])
+def test_same_bits_for_any_number_of_threads(sides):
+    axes = len(sides)
+    image = torch.rand(1, 2, *sides)
+    displacement = torch.randn(1, axes, *[3] * axes) * 0.15 * sides[0]
     results = []
     threads = torch.get_num_threads()
     try:
@@ -729,7 +743,7 @@ def test_cuda_positions_on_host(host_kernels):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.uint8], ids=str)
 def test_cuda_kernels_on_host(host_kernels, rng, dtype):
-    for _ in range(40 if dtype == torch.float64 else 10):
+    for _ in range(rounds(40 if dtype == torch.float64 else 10, host_kernels)):
         image, options = random_case(rng, dtype)
         *parameters, labels, curve, settings, shape, window = native(image, options)
         images, source = image, None
@@ -752,23 +766,108 @@ def test_cuda_kernels_on_host(host_kernels, rng, dtype):
         assert (ids != expected_ids.numpy()).mean() <= 2e-3
 
 
+def lean_case(rng, dtype, axes=2):
+    """As random_case, but such that the lean kernels work on it; more than a tile of 64 x 32."""
+    image, options = random_case(rng, dtype, axes)
+    n, channels = image.shape[:2]
+    depth = [int(rng.integers(1, 4))] * (axes - 2)
+    out = (*depth, int(rng.integers(60, 70)), int(rng.integers(30, 70)))
+    shape = (n, channels, *depth, *rng.integers(3, 60, 2).tolist())
+    unit = 1 if dtype.is_floating_point else torch.iinfo(dtype).max
+    image = (torch.from_numpy(rng.random(shape)) * unit).to(dtype)
+    points = [4] * axes if options["grid"] == "approximating" else rng.integers(1, 4, axes)
+    labels = torch.from_numpy(rng.integers(0, 120, (n, *shape[2:])))
+    return image, {
+        **options,
+        "displacement": torch.from_numpy(rng.normal(size=(n, axes, *points)) * 9),
+        "affine": None,
+        "labels": labels.to(options["labels"].dtype),
+        "order": (int(rng.integers(0, 2)),) * channels,
+        "grid_extent": "output",
+        "grid_spacing": None,
+        "output_shape": out,
+        "label_shape": tuple(int(o - 2 * rng.integers(0, (o + 1) // 2)) for o in out),
+    }
+
+
+def same_by_lean_kernels(host_kernels, rng, dtype, axes, cases):
+    suffix = "" if axes == 2 else "_3d"
+    for _ in range(cases):
+        image, options = lean_case(rng, dtype, axes)
+        *parameters, labels, curve, settings, shape, window = native(image, options)
+        find = getattr(host_kernels, "elastic_deform_lean_order" + suffix)
+        lean = find(image.numpy(), parameters[0], settings[0], settings[3], shape)
+        assert lean == options["order"][0]
+        moved, ids = getattr(host_kernels, "elastic_deform" + suffix)(
+            image.numpy(), *parameters, labels, curve, *settings, shape, window
+        )
+        expected, expected_ids = elastic_deform(image, **options)
+        error = np.abs(moved.astype(float) - expected.double().numpy())
+        if dtype == torch.float64:
+            assert error.max() < 1e-10
+            assert np.array_equal(ids, expected_ids.numpy())
+            continue
+        allowed = 1.0 if dtype == torch.uint8 else 16 * axes * POSITION
+        assert (error > allowed).mean() <= 2e-3
+        assert (ids != expected_ids.numpy()).mean() <= 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.uint8], ids=str)
+def test_lean_cuda_kernels_on_host(host_kernels, rng, dtype):
+    same_by_lean_kernels(host_kernels, rng, dtype, 2, 16 if dtype == torch.float64 else 6)
+
+
+def test_choice_of_cuda_kernels_on_host(host_kernels):
+    """Lean kernels only where an image, its channels and the grid allow them."""
+    image = np.zeros((1, 2, 9, 10), np.float32)
+    last = np.zeros((1, 9, 10, 2), np.float32).transpose(0, 3, 1, 2)
+    shape = (64, 32)
+
+    def order(image, orders, points):
+        displacement = np.zeros((1, 2, *points))
+        scales = [(p - 1) / (n - 1) for p, n in zip(points, shape, strict=True)]
+        return host_kernels.elastic_deform_lean_order(image, displacement, orders, scales, shape)
+
+    assert order(image, (1, 1), (4, 4)) == 1
+    assert order(image, (0, 0), (4, 4)) == 0
+    assert order(image, (0, 1), (4, 4)) == -1
+    assert order(image, (3, 3), (4, 4)) == -1
+    assert order(last, (1, 1), (4, 4)) == -1
+    assert order(image, (1, 1), (5, 4)) == -1
+    assert order(image, (1, 1), (4, 5)) == -1
+
+
+def compare_derivatives(host_kernels, image, options, grad):
+    """The kernels' derivatives equal those of the CPU."""
+    *parameters, _, curve, settings, _, _ = native(image, options)
+    ours = host_kernels.elastic_deform_backward(
+        grad.numpy(), image.numpy(), *parameters, curve, *settings
+    )
+    x, d = image.clone().requires_grad_(), options.pop("displacement")
+    inputs = (x,) if d is None else (x, d.requires_grad_())
+    out, _ = elastic_deform(x, d, **options)
+    expected = torch.autograd.grad(out, inputs, grad)
+    for a, b in zip(ours, expected, strict=False):
+        scale = 1 + b.abs().max().item()
+        rounding = 1e-9 if b.dtype == torch.float64 else 1e-7
+        np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=rounding * scale)
+
+
 @pytest.mark.thorough
 def test_cuda_derivatives_on_host(host_kernels, rng):
-    for _ in range(40):
+    for _ in range(rounds(40, host_kernels)):
         image, options = random_case(rng, torch.float64)
         grad = torch.randn(*image.shape[:2], *options["output_shape"], dtype=torch.float64)
-        *parameters, _, curve, settings, _, _ = native(image, options)
-        ours = host_kernels.elastic_deform_backward(
-            grad.numpy(), image.numpy(), *parameters, curve, *settings
-        )
-        x, d = image.clone().requires_grad_(), options.pop("displacement")
-        inputs = (x,) if d is None else (x, d.requires_grad_())
-        out, _ = elastic_deform(x, d, **options)
-        expected = torch.autograd.grad(out, inputs, grad)
-        for a, b in zip(ours, expected, strict=False):
-            scale = 1 + b.abs().max().item()
-            rounding = 1e-9 if b.dtype == torch.float64 else 1e-7
-            np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=rounding * scale)
+        compare_derivatives(host_kernels, image, options, grad)
+
+
+@pytest.mark.thorough
+def test_lean_cuda_derivatives_on_host(host_kernels, rng):
+    for _ in range(3):
+        image, options = lean_case(rng, torch.float64)
+        grad = torch.randn(*image.shape[:2], *options["output_shape"], dtype=torch.float64)
+        options["order"] = (1,) * image.shape[1]
+        compare_derivatives(host_kernels, image, options, grad)
 
 
 def test_cuda_gradient_of_what_is_not_finite_on_host(host_kernels):
@@ -990,3 +1089,11 @@ def test_devices_must_agree():
     with pytest.raises(RuntimeError, match="elastic_deform: there are kernels for cpu and cuda"):
         elastic_deform(torch.zeros(1, 1, 4, 4, device="meta"))
     assert unet_fast.elastic_deform is elastic_deform
+
+
+def test_shapes_without_labels():
+    """As compilers ask for them, of an image by itself."""
+    with FakeTensorMode():
+        image, field = torch.rand(2, 3, 8, 9), torch.zeros(2, 2, 3, 3)
+        result = elastic_deform(image, field, output_shape=(5, 6))
+    assert (result.shape, result.dtype) == ((2, 3, 5, 6), torch.float32)

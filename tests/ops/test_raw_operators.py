@@ -93,6 +93,15 @@ WRONG = {
         lambda: deform(out=[2**28, 2**28], field=None, source=torch.zeros(2**8).long()),
         "sizes must be",
     ),
+    "no channels": (
+        lambda: unet_fast.elastic_deform(
+            torch.zeros(1, 0, 4, 4),
+            labels=torch.zeros(1, 4, 4).int(),
+            output_shape=(2**28, 2**28),
+            label_shape=(2, 2),
+        ),
+        r"at most 2\^34 pixels without channels",
+    ),
     "negative output": (lambda: deform(out=[-1, 7]), "output_shape must be below"),
     "moved labels": (
         lambda: deform(labels=torch.zeros(2, 6, 8).int()),

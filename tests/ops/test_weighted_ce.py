@@ -257,6 +257,15 @@ def undefined_case(classes, bad, dtype=torch.float32):
     )
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "weighted_mean"])
+def test_no_upstream_gradient_of_an_infinite_loss(device, reduction):
+    logits = torch.tensor([[[-torch.inf, 0.0], [0.0, 2.0]]], device=device, requires_grad=True)
+    weight = torch.ones(1, 2, device=device, requires_grad=True)
+    loss = weighted_ce(logits, torch.zeros(1, 2).long().to(device), weight, reduction=reduction)
+    for grad in torch.autograd.grad(loss, (logits, weight), torch.zeros_like(loss)):
+        assert (grad == 0).all()
+
+
 UNDEFINED = pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 
 
@@ -389,8 +398,6 @@ def test_vmap_of_the_forward(device):
 def test_refuses_what_would_be_silently_wrong(device):
     logits, target, _ = case((2, 3, 5), device)
     op = functools.partial(weighted_ce, target=target)
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.grad(op)(logits)
     with pytest.raises(NotImplementedError, match=r"^weighted_ce: forward-mode"):
         torch.func.jvp(op, (logits,), (logits,))
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
@@ -520,8 +527,14 @@ def test_rejects(change, error, message):
 
 
 HOST_CASES = [((1, 2, 1), False), ((2, 3, 257), True), ((2, 2, 2049), False), ((1, 40, 70), True)]
-HOST_CASES += [((1, 3000, 3), False), ((2, 1, 6), False), ((1, 5, 300), False)]
-HOST_CASES += [((2, 2, 2052), False), ((1, 3, 260), False), ((2, 4, 1024), False)]  # four at once
+HOST_CASES += [((2, 1, 6), False), ((1, 5, 300), False)]
+# Four pixels at once, by planes and by pixels; then odd numbers of them.
+HOST_CASES += [((2, 2, 2052), False), ((1, 3, 260), False), ((2, 4, 1024), False)]
+HOST_CASES += [((2, 2, 2052), True), ((1, 3, 260), True), ((2, 4, 1024), True), ((2, 4, 75), True)]
+# Channels-last: classes four at once, by one thread or by four; one by one.
+HOST_CASES += [((2, 20, 70), True), ((2, 64, 33), True), ((2, 21, 75), True)]
+HOST_CASES += [((2100, 3, 1), False), ((2100, 5, 1), True)]  # images of one pixel
+HOST_CASES += [pytest.param((1, 3000, 3), False, marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("reduction", _REDUCTION)
@@ -549,6 +562,32 @@ def test_cuda_kernels_on_host(host_kernels, dtype, shape, channels_last, reducti
     np.testing.assert_allclose(
         grad, truth_grad, rtol=0, atol=tolerance * float(truth_grad.abs().max())
     )
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("reduction", ["weighted_mean", "mean"])
+def test_same_bits_for_any_layout_on_host(host_kernels, reduction, classes):
+    logits, target, weight = case((2, classes, 2052))
+    layouts = [
+        logits,
+        logits.transpose(1, 2).contiguous().transpose(1, 2),
+        torch.stack([logits, logits], -1)[..., 1],
+    ]
+    code = _REDUCTION[reduction]
+    results = [
+        host_kernels.weighted_ce(x.numpy(), target.numpy(), weight.numpy(), code, -100)
+        for x in layouts
+    ]
+    assert all(loss == results[0][0] and divisor == results[0][1] for loss, divisor in results)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (2, 2, 0), (0, 9, 4), (2, 9, 0)], ids=str)
+def test_no_pixels_on_host(host_kernels, shape):
+    logits, target = np.zeros(shape, np.float32), np.zeros((shape[0], shape[2]), np.int64)
+    for reduction, expected in {"none": 1, "sum": 1, "mean": 0, "weighted_mean": 0}.items():
+        loss, divisor = host_kernels.weighted_ce(logits, target, None, _REDUCTION[reduction], -100)
+        assert divisor == expected
+        assert (loss == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 260), (1, 3, 33)], ids=str)  # four at once, one by one

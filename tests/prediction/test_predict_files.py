@@ -31,7 +31,7 @@ from unet_fast.images.zarr import create
 from unet_fast.objects import ObjectRule, label_in_blocks
 from unet_fast.prediction.cluster import cluster
 from unet_fast.prediction.options import Options
-from unet_fast.prediction.out_of_core import is_begun, predict_blocks
+from unet_fast.prediction.out_of_core import Worker, is_begun, predict_blocks, remove_rest
 
 SIZE = {"X": 0.65, "Y": 0.5}
 
@@ -79,7 +79,7 @@ def zarr_in(path, array, axes="YX", chunks=None, **options):
 
 def predicted(run, image, output="instances", **options):
     options.setdefault("tile", 64)
-    return predict(load_model(run), image, output=output, **options).numpy()
+    return predict(load_model(run), image, output=output, **options)
 
 
 def call(*words, precision="float32"):
@@ -147,6 +147,25 @@ def test_stacks_are_predicted_plane_by_plane(run, tmp_path):
             assert np.array_equal(there, expected[plane])
 
 
+def test_axes_that_no_file_says(tmp_path, capsys):
+    """Pages of a TIFF that are channels, in one piece and block by block."""
+    run = model_in(tmp_path / "run", 5)
+    image = pixels(5, 60, 70)
+    tifffile.imwrite(tmp_path / "x.tif", image, photometric="minisblack", metadata=None)
+    assert call(run, tmp_path / "x.tif", "--out", tmp_path / "no") == 2
+    assert "must have 5 channels as the model, got 1 (--axes CYX if its" in capsys.readouterr().err
+    assert call(run, tmp_path / "x.tif", "--out", tmp_path / "no", "--axes", "CYC") == 2
+    assert "axes must be letters of TZCYX, each once" in capsys.readouterr().err
+    for format, name in (("auto", "x.png"), ("ome-zarr", "x.ome.zarr")):
+        out = tmp_path / format
+        words = "--out", out, "--format", format, "--tile", 64, "--axes", "CYX"
+        assert call(run, tmp_path / "x.tif", *words) == 0
+        found = open_source(out / name, 1)
+        assert not found.stack
+        there = found.pixels()(slice(None), slice(None))[0]
+        assert np.array_equal(there, predicted(run, image))
+
+
 def test_several_channels_and_old_zarr(tmp_path):
     """A stack of two planes of three channels, OME-Zarr 0.4, axes in its order."""
     run = model_in(tmp_path / "run", 3)
@@ -194,6 +213,7 @@ def test_metadata_are_valid(run, tmp_path, output):
     assert group["0"].nchunks_initialized == group["0"].nchunks
 
 
+@pytest.mark.filterwarnings("default")
 def test_colour_and_grey(run, tmp_path):
     grey = pixels(40, 40)
     Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "x.png")
@@ -429,7 +449,9 @@ def test_refuses_damaged_images(run, tmp_path, capsys):
     broken = zarr_in(tmp_path / "broken.ome.zarr", image)
     (broken / "0" / "c" / "2" / "1").unlink()
     text = complaint(capsys, run, broken, "--out", out)
-    assert "must have all its 25 chunks, got 24 (missing ones are taken as 0 with --missing" in text
+    assert (
+        "must have all its chunks, 25, got 24 (missing ones are taken as 0 with --missing" in text
+    )
     assert call(run, broken, "--out", out, "--missing-chunks", "--tile", 64) == 0
     filled = image.copy()
     filled[128:192, 64:128] = 0
@@ -446,11 +468,36 @@ def test_refuses_damaged_images(run, tmp_path, capsys):
     assert not (out / "cut.ome.zarr").exists()
 
 
+def test_too_little_memory_for_any_image_is_said_once(run, tmp_path, capsys):
+    for name in "ab":
+        Image.fromarray(pixels(40, 40)).save(tmp_path / f"{name}.png")
+    text = complaint(capsys, run, tmp_path, "--out", tmp_path / "out", "--memory-budget", "1kB")
+    assert "predict: memory_budget must hold 1 tile" in text
+    text = complaint(capsys, run, tmp_path, "--out", tmp_path / "out", "--tile", "0")
+    assert "predict: tile must be one or two sides >= 1, got 0" in text
+
+
+@pytest.mark.filterwarnings("default")
+def test_grey_images_for_a_network_of_colours(tmp_path, capsys):
+    run = model_in(tmp_path / "run", 3)
+    Image.fromarray(pixels(40, 40)).save(tmp_path / "x.png")
+    assert call(run, tmp_path / "x.png", "--out", tmp_path / "out") == 0
+    told = "warning: grey images are repeated as the 3 channels that the model takes"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_axes_of_a_plain_zarr_are_told(run, tmp_path, capsys):
+    zarr.create_array(tmp_path / "x.zarr", data=pixels(2, 40, 40))
+    assert call(run, tmp_path / "x.zarr", "--out", tmp_path / "out") == 0
+    assert "x.zarr: taken for 2 planes, each an image; --axes says" in capsys.readouterr().err
+
+
 def test_refuses_what_does_not_fit(run, tmp_path, capsys):
     out = tmp_path / "out"
     two = tmp_path / "two.tif"
     tifffile.imwrite(two, pixels(2, 40, 40), metadata={"axes": "CYX"})
-    assert "must have 1 channels as the model, got 2" in complaint(capsys, run, two, "--out", out)
+    assert "must have 1 channel as the model, got 2" in complaint(capsys, run, two, "--out", out)
     colours = np.stack([pixels(40, 40, seed=i) for i in range(3)], -1)
     Image.fromarray(colours).save(tmp_path / "colours.png")
     text = complaint(capsys, run, tmp_path / "colours.png", "--out", out)
@@ -466,18 +513,26 @@ def test_refuses_what_does_not_fit(run, tmp_path, capsys):
     for words, message in (
         (("--format", "png", "--output", "scores"), "format must not be png for output scores"),
         (("--memory-budget", "much"), "memory-budget must be like 500MB or 2GiB, got much"),
-        (("--memory-budget", "1kB"), "x.png: memory_budget must hold 1 tile of 4 x 4 pixels"),
-        (("--tile", "0"), "tile must be one or two sides >= 1, got 0"),
+        (("--memory-budget", "1kB"), "predict: memory_budget must hold 1 tile of 4 x 4"),
+        (("--tile", "0"), "predict: tile must be one or two sides >= 1, got 0"),
         (("--tta", "all"), "tta must be flips, rotations, square or angles like 0,30,60, got all"),
         (("--workers", "-1"), "workers must be >= 0, got -1"),
         (("--workers", "2", "--format", "png"), "format must be ome-zarr with several workers"),
         (("--workers", "2", "--scheduler", "tcp://127.0.0.1:9"), "workers must be 0 with a sched"),
         (("--scheduler", "nowhere:::"), "scheduler must answer, got nowhere:::"),
         (("--average", "probabilities", "--output", "scores"), "average must be scores"),
+        (("--instances", "--output", "labels"), "output must be instances with --instances, got"),
     ):
         assert message in complaint(capsys, run, tmp_path / "x.png", "--out", out, *words)
-    assert "got nothing there" in complaint(capsys, run, tmp_path / "nothing.tif", "--out", out)
-    assert list(out.iterdir()) == [out / "overlays"] or not list(out.glob("*.png"))
+    tifffile.imwrite(tmp_path / "stack.tif", pixels(2, 40, 40), metadata={"axes": "ZYX"})
+    text = complaint(capsys, run, tmp_path / "stack.tif", "--out", out, "--format", "png")
+    assert "a stack must go into tiff or ome-tiff, got png" in text
+    missing = tmp_path / "nothing.tif"
+    assert f"{missing}: no such file or folder\n" in complaint(capsys, run, missing, "--out", out)
+    (tmp_path / "a.czi").write_bytes(b"")
+    text = complaint(capsys, run, tmp_path / "a.czi", "--out", out)
+    assert "a.czi: cannot be read as an image: it must be exported as TIFF (e.g. in Fiji" in text
+    assert not list(out.glob("*.png"))
 
 
 def test_refuses_foreign_models(tmp_path, capsys, monkeypatch):
@@ -527,8 +582,100 @@ def test_results_are_kept_or_replaced(run, tmp_path, capsys):
     assert "out must not be the folder of the input" in complaint(
         capsys, run, tmp_path, "--out", tmp_path, "--overwrite"
     )
+    assert not (tmp_path / "overlays").exists()
     Path(tmp_path / "a.tif").write_bytes(b"")
     assert "names must be unique" in complaint(capsys, run, tmp_path, "--out", out)
+
+
+def test_several_images_one_of_them_broken(run, tmp_path, capsys, monkeypatch):
+    """Files, a folder and a pattern; what is broken is skipped, the rest is predicted."""
+    monkeypatch.chdir(tmp_path)
+    places = "a.tif", "more/b.png", "more/broken.png", "last/c.png", "last/d.jpg"
+    for name in places:
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(40, 40)).save(name)
+    Path("more/broken.png").write_bytes(b"not a picture")
+    capsys.readouterr()
+    words = run, "a.tif", "more", "last/*.png", "--out", "out"
+    assert call(*words) == 1
+    told = capsys.readouterr()
+    first, second = told.err.splitlines()[-2:]
+    assert first == "unet-fast: 1 image skipped:"
+    assert second.startswith("more/broken.png: cannot be read as an image: ")
+    assert told.out.startswith("3 images, ")
+    assert sorted(p.name for p in Path("out").glob("*.*")) == ["a.png", "b.png", "c.png"]
+    Image.fromarray(pixels(40, 40)).save("more/broken.png")
+    assert call(*words, "a.tif", "--resume") == 0  # twice is once
+    assert "4 images, " in (said := capsys.readouterr().out)
+    assert "(3 already there, objects not counted)" in said
+    for words, message in (
+        (("a.tif", "none/*.png"), "images must match a file or a folder, got none for none/*.png"),
+        (("a.tif", "none.png"), "none.png: no such file or folder"),
+    ):
+        assert message in complaint(capsys, run, *words, "--out", "out", "--overwrite")
+    Image.fromarray(pixels(40, 40)).save("last/b.png")
+    text = complaint(capsys, run, "more", "last/b.png", "--out", "out", "--overwrite")
+    assert "names that differ without suffix, as results have them, got more/b.png and last" in text
+    for name in ("more/b.png", "more/broken.png"):
+        Path(name).write_bytes(b"not a picture")
+    assert call(run, "more", "--out", "none", "--table") == 1
+    assert capsys.readouterr().out == "0 images, 0 objects: none\n"
+    assert not list(Path("none").iterdir())
+
+
+def test_nested_folders(run, tmp_path, capsys):
+    """Results, overlays and tables keep the paths; those of an earlier call are no images."""
+    images, out = tmp_path / "images", tmp_path / "images" / "out"
+    for name in ("one/a", "two/a"):
+        (images / name).parent.mkdir(parents=True)
+        Image.fromarray(pixels(40, 40)).save(images / f"{name}.png")
+    zarr_in(images / "three" / "b.zarr", pixels(40, 40))
+    text = complaint(capsys, run, images, "--out", out)
+    assert "there are images in nested folders, which --recursive takes" in text
+    words = run, images, "--out", out, "--recursive", "--table"
+    for more in ((), ("--resume",), ("--overwrite",)):
+        assert call(*words, "--format", "tiff", *more) == 0
+        assert capsys.readouterr().out.startswith("3 images, ")
+    names = [f"{folder}/{name}" for folder, name in (("one", "a"), ("three", "b"), ("two", "a"))]
+    written = [*(f"{n}.tif" for n in names), *(f"overlays/{n}.png" for n in names)]
+    written += [f"tables/{n}.csv" for n in names]
+    found = [p.relative_to(out).as_posix() for p in out.rglob("*.*") if p.name[0] != "."]
+    assert sorted(found) == sorted(written)
+    assert "\none/a,,1," in (out / "tables" / "one" / "a.csv").read_text()
+    (images / "overlays").mkdir()
+    (images / "one" / "a.png").rename(images / "overlays" / "a.png")
+    assert "must not be in folders that results have" in complaint(capsys, *words, "--overwrite")
+
+
+@pytest.mark.parametrize("output", ["instances", "labels"])
+def test_results_of_a_call_have_one_dtype(run, tmp_path, monkeypatch, output):
+    """16 bits, whatever the number of objects; only more than 65,535 of them need 32, and TIFF."""
+    few, many = pixels(30, 30), pixels(300, 300)
+    Image.fromarray(few).save(tmp_path / "few.png")
+    Image.fromarray(many).save(tmp_path / "many.png")
+    tifffile.imwrite(tmp_path / "stack.tif", pixels(2, 30, 30), metadata={"axes": "ZYX"})
+    assert call(run, tmp_path, "--out", tmp_path / "out", "--output", output) == 0
+    paths = [path for path in (tmp_path / "out").iterdir() if path.is_file()]
+    assert [open_source(path, 1).array.dtype for path in paths] == [np.uint16] * 3
+    found = np.full((30, 30), 70_000, np.int32)
+    monkeypatch.setattr("unet_fast.prediction.files._in_memory", lambda *_: (found, 70_000))
+    assert call(run, tmp_path / "few.png", "--out", tmp_path / "wide", "--output", output) == 0
+    wide = tifffile.imread(tmp_path / "wide" / "few.tif")
+    assert wide.dtype == np.uint32
+    assert np.array_equal(wide, found)
+    assert call(run, tmp_path / "few.png", "--out", tmp_path / "wide", "--output", output) == 2
+
+
+@pytest.mark.filterwarnings("default:.*taken for")
+def test_says_what_it_takes_an_axis_for(run, tmp_path, capsys):
+    """Of which the file says nothing."""
+    file = tmp_path / "x.tif"
+    tifffile.imwrite(file, pixels(5, 30, 31))
+    assert call(run, file, "--out", tmp_path / "out") == 0
+    said = "taken for 5 planes, each an image; --axes says otherwise (CYX: channels)"
+    assert capsys.readouterr().err.splitlines()[0] == f"unet-fast: warning: {file}: {said}"
+    assert call(run, file, "--out", tmp_path / "out", "--axes", "ZYX", "--overwrite") == 0
+    assert "taken" not in capsys.readouterr().err
 
 
 def test_refuses_stacks_that_are_cut_off(run, tmp_path, capsys):
@@ -607,6 +754,7 @@ def test_goes_on_only_with_the_same_and_from_any_point(run, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr("unet_fast.prediction.out_of_core._finish", cut_off)
         fails()
+    (part / "image" / "0" / "c" / "0" / "0.123.partial").write_bytes(b"cut off")
     predict_blocks(run, source, out, options, resume=True)
     found = zarr.open_array(out / "0", mode="r")[...]
     assert np.array_equal(found, predicted(run, pixels(600, 600), "labels", tta=(0.0, 90.0)))
@@ -619,6 +767,101 @@ def test_goes_on_only_with_the_same_and_from_any_point(run, tmp_path, monkeypatc
     other = model_in(tmp_path / "other", seed=5)
     with pytest.raises(ValueError, match="with the settings it was begun with, model was"):
         predict_blocks(other, source, out, options, resume=True)
+
+
+def test_a_kill_while_an_earlier_result_is_replaced(run, tmp_path, monkeypatch):
+    """Before the new one has its name: the one on disk then is whole, and the rest goes away."""
+    image = pixels(60, 60)
+    source, out = open_source(zarr_in(tmp_path / "x.ome.zarr", image), 1), tmp_path / "out.ome.zarr"
+    part = tmp_path / "out.ome.zarr.part"
+    predict_blocks(run, source, out, Options("labels"))
+    rename, made = Path.rename, part / "image"
+
+    def cut_off(path, to):
+        if path == made:
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cut_off)
+        with pytest.raises(KeyboardInterrupt, match="is kept"):
+            predict_blocks(run, source, out, Options("labels", tile=40), overwrite=True)
+    assert not out.exists()
+    assert (part / "replaced").exists()
+    remove_rest(out)  # which keeps what can be resumed
+    assert is_begun(out)
+    predict_blocks(run, source, out, Options("labels", tile=40), resume=True)
+    found = zarr.open_array(out / "0", mode="r")
+    assert found.chunks == (60, 60)
+    assert np.array_equal(found[...], predicted(run, image, "labels", tile=40))
+    assert not part.exists()
+    part.mkdir()  # left by a kill after the job was done
+    remove_rest(out)
+    assert not part.exists()
+
+
+def test_blocks_refuse_what_is_there(run, tmp_path, monkeypatch):
+    path, out = zarr_in(tmp_path / "x.ome.zarr", pixels(40, 40)), tmp_path / "out.ome.zarr"
+    source = open_source(path, 1)
+
+    def refused(message):
+        with pytest.raises(ValueError, match=message):
+            predict_blocks(run, source, out, Options("labels"))
+
+    out.write_bytes(b"")
+    refused("out.ome.zarr: must be a folder or not exist, got a link or a file")
+    out.unlink()
+    out.symlink_to(tmp_path)
+    refused("out.ome.zarr: must be a folder or not exist, got a link or a file")
+    out.unlink()
+    out.mkdir()
+    refused("out.ome.zarr: must not exist, or go with --overwrite")
+    out.rmdir()
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unet_fast.prediction.out_of_core._finish", cut_off)
+    with pytest.raises(KeyboardInterrupt, match="is kept"):
+        predict_blocks(run, source, out, Options("labels"))
+    refused("out.ome.zarr.part: was begun; --resume goes on, --overwrite starts again")
+    os.utime(path / "zarr.json", (0, 0))
+    with pytest.raises(
+        ValueError, match="image and model must stay as they were when it was begun"
+    ):
+        Worker(tmp_path / "out.ome.zarr.part", "cpu")
+
+
+@pytest.mark.parametrize("format", ["tiff", "ome-zarr"])
+def test_values_of_classes_and_pixels_as_they_are(tmp_path, format):
+    """Labels have the values of the training labels; without a range nothing is normalised."""
+    run, image = model_in(tmp_path / "run", num_classes=3), pixels(60, 60)
+    net = load_model(run)
+    net.normalisation, net.class_values = None, [0, 7, 300]
+    net.head.bias.data[2] += 0.1
+    save_model(net, run)
+    zarr_in(tmp_path / "x.ome.zarr", image)
+    words = "--output", "labels", "--tile", 64, "--no-overlay", "--format", format
+    assert call(run, tmp_path / "x.ome.zarr", "--out", tmp_path / "out", *words) == 0
+    (result,) = (tmp_path / "out").iterdir()  # no folder of overlays
+    found = open_source(result, 1).array
+    assert found.dtype == np.uint16
+    expected = np.array([0, 7, 300])[predict(net, image, output="labels", tile=64)]
+    assert np.array_equal(found, expected)
+    assert len(np.unique(expected)) > 1
+
+
+def test_a_kill_between_a_result_and_its_picture(run, tmp_path, capsys):
+    zarr_in(tmp_path / "x.ome.zarr", pixels(40, 40))
+    words = run, tmp_path / "x.ome.zarr", "--out", tmp_path / "out"
+    assert call(*words, "--no-overlay") == 0
+    assert "overlays" not in capsys.readouterr().out
+    picture = tmp_path / "out" / "overlays" / "x.png"
+    assert not picture.exists()
+    assert call(*words, "--resume") == 0
+    assert "(1 already there, objects not counted)" in capsys.readouterr().out
+    with Image.open(picture) as drawn:
+        assert drawn.size == (40, 40)
 
 
 @pytest.mark.parametrize("output", ["labels", "instances"])

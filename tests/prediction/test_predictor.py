@@ -15,6 +15,8 @@ from torch import nn
 from unet_fast import UNet, predict
 from unet_fast.images import intensity
 from unet_fast.prediction import tiling
+from unet_fast.prediction.options import Options
+from unet_fast.prediction.predictor import Predictor
 
 
 def integer_net(seed=0, corner=None, **options):
@@ -76,6 +78,7 @@ networks = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.filterwarnings("ignore:predict. tile .* becomes")
 @examples(150, deadline=None)
 @given(
     options=networks,
@@ -412,7 +415,9 @@ def test_predicts_any_size(size, padding):
     scores = predict(model, image, output="scores")
     assert scores.shape == (2, *size)
     assert model.training
-    torch.testing.assert_close(predict(model, image.numpy()), scores.softmax(0))
+    found = predict(model, image.numpy())
+    assert isinstance(found, np.ndarray)  # NumPy in, NumPy out
+    torch.testing.assert_close(torch.from_numpy(found), scores.softmax(0))
     assert torch.equal(predict(model, image[None], output="labels"), scores.argmax(0))
     assert predict(model, image, output="instances").shape == size
 
@@ -421,7 +426,7 @@ def test_prediction_takes_any_tensor_and_leaves_the_model_as_it_was():
     model = UNet(base_channels=2, depth=1, norm="batch").train()
     model.bottom.eval()
     image = torch.rand(9, 11).bfloat16()
-    expected = predict(model, image.float().numpy())
+    expected = torch.from_numpy(predict(model, image.float().numpy()))
     assert torch.equal(predict(model, image), expected)
     assert torch.equal(predict(model, image.clone().requires_grad_()), expected)
     assert model.training
@@ -458,6 +463,13 @@ def test_normalisation_only_for_trained_models():
     torch.testing.assert_close(predict(model, image * 3 + 1), predict(model, image))
 
 
+def test_says_that_a_tile_is_too_small_for_the_depth():
+    image = torch.rand(9, 11)
+    with pytest.warns(UserWarning, match="tile 7 becomes 8 where the image is larger: 2.3 is the"):
+        predict(UNet(base_channels=1, depth=3), image, tile=7)
+    predict(UNet(base_channels=1, depth=2), image, tile=7)  # rounded, as documented: no warning
+
+
 def test_predict_rejects():
     model = UNet(base_channels=1, depth=1)
     with pytest.raises(ValueError, match=r"image must be \(H, W\) or .* C = 1, got \(2, 5, 5\)"):
@@ -483,3 +495,19 @@ def test_predict_rejects():
             predict(model, image, **options)
     with pytest.raises(ValueError, match="image must hold real numbers, got complex64"):
         predict(model, image.numpy().astype(np.complex64))
+
+
+def test_precision_is_that_of_autocast():
+    net, image = UNet(base_channels=4, depth=2).eval(), torch.rand(1, 60, 60)
+    half = predict(net, image, tile=32, output="scores", precision="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict(net, image, tile=32, output="scores"), half)
+    exact = predict(net, image, tile=32, output="scores")
+    assert not torch.equal(exact, half)
+    assert (exact - half).abs().max() <= 32 * torch.finfo(torch.bfloat16).eps
+
+
+def test_nothing_to_predict():
+    """No tile is read or written where none is left to do."""
+    predictor = Predictor(UNet(base_channels=2, depth=1).eval(), Options("labels", tile=16))
+    predictor.run(predictor.plan((20, 20)), pytest.fail, None, pytest.fail, groups=[])

@@ -3,17 +3,20 @@
 import csv
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 import zarr
+from runs import discs_in
 from scipy import ndimage
 
 from unet_fast import UNet, metrics, predict, save_model
 from unet_fast.cli import main
-from unet_fast.images.files import write_labels, write_tiff
+from unet_fast.images.files import read_labels, write_labels, write_tiff
+from unet_fast.images.pairing import Reading
 from unet_fast.images.zarr import create
 from unet_fast.objects import ObjectRule
 from unet_fast.scores.evaluate import IOUS, evaluate_files
@@ -33,6 +36,92 @@ def folders(tmp_path):
         for i, image in enumerate(images):
             write_labels(tmp_path / name / f"{i}.png", image)
     return tmp_path, truth, found
+
+
+@pytest.mark.parametrize(("end", "label_end"), [("", "_mask"), ("", "-labels"), ("_img", "_masks")])
+def test_labels_named_as_in_training(folders, end, label_end):
+    place, _, _ = folders
+    before = evaluate_files(place / "found", place / "labels")
+    for folder, added in (("found", end), ("labels", label_end)):
+        for file in sorted((place / folder).iterdir()):
+            file.rename(file.with_stem(file.stem + added))
+    with pytest.warns(UserWarning, match=f"NAME{end} are taken to be NAME{label_end}: --label"):
+        after = evaluate_files(place / "found", place / "labels")
+    assert [row["image"] for row in after.rows] == [f"{i}{end}" for i in range(3)]
+    assert after.summary == before.summary
+    (place / "found" / f"7{end}.png").write_bytes(b"")
+    with (
+        pytest.raises(ValueError, match=rf"labels: must hold labels of .*7{end}\.png, got none"),
+        pytest.warns(UserWarning, match="are taken"),
+    ):
+        evaluate_files(place / "found", place / "labels")
+
+
+@pytest.mark.filterwarnings("default")
+def test_labels_beside_their_images(folders, capsys):
+    """Images are no labels: in the folder of the labels, in nested folders, with any suffix."""
+    place, truth, _ = folders
+    before = evaluate_files(place / "found", place / "labels").summary
+    for kind, end in (("found", ""), ("labels", "_mask")):
+        (place / kind / "day 1").mkdir()
+        for file in sorted((place / kind).glob("*.png")):
+            file.rename(place / kind / "day 1" / f"{file.stem}{end}.png")
+    data, noise = place / "labels", np.random.default_rng(0).integers(0, 256, truth.shape)
+    (place / "found" / "overlays" / "day 1").mkdir(parents=True)  # as predict writes them
+    for i in range(3):
+        write_labels(data / "day 1" / f"{i}.png", noise[i])
+        write_labels(place / "found" / "overlays" / "day 1" / f"{i}.png", noise[i])
+    nested = Reading(recursive=True)
+    for images in (None, data):
+        result = evaluate_files(place / "found", data, images=images, reading=nested)
+        assert [row["image"] for row in result.rows] == [f"day 1/{i}" for i in range(3)]
+        assert result.summary == before
+        assert (result.examples[0].image is None) == (images is None)
+    for file in sorted((data / "day 1").glob("*_mask.png")):
+        file.rename(file.with_stem(file.stem.replace("_mask", "-xyz")))
+    words = ["evaluate", str(place / "found"), str(data), "--recursive"]
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "labels: objects must be numbered, got what looks like images" in said
+    assert said.count("\n") == 1
+    assert main([*words, "--label-suffix", "-xyz"]) == 0
+    (data / "day 1" / "0-xyz.png").unlink()
+    assert main([*words, "--label-suffix", "-xyz"]) == 2
+    assert "got none of that name (--skip-unlabelled leaves such" in capsys.readouterr().err
+    assert main([*words, "--label-suffix", "-xyz", "--skip-unlabelled"]) == 0
+
+
+def test_outlines_are_labels(tmp_path, capsys):
+    """GeoJSON of the size of the result, or of the image where there is none."""
+    labels, found, images = (tmp_path / name for name in ("labels", "found", "images"))
+    for folder in (labels, found, images):
+        folder.mkdir()
+    truth = np.zeros((20, 30), np.uint8)
+    truth[2:8, 3:12], truth[10:15, 20:28] = 1, 2
+    for i in range(2):
+        rings = [[[3, 2], [12, 2], [12, 8], [3, 8], [3, 2]],
+                 [[20, 10], [28, 10], [28, 15], [20, 15], [20, 10]]]  # fmt: skip
+        features = [
+            {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+            for ring in rings
+        ]
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (labels / f"{i}.geojson").write_text(text)
+        write_labels(images / f"{i}.png", truth)
+    write_labels(found / "0.png", truth)
+    words = ["evaluate", str(found), str(labels)]
+    assert main(words) == 2
+    assert "1.geojson: outlines must go with an image, whose size" in capsys.readouterr().err
+    result = evaluate_files(found, labels, only_predicted=True)
+    assert (result.summary["reference_objects"], result.summary["pq_50"]) == (2, 1.0)
+    assert main([*words, "--images", str(images)]) == 0
+    assert "2 predicted, 4 true" in capsys.readouterr().out
+    alone = evaluate_files(found / "0.png", labels / "0.geojson")
+    assert alone.summary == result.summary | {"labels_without_prediction": 0}
+    write_tiff(found / "0.tif", np.stack([truth, truth]), "ZYX")
+    with pytest.raises(ValueError, match="outlines must go with an image of one plane, got the st"):
+        evaluate_files(found / "0.tif", labels / "0.geojson")
 
 
 def test_table_and_summary(folders, capsys):
@@ -75,6 +164,7 @@ def test_table_and_summary(folders, capsys):
     assert main([*words, "--overwrite"]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:evaluate. labels. masks look inverted")
 def test_masks_become_objects(folders):
     place, truth, found = folders
     for i, image in enumerate(found):
@@ -127,6 +217,77 @@ def test_masks_are_not_taken_for_objects(tmp_path, capsys):
     )
     assert main([*words, "--instances"]) == 0
     assert "SEG        1.0000" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_labels_that_are_something_else(folders, capsys):
+    """Labels blurred by a resize or by JPEG are told, and images taken for predictions."""
+    place, truth, _ = folders
+    (place / "images").mkdir()
+    for i, ids in enumerate(truth):
+        write_labels(
+            place / "images" / f"{i}.png", np.random.default_rng(i).integers(99, size=ids.shape)
+        )
+    assert main(["evaluate", str(place / "images"), str(place / "labels")]) == 0
+    text = "warning: evaluate: predictions: objects must be numbered, got what looks like images"
+    assert text in capsys.readouterr().err
+    discs = read_labels(discs_in(place / "discs", count=1, size=200)[1] / "0.png")
+    soft = ndimage.gaussian_filter(60.0 * discs, 2).astype(int)
+    write_labels(place / "soft.png", soft)
+    for words in (["evaluate", str(place / "soft.png")], ["weights", "--out", str(place / "w")]):
+        assert main([*words, str(place / "soft.png")]) == 0
+        text = f"warning: {words[0]}: labels look interpolated, or were once saved as JPEG"
+        assert text in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_background_that_is_not_0_is_told(tmp_path, capsys):
+    labels = read_labels(discs_in(tmp_path, count=1, size=200)[1] / "0.png")
+    for number, (ids, text) in enumerate(
+        [
+            (labels + 1, "no pixel is 0, which stands for the background, but most along the"),
+            (255 * (labels == 0), "masks look inverted: 255 surrounds places of 0"),
+        ]
+    ):
+        file = str(tmp_path / f"{number}.png")
+        write_labels(Path(file), ids)
+        assert main(["evaluate", file, file, "--instances"]) == 0
+        assert f"warning: evaluate: labels: {text}" in capsys.readouterr().err
+        assert main(["weights", file, "--out", str(tmp_path / f"w{number}")]) == 0
+        assert f"warning: weights: labels: {text}" in capsys.readouterr().err
+    write_labels(Path(file), labels)
+    assert main(["evaluate", file, file, "--ignore-label", "9"]) == 0
+    assert "evaluate: labels: no pixel is 9, the label to ignore" in capsys.readouterr().err
+
+
+def test_weights_of_masks_are_those_of_their_parts(tmp_path):
+    labels = read_labels(discs_in(tmp_path, count=1, size=100)[1] / "0.png")
+    for name, ids in (("numbers", ndimage.label(labels)[0]), ("mask", 255 * (labels > 0))):
+        write_labels(tmp_path / f"{name}.png", ids)
+        assert main(["weights", str(tmp_path / f"{name}.png"), "--out", str(tmp_path / "w")]) == 0
+    numbers, mask = (tifffile.imread(tmp_path / f"w/{x}.tif") for x in ("numbers", "mask"))
+    assert np.array_equal(numbers, mask)
+    ids = np.zeros((20, 40), int)
+    ids[5:15, 2:12], ids[5:15, 14:24], ids[5:15, 30:38] = 255, 255, 2  # two parts, and ignored
+    write_labels(tmp_path / "ignored.png", ids)
+    words = ["weights", str(tmp_path / "ignored.png"), "--out", str(tmp_path / "w")]
+    assert main([*words, "--ignore-label", "2"]) == 0
+    found = tifffile.imread(tmp_path / "w/ignored.tif")
+    assert (found == 0).sum() == 80
+    assert (found[5:15, 30:38] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:evaluate. labels. masks look inverted")
+def test_how_labels_are_read_is_told(folders, capsys):
+    place, truth, _ = folders
+    for name, ids, told in (
+        ("ids", truth[0], "numbered objects"),
+        ("mask", 255 * (truth[0] > 0), "masks: connected parts are the objects"),
+    ):
+        file = str(place / f"{name}.png")
+        write_labels(Path(file), ids)
+        assert main(["evaluate", file, file, "--instances"]) == 0
+        assert f"labels     {told}\n" in capsys.readouterr().out
 
 
 def test_names_of_ome_tiff(folders):
@@ -182,14 +343,41 @@ def test_an_output_folder_that_cannot_be_is_refused_first(folders, capsys):
     assert captured.err.count("\n") == 1
 
 
-def test_labels_without_prediction_are_counted(folders):
-    place, _, _ = folders
+def test_labels_without_prediction_count_as_missed(folders, capsys):
+    place, truth, _ = folders
+    words = ["evaluate", str(place / "found"), str(place / "labels")]
+    assert main([*words, "--strict"]) == 0
     (place / "found" / "1.png").unlink()
     result = evaluate_files(place / "found", place / "labels")
-    assert [row["image"] for row in result.rows] == ["0", "2"]
+    assert [row["image"] for row in result.rows] == ["0", "1", "2"]
     assert result.summary["labels_without_prediction"] == 1
-    one = evaluate_files(place / "found" / "0.png", place / "labels" / "0.png")
-    assert one.rows == result.rows[:1]
+    assert (result.rows[1]["predicted_objects"], result.rows[1]["iou"]) == (0, 0)
+    assert result.rows[1]["reference_objects"] == len(np.unique(truth[1])) - 1
+    write_labels(place / "found" / "1.png", np.zeros_like(truth[1]))
+    assert evaluate_files(place / "found", place / "labels").rows == result.rows
+    (place / "found" / "1.png").unlink()
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "\nno result  1: count as missed\n" in capsys.readouterr().out
+    assert main([*words, "--strict"]) == 1
+    assert main([*words, "--only-predicted"]) == 0
+    assert "\nno result  1: left out\n" in capsys.readouterr().out
+    left = evaluate_files(place / "found", place / "labels", only_predicted=True)
+    assert left.rows == result.rows[::2]
+
+
+def test_a_slice_without_probabilities(tmp_path):
+    """Scored as one in which nothing is probable."""
+    for folder in ("found", "labels"):
+        (tmp_path / folder).mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(2):
+        mask = np.kron(generator.integers(0, 2, (6, 6)), np.ones((4, 4), int))
+        write_labels(tmp_path / "labels" / f"{i}.png", mask)
+    tifffile.imwrite(tmp_path / "found" / "0.tif", generator.random((24, 24)).astype(np.float32))
+    lacking = evaluate_files(tmp_path / "found", tmp_path / "labels")
+    tifffile.imwrite(tmp_path / "found" / "1.tif", np.zeros((24, 24), np.float32))
+    assert evaluate_files(tmp_path / "found", tmp_path / "labels").rows == lacking.rows
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -225,6 +413,7 @@ def test_probabilities_get_the_scores_of_isbi2012(tmp_path, channels, capsys):
     assert found["seg"] == metrics.seg([ndimage.label(x)[0] for x in truth], made)
 
 
+@pytest.mark.filterwarnings("ignore:evaluate. predictions. objects must be numbered")
 def test_objects_of_probabilities_by_the_rule_of_a_model(tmp_path, capsys):
     """They are those that predict makes; options take the place of parts of the rule."""
     torch.manual_seed(0)
@@ -309,7 +498,7 @@ def test_examples(folders):
     result.write(place / "out")
     assert (place / "out" / PICTURE).stat().st_size > 10000
     (place / "found" / "0.png").unlink()
-    two = evaluate_files(*where).examples
+    two = evaluate_files(*where, only_predicted=True).examples
     assert [e.title.split(":")[0] for e in two] == ["best", "worst"]
     assert two[0].image is None
     one = evaluate_files(*(folder / "1.png" for folder in where), images=place / "images")
@@ -432,7 +621,7 @@ def test_refused(folders, capsys):
         assert "Traceback" not in error
         return error
 
-    assert "must be a folder of images" in line(place / "nothing", place / "labels")
+    assert "nothing: no such file or folder" in line(place / "nothing", place / "labels")
     assert "must go with --instances" in line(place / "found", place / "labels", "--grow", 1)
     assert "grow must be in [0, 16], got 99" in line(
         place / "found", place / "labels", "--instances", "--grow", 99
@@ -441,7 +630,6 @@ def test_refused(folders, capsys):
     images.mkdir()
     write_labels(images / "0.png", found[0])
     with_images = (place / "found", place / "labels", "--images", images)
-    assert "images must go with --out" in line(*with_images)
     with_images = (*with_images, "--out", place / "out")
     assert f"{images}: must hold images of {place}/found/1.png, got none" in line(*with_images)
     write_labels(images / "1.png", found[0][:5])
@@ -451,8 +639,8 @@ def test_refused(folders, capsys):
     stack, other = place / "stack.tif", place / "other.tif"
     write_tiff(stack, found, "ZYX")
     write_tiff(other, found[:2], "ZYX")
-    assert f"must have the planes of {other}, 2 along Z, got 3 along Z" in line(stack, other)
-    assert "got one" in line(place / "found" / "0.png", stack)
+    assert f"must have the planes of {other}, 2 planes, got 3 planes" in line(stack, other)
+    assert "got 1 plane" in line(place / "found" / "0.png", stack)
     write_tiff(other, found[:, :5], "ZYX")
     assert "must have the size of" in line(stack, other)
     write_labels(place / "found" / "x.png", found[0])
@@ -472,6 +660,38 @@ def test_refused(folders, capsys):
     assert "probabilities must be in [0, 1], got 1.5 to 1.5" in line(
         place / "found", place / "labels"
     )
+    write_tiff(place / "found" / "1.tif", np.full((2, *found[0].shape), 0.625, np.float32))
+    said = "1.tif: probabilities of all classes must add up to 1, got a sum off by 0.25"
+    assert said in line(place / "found", place / "labels")
     write_tiff(place / "found" / "2.tif", np.full(found[0].shape, 0.5, np.float32))
     (place / "found" / "1.tif").unlink()
     assert "must hold foreground, got none" in line(place / "found", place / "labels")
+
+
+def test_nothing_to_find_and_nothing_found(folders):
+    """Which is perfect; scores that need an object are none."""
+    place, _, found = folders
+    for folder in ("labels", "found"):
+        for i in range(3):
+            write_labels(place / folder / f"{i}.png", 0 * found[0])
+    result = evaluate_files(place / "found", place / "labels")
+    assert [row["pq_50"] for row in result.rows] == [1] * 3
+    assert [row["v_rand"] for row in result.rows] == [None] * 3
+    assert [e.result for e in result.examples] == ["PQ 1.0000: 0 found, 0 missed, 0 in excess"] * 3
+    assert "SEG        none" in result.text()
+
+
+def test_labels_without_a_result_are_named(folders):
+    place, truth, _ = folders
+    for i in range(3, 9):
+        write_labels(place / "labels" / f"{i}.png", truth[0])
+    text = evaluate_files(place / "found", place / "labels").text()
+    assert "no result  3, 4, 5, 6, 7 and 1 more: count as missed" in text
+    (place / "labels" / "8.png").unlink()
+    text = evaluate_files(place / "found", place / "labels", only_predicted=True).text()
+    assert "no result  3, 4, 5, 6, 7: left out" in text
+    for i in range(3):
+        (place / "labels" / f"{i}.png").unlink()
+    skip, message = Reading(skip_unlabelled=True), "found: must hold a result that has labels, got"
+    with pytest.raises(ValueError, match=message):
+        evaluate_files(place / "found", place / "labels", only_predicted=True, reading=skip)

@@ -26,10 +26,12 @@ from unet_fast import (
 )
 from unet_fast.cli import app, main
 from unet_fast.images import files
+from unet_fast.training import loop
 from unet_fast.training.config import as_toml
+from unet_fast.training.previews import Scalars
 from unet_fast.training.processes import Processes
 from unet_fast.training.samples import NumberedLabels, Sample, load_samples, number_objects
-from unet_fast.training.tiles import Dataset
+from unet_fast.training.tiles import Dataset, load_sets
 from unet_fast.training.validation import Judge, look
 
 
@@ -50,7 +52,7 @@ def test_learns_discs(discs, tmp_path, padding):
     scores = []
     for sample in load_samples(images, labels):
         result = predict(load_model(tmp_path / "run"), sample.image, output="labels")
-        assert torch.equal(result, predict(model, sample.image, output="labels"))
+        assert np.array_equal(result, predict(model, sample.image, output="labels"))
         scores.append(metrics.iou(sample.labels, result))
     assert np.mean(scores) > 0.8
 
@@ -161,13 +163,16 @@ def test_refuses_foreign_models(tmp_path):
     cut.write_bytes(good[:-100])
     safetensors.torch.save_file(model.state_dict(), bare)
     newer.write_bytes(good.replace(b'\\"format\\": 1', b'\\"format\\": 2'))
-    other.write_bytes(good.replace(b'\\"depth\\": 1', b'\\"depth\\": 2'))
+    other.write_bytes(good.replace(b'\\"base_channels\\": 1', b'\\"base_channels\\": 2'))
+    model.head.bias.data[0] = math.nan
+    save_model(model, tmp_path / "nan.safetensors")
     for path, message in (
         (tmp_path / "pickle.safetensors", "cannot be read"),
         (cut, "cannot be read"),
         (bare, "has no description"),
         (newer, "a model of format 1, got 2"),
         (other, "cannot be read: Error"),
+        (tmp_path / "nan.safetensors", "must be finite, got NaN or infinity in head.bias"),
         (tmp_path / "none.safetensors", "has no best.safetensors"),
         (tmp_path, "has no best.safetensors, last.safetensors or model.safetensors"),
     ):
@@ -244,6 +249,19 @@ def test_the_mean_of_the_weights_is_the_model(discs, tmp_path):
         torch.testing.assert_close(x, 0.5 * (one[name] + two[name]))
 
 
+def test_the_mean_counts_the_batches_of_batch_norm(discs, tmp_path):
+    """A number of batches has no mean: that of the last step is taken."""
+    settings = config(discs, tmp_path / "run", ema=0.5, norm="batch")
+    settings, *sets = load_sets(settings, False, torch.device("cpu"))
+    step = loop._build(*sets, Processes(), torch.device("cpu"), settings).step
+    for number in (1, 2):
+        step(number)
+    state = step.saved_model.state_dict()
+    assert step.saved_model is not step.model
+    counts = {int(x) for name, x in state.items() if name.endswith("num_batches_tracked")}
+    assert counts == {2}
+
+
 def test_clips_the_gradient(discs, tmp_path):
     changes = {"steps": 1, "warmup": 0, "dropout": 0, "precision": "float32", "validation": 0}
     changes |= {"learning_rate": 1.0, "momentum": 0.0}
@@ -286,8 +304,16 @@ def test_tensorboard(discs, tmp_path, monkeypatch, capsys):
     assert losses == pytest.approx([row["loss"] for row in data_rows(tmp_path)])
     assert [e.step for e in events.Scalars("validation/iou")] == [3]
 
+    scalars = Scalars(tmp_path / "other", 0)
+    row = {"step": 1, "loss": 0.5, "learning_rate": 0.1, "gradient_norm": None}
+    scalars.add(row | {"validation": {"pq": None, "iou": 0.25}})
+    scalars.close()
+    events = EventAccumulator(str(tmp_path / "other" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "learning_rate", "validation/iou"}
+
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
     call = [*arguments(discs, tmp_path / "other"), "--tensorboard"]
+    capsys.readouterr()  # where it takes long, training says how far it is
     check_fails(
         capsys, call, "tensorboard must be installed (pip install 'unet_fast[tensorboard]')"
     )
@@ -398,7 +424,7 @@ def test_command_line_rejects_bad_data(tmp_path, capsys):
     check_fails(capsys, arguments(folders, out), "names must be unique without suffix, got 1.png")
     folders, image, label = fresh("sizes")
     rewrite(label, np.zeros((20, 30), np.uint8))
-    check_fails(capsys, arguments(folders, out), f"the size of {image}, 48 x 48, got 20 x 30")
+    check_fails(capsys, arguments(folders, out), f"{image}, 48 x 48, got 20 x 30 (crop or scale")
     folders, image, _ = fresh("truncated")
     image.write_bytes(image.read_bytes()[:300])
     check_fails(capsys, arguments(folders, out), f"{image}: cannot be read as an image")
@@ -408,7 +434,7 @@ def test_command_line_rejects_bad_data(tmp_path, capsys):
     folders, _, label = fresh("floats")
     label.unlink()
     Image.fromarray(np.full((48, 48), 0.5, np.float32)).save(label.with_suffix(".tif"))
-    check_fails(capsys, arguments(folders, out), "labels must be integers, got float32")
+    check_fails(capsys, arguments(folders, out), "got float32 with fractions or NaN (scale")
     folders, image, _ = fresh("channels")
     image.unlink()
     two = np.arange(2 * 48 * 48, dtype=np.float32).reshape(2, 48, 48)
@@ -425,6 +451,14 @@ def test_command_line_rejects_bad_data(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_says_that_the_network_takes_no_such_tile(discs, tmp_path, capsys):
+    more = ["--steps", "1", "--depth", "2", "--previews", "0"]
+    said = "train: tile 17 becomes 20, the next side for depth 2; a smaller depth has sides closer"
+    for tile in ("17", "20"):
+        assert main(arguments(discs, tmp_path / tile, *more, "--tile", tile)) == 0
+        assert (said in capsys.readouterr().err) == (tile == "17")
+
+
 def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     out = tmp_path / "run"
     blocked = tmp_path / "file"
@@ -433,13 +467,15 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     check_fails(capsys, arguments(discs, out, "--depth", "0"), "depth must be in [1, 12], got 0")
     check_fails(capsys, arguments(discs, out, "--weights.w0", "-1"), "w0 must be >= 0, got -1")
     check_fails(capsys, arguments(discs, out, "--augmentation.sigma", "nan"), "sigma must be >= 0")
+    flat = [*arguments(discs, out), "--augmentation.sigma", "1", "2", "3"]
+    check_fails(capsys, flat, "sigma must be one value, or 2 for samples of 2 axes, got (1.0, 2.0")
     check_fails(capsys, arguments(discs, out, "--norm", "layer"), "layer")
     check_fails(capsys, arguments(discs, out, "--base-channels", "60000", "--depth", "12"), "")
     check_fails(capsys, arguments(discs, out, "--steps", "0"), "steps must be >= 1, got 0")
     check_fails(capsys, arguments(discs, out, "--steps", "many"), "many")
     check_fails(capsys, arguments(discs, out, "--learning-rate", "-1"), "must be > 0, got -1")
     check_fails(capsys, arguments(discs, out, "--device", "tpu"), "device must be")
-    check_fails(capsys, arguments(discs, out, "--device", "cuda:9"), "device must be present")
+    check_fails(capsys, arguments(discs, out, "--device", "cuda:9"), "(auto takes what is there")
     check_fails(capsys, arguments(discs, out, "--validation", "1"), "validation must be in [0, 1)")
     check_fails(capsys, arguments(discs, out, "--ema", "1"), "ema must be in (0, 1), got 1")
     check_fails(capsys, arguments(discs, out, "--patience", "0"), "patience must be >= 1, got 0")
@@ -450,6 +486,7 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     broken = tmp_path / "broken.toml"
     for text, message in (
         ("steps = ", f"{broken}: must be a TOML file: Invalid value"),
+        ("[augmentation]\nscale = 1", f"{broken}: [augmentation][scale]: "),
         ("stepps = 3", "stepps"),
         ("steps = 0", "steps must be >= 1, got 0"),
     ):
@@ -458,7 +495,7 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
         check_fails(capsys, call, message)
     check_fails(capsys, [*call[:-1], str(tmp_path / "no.toml")], "no.toml: no such file")
     check_fails(capsys, arguments(discs, out, "--unknown", "1"), "--unknown")
-    check_fails(capsys, ["train"], "requires an argument")
+    check_fails(capsys, ["train"], "train: images must be given: unet-fast train")
     check_fails(capsys, ["nonsense"], "nonsense")
     check_fails(capsys, ["predict", str(out), str(discs[0]), "--out", "x"], "must hold a model")
 
@@ -479,7 +516,7 @@ def test_command_line_rejects_bad_settings(discs, tmp_path, capsys):
     assert main(["predict", str(out), images, "--out", str(tmp_path / "new")]) == 0
     assert main(["predict", str(out), images, "--out", str(tmp_path / "new"), "--overwrite"]) == 0
     capsys.readouterr()
-    check_fails(capsys, ["predict", str(out), images + "/9.png", "--out", "x"], "nothing there")
+    check_fails(capsys, ["predict", str(out), images + "/9.png", "--out", "x"], "no such file")
 
 
 def test_stops_when_the_loss_explodes(discs, tmp_path, capsys):

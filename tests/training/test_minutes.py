@@ -1,20 +1,27 @@
 """Runs of so many minutes, settings that nobody typed, and what is told on the way."""
 
 import io
+import json
 import re
 import sys
 import tomllib
+import types
 
 import pytest
 import torch
 from runs import config, discs_in, options
 
-from unet_fast import TrainConfig, train
+from unet_fast import TrainConfig, UNet, train
 from unet_fast import _progress as progress
 from unet_fast.cli import main
+from unet_fast.cli.training import _tell_of
+from unet_fast.objects import ObjectRule
 from unet_fast.training import loop, run
 from unet_fast.training.checkpoint import read_log
+from unet_fast.training.config import read_toml
+from unet_fast.training.processes import Processes
 from unet_fast.training.step import Step
+from unet_fast.training.validation import described
 
 
 @pytest.fixture
@@ -217,3 +224,54 @@ def test_a_bar_on_a_terminal(monkeypatch):
         shown.update()
     assert "predict" in terminal.getvalue()
     assert "\r" in terminal.getvalue()
+
+
+def test_lines_of_what_has_no_end_yet(capsys):
+    with progress.bar(None, "x", "block") as shown:
+        shown.update(3)
+        shown.refresh()
+        shown.reset(8)
+        shown.refresh()
+        shown.update(2)
+        shown.refresh()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["x: block 3", "x: block 0 of 8", "x: block 2 of 8, 00:00 left"]
+
+
+@pytest.mark.parametrize(("compile", "steps"), [(False, 120), (True, 100)])
+def test_a_compiled_run_compiles_twice(tmp_path, monkeypatch, compile, steps):
+    """The first step, which took 10 s of the minute, is made again; others take half a second."""
+    monkeypatch.setattr(loop, "_trial", lambda *_: (10.0, 0.5))
+    free = types.SimpleNamespace(cost=0)
+    run = types.SimpleNamespace(device="cpu", processes=Processes(), plan=lambda steps: free)
+    settings = timed(("images", "labels"), tmp_path, compile=compile)
+    found = loop._in_time(settings, lambda config: run, 0.0, lambda: 0.0)
+    assert (found.steps, found.minutes) == (steps, None)
+
+
+def test_tables_of_settings(tmp_path):
+    file = tmp_path / "settings.toml"
+    for text, message in (
+        ("weights = 3", "weights must be a table, got 3"),
+        ("[steps]\nw0 = 3", "steps must be a value, not a table"),
+        ("[weights.w0]\na = 3", "weights.w0 must be a value, not a table"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(f"{file}: {message}")):
+            read_toml(file)
+
+
+def test_what_is_told_of_classes_without_objects(tmp_path, capsys):
+    settings = config(("images", "labels"), tmp_path)
+    best = {"step": 2, "by": "iou", "iou": 0.5, "loss": 0.25}
+    row = {"step": 3, "loss": 0.5, "learning_rate": 0.1, "gradient_norm": None, "seconds": 1}
+    row |= {"training": {"files": 2, "iou": 0.4}, "best": best}
+    (tmp_path / "log.jsonl").write_text(json.dumps(row))
+    model = UNet(base_channels=1, depth=1)
+    lines = ["step 2, 2 training images: pixel IoU 0.500, loss 0.250", f"model: {tmp_path}"]
+    _tell_of(settings, model)
+    assert capsys.readouterr().out.splitlines() == lines
+    model.objects = ObjectRule()
+    _tell_of(settings, model)
+    rule = f"objects: {described(model.objects)}: pixel IoU 0.500"
+    assert capsys.readouterr().out.splitlines() == [lines[0], rule, lines[1]]

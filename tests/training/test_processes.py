@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from budget import first
 from runs import discs_in, options
 
 from unet_fast import load_model
 from unet_fast.cli import main
 from unet_fast.training.checkpoint import read_log
+from unet_fast.training.processes import Processes, joined_processes, lost
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -130,3 +132,27 @@ def test_a_process_that_dies_ends_the_run(discs, tmp_path, rank):
     settings |= {"steps": done + 3, "batch_size": 2}  # one process takes the tiles of both
     assert main([*words(discs, out, **settings), "--resume"]) == 0
     assert read_log(out)[-1]["step"] == done + 3
+
+
+def test_a_group_that_the_caller_made(tmp_path):
+    """It is used, and it is the caller who ends it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with joined_processes(torch.device("cpu")) as processes:
+            assert processes == Processes(0, 1)
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+    with joined_processes(torch.device("cpu")) as processes:
+        assert processes == Processes()
+        assert not dist.is_initialized()
+
+
+def test_which_errors_tell_of_a_lost_process():
+    talk = RuntimeError("[gloo/transport] Connection closed by peer. More of it")
+    said = str(lost(talk, Processes(1, 2), 7))
+    assert said.startswith("train: process 1 lost contact with another at step 7; go on from the")
+    assert said.endswith("with resume ([gloo/transport] Connection closed by peer)")
+    assert lost(dist.DistNetworkError("timed out"), Processes(0, 2), 7) is not None
+    assert lost(talk, Processes(), 7) is None  # there is no other
+    assert lost(RuntimeError("can't allocate memory"), Processes(1, 2), 7) is None

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,8 +22,11 @@ from unet_fast import load_model, model_file, train
 from unet_fast._files import replace_file
 from unet_fast.cli import main
 from unet_fast.model_file import pack, unpack
-from unet_fast.training import checkpoint, run, step
+from unet_fast.training import checkpoint, loop, run, step
 from unet_fast.training.checkpoint import read_log
+from unet_fast.training.processes import Processes
+from unet_fast.training.runtime import interruption
+from unet_fast.training.tiles import load_sets
 
 MODELS = "last.safetensors", "best.safetensors", "state.safetensors"
 
@@ -152,6 +157,28 @@ def test_more_steps_for_a_finished_run(discs, tmp_path):
     assert [row["step"] for row in read_log(out)] == [1, 2, 3, 4, 5]
 
 
+def test_resuming_says_what_happens(discs, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(config(discs, out, steps=2))
+    assert "train:" not in capsys.readouterr().err.replace("train: step", "")
+    train(config(discs, out, steps=2, resume=True))
+    said = "train: nothing to do: 2 of 2 steps done; --steps N goes on\n"
+    assert capsys.readouterr().err.startswith(said)
+    train(config(discs, out, steps=4, resume=True))
+    said = "train: with 4 steps instead of 2 the learning rate goes on at 0.0015, not at 0 (step 3)"
+    assert capsys.readouterr().err.startswith(f"{said}\n")
+
+    (out / "config.toml").unlink()  # which says how many steps there were
+    train(config(discs, out, steps=5, resume=True))
+    assert "learning rate" not in capsys.readouterr().err
+
+    flat = tmp_path / "flat"  # a constant rate does not jump
+    train(config(discs, flat, steps=2, schedule="constant", warmup=0.0))
+    capsys.readouterr()
+    train(config(discs, flat, steps=4, schedule="constant", warmup=0.0, resume=True))
+    assert "learning rate" not in capsys.readouterr().err
+
+
 def check_fails(capsys, call, message):
     capsys.readouterr()
     assert main(call) == 2
@@ -180,8 +207,9 @@ def test_full_disk(discs, tmp_path, monkeypatch, capsys):
     """One line, and the checkpoint before is whole."""
     out = tmp_path / "run"
     call = words(discs, out, steps=4, evaluate_every=2, checkpoint_every=1)
-    assert main(call) == 0
+    assert main([*call, "--schedule", "constant"]) == 0
     more = [*words(discs, out, steps=8, evaluate_every=4, checkpoint_every=1), "--resume"]
+    more += ["--schedule", "constant"]  # as before: nothing is told but the full disk
     for name in MODELS[0], MODELS[2]:
         before = (out / name).read_bytes()
         fill_disk_for(monkeypatch, name)
@@ -212,6 +240,46 @@ def test_nonfinite_loss(discs, tmp_path, capsys):
     assert step == facts["step"] - 1 == len(read_log(out))
 
 
+def test_weights_that_are_not_finite(discs, tmp_path):
+    """After a step whose loss and gradient were: they are not saved, and the first process says."""
+    settings, *sets = load_sets(config(discs, tmp_path), False, torch.device("cpu"))
+    one = loop._build(*sets, Processes(), torch.device("cpu"), settings)
+    drawn, *_ = one.step(1)
+    one.step.parameters[0].data.fill_(math.inf)
+    one.check(1, 0.5, 0.5, drawn, saved=False)
+    for processes in (Processes(1, 2), Processes()):
+        one.processes = processes
+        with pytest.raises(FloatingPointError, match="got weights that are not at step 1 from"):
+            one.check(1, 0.5, 0.5, drawn, saved=True)
+        assert (tmp_path / "nonfinite.json").exists() == processes.first
+    facts = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert facts["found"] == "weights that are not"
+
+
+def test_the_first_process_alone_cuts_the_log(discs, tmp_path):
+    """All go on from the same state, whose log has rows of later steps."""
+    out = tmp_path / "run"
+    out.mkdir()
+    row = {"loss": 0.5, "learning_rate": 0.1, "gradient_norm": None, "seconds": 1}
+    lines = [json.dumps(row | {"step": step}) for step in (1, 2, 3)]
+    (out / "log.jsonl").write_text("\n".join(lines))
+    settings, *sets = load_sets(config(discs, out), False, torch.device("cpu"))
+
+    def build():
+        return loop._build(*sets, Processes(), torch.device("cpu"), settings)
+
+    begun = build()
+    for begun.progress.step in (1, 2):
+        begun.step(begun.progress.step)
+    begun.save()
+    for processes, steps in ((Processes(1, 2), [1, 2, 3]), (Processes(), [1, 2])):
+        one = build()
+        one.processes = processes
+        one.resume()
+        assert one.progress.step == 2
+        assert [row["step"] for row in read_log(out)] == steps
+
+
 def test_damaged_and_foreign_checkpoints(discs, tmp_path, capsys):
     out = tmp_path / "run"
     call = words(discs, out, steps=4, evaluate_every=2)
@@ -233,6 +301,11 @@ def test_damaged_and_foreign_checkpoints(discs, tmp_path, capsys):
     refused(pack(fewer, description), "must fit the network: Error")
     slots = {k: x for k, x in tensors.items() if not k.startswith("optimizer")}
     refused(pack(slots, description), "must fit the network: the optimiser has nothing")
+    earlier = description["settings"] | {"tile": None}  # as older runs wrote the default
+    refused(
+        pack(tensors, description | {"settings": earlier}),
+        "tile must be as it was when the run began, 388, to go on, got 16",
+    )
     torch.save(tensors, state)
     check_fails(capsys, call, "must hold a training state, but it cannot be read")
     state.write_bytes(good)
@@ -338,5 +411,31 @@ def test_an_evaluation_that_fails_loses_no_step(discs, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         train(config(discs, out, steps=4, evaluate_every=2))
     monkeypatch.undo()
+    assert unpack(out / "state.safetensors", "")[1]["progress"]["step"] == 2
+    monkeypatch.setattr(run, "look", fail)  # the last one is repeated: nothing is saved
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        train(config(discs, out, steps=4, evaluate_every=4, resume=True))
+    monkeypatch.undo()
+    assert unpack(out / "state.safetensors", "")[1]["progress"]["step"] == 2
     train(config(discs, out, steps=4, evaluate_every=2, resume=True))
     assert [row["step"] for row in read_log(out)][-2:] == [3, 4]
+
+
+def test_a_second_signal_ends_a_run_at_once():
+    """The first one is noted; in other threads than the main one none arrives."""
+    signals = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(s) for s in signals]
+    with interruption() as came:
+        assert not came()
+        signal.raise_signal(signal.SIGTERM)
+        assert came()
+        with pytest.raises(KeyboardInterrupt, match="stopped at once; go on from the last check"):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(s) for s in signals] == before
+
+    def elsewhere():
+        with interruption() as came:
+            return came(), [signal.getsignal(s) for s in signals]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(elsewhere).result() == (False, before)

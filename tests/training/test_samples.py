@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -198,9 +199,12 @@ def test_split():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"train": ["0", "9"]}', "must list files that are there, got 9"),
-        ('{"train": ["0"], "validation": ["0"]}', "must list a file once, got 0 twice"),
-        ('{"train": [], "validation": ["0"]}', "must list files for training, got none"),
+        ('{"train": ["0", "9"]}', "that are there, got 9 .names are without suffix, as 0.$"),
+        (
+            '{"train": ["0"], "validation": ["0"]}',
+            "got 0 twice .take it out of train or validation.$",
+        ),
+        ('{"train": [], "validation": ["0"]}', "got none .move names from validation to train.$"),
         ('{"train": "0123"}', 'must be JSON {"train": [names], "validation": [names]}'),
         ('{"train": 3}', 'must be JSON {"train": [names], "validation": [names]}'),
         ("[]", "must be JSON"),
@@ -305,3 +309,38 @@ def test_evaluation_of_known_scores():
     assert scores["loss"] == pytest.approx(loss / total, rel=1e-5)
     assert rule is None
     assert "seg" not in scores
+
+
+def test_a_split_keeps_stacks_together(tmp_path):
+    files = [f"s{i // 4}" for i in range(20)]
+    names = [f"{file}[{i % 4}]" for i, file in enumerate(files)]
+    train, validation = split_names(names, 0.4, 0, None, files)
+    assert len(validation) == 8
+    assert not {n[:2] for n in train} & {n[:2] for n in validation}
+    assert len(split_names(names[:4], 0.2, 0, None, files[:4])[1]) == 1  # of one stack, a plane
+    split = tmp_path / "split.json"
+    split.write_text('{"train": ["s0", "s1[2]"], "validation": ["s3"]}')
+    train, validation = split_names(names, 0.4, 0, split, files)
+    assert train == [*names[:4], "s1[2]"]
+    assert validation == names[12:16]
+
+
+def test_class_maps_without_background():
+    """0 is background all the same: pixels outside objects have it."""
+    objects = number_objects([sample([[1, 0], [2, 2]], [[3, 3], [5, 5]])], "instances", None)
+    assert objects.class_values == [0, 3, 5]
+    assert objects.table[objects.labels[0]].tolist() == [[1, 0], [2, 2]]
+
+
+def test_class_maps_without_partners(discs, tmp_path):
+    images, labels = discs
+    classes = shutil.copytree(labels, tmp_path / "classes")
+    (classes / "3.png").unlink()
+    message = f"{classes}: must hold a partner of {images / '3.png'}, got none"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_samples(images, labels, classes)
+    for name in ("3.png", "4.png"):
+        shutil.copy(labels / "0.png", classes / name)
+    message = f"{images}: must hold a partner of {classes / '4.png'}, got none"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_samples(images, labels, classes)

@@ -15,10 +15,21 @@ from scipy import ndimage
 from unet_fast import BorderWeights, UNet, load_model, metrics, predict, train
 from unet_fast.objects import ObjectRule
 from unet_fast.training import run
+from unet_fast.training.checkpoint import Progress
 from unet_fast.training.processes import Processes
 from unet_fast.training.samples import Sample, load_samples, number_objects
+from unet_fast.training.step import _divisor
 from unet_fast.training.tiles import Dataset
-from unet_fast.training.validation import SEEDS, Judge, Look, best_by_of, described, look, plan_of
+from unet_fast.training.validation import (
+    SEEDS,
+    Judge,
+    Look,
+    best_by_of,
+    described,
+    look,
+    plan_of,
+    said_of,
+)
 
 
 def dataset_of(labels, kind="instances"):
@@ -134,7 +145,7 @@ def test_fitted_rules_score_what_predict_makes(tmp_path, monkeypatch):
     }
     values = {}
     for name, one in models.items():
-        found = [predict(one, s.image, output="instances").numpy() for s in samples]
+        found = [predict(one, s.image, output="instances") for s in samples]
         pairs = [metrics.detection(s.labels, x) for s, x in zip(samples, found, strict=True)]
         values[name] = metrics.pooled(pairs).panoptic_quality
     assert values["best"] >= values["last"]
@@ -292,3 +303,54 @@ def test_evaluations_take_a_twentieth_of_the_time(steps, count, every):
     assert plan.cost <= 0.05 * steps + one_each
     if steps == 100000:
         assert plan.last == count
+
+
+def test_errors_of_classes_and_of_objects():
+    truth, share = cells()
+    seen = look_at(truth, share)
+    seen.counts[:, :30] = False
+    wanted, found = seen.errors(None)
+    assert np.array_equal(wanted, truth > 0)
+    assert np.array_equal(found, (share > 0.5) & seen.counts)
+    seen.counts[:] = True
+    wanted, found = seen.errors(ObjectRule())
+    assert np.array_equal(wanted, truth > 0)
+    assert set(np.unique(found)) == {0, 2}  # the leak makes one object of two: no partner
+
+
+@pytest.mark.parametrize("reduction", ["weighted_mean", "mean", "sum"])
+def test_what_the_loss_is_divided_by(reduction):
+    """Sums over images, as over tiles; of an image without pixels that count it stays finite."""
+    truth, _ = cells()
+    data = dataset_of([truth])
+    _, labels = data.sample(0)
+    target, weights = data.targets(labels[None])
+    total = {"weighted_mean": float(weights.sum()), "mean": truth.size, "sum": 1}[reduction]
+    seen = look(UNet(base_channels=1, depth=1), data, 0, reduction)
+    assert float(seen.sums[1]) == pytest.approx(total)
+    assert float(_divisor(reduction, target, weights, Processes())) == pytest.approx(total)
+    ignored = torch.full_like(target, 255)
+    assert _divisor(reduction, ignored, 0 * weights, Processes()) > 0
+
+
+def test_only_the_first_process_warns():
+    """Of training objects too small for a rule; warnings are errors here."""
+    truth = np.eye(3, dtype=np.int32)
+    with pytest.warns(UserWarning, match="got 3 pixels: all foreground makes objects"):
+        assert not Judge("pq", True, dataset_of([truth]), 1, Processes()).fits
+    assert not Judge("pq", True, dataset_of([truth]), 1, Processes(1, 2)).fits
+
+
+def test_an_evaluation_in_words():
+    assert said_of({"iou": 0.5, "loss": 1.0}, "iou") == "pixel IoU 0.500"
+    counts = {"predicted": 3.0, "true": 4.0}
+    assert said_of({"pq": None, "loss": 1.0} | counts, "pq") == "PQ none, 3 objects of 4"
+
+
+def test_a_loss_that_is_not_finite_is_no_best():
+    """Not even the first evaluation's."""
+    progress = Progress()
+    assert not run._score(progress, {"loss": None, "pq": 0.9}, "pq")
+    assert (progress.best, progress.since_best) == (None, 1)
+    assert run._score(progress, {"loss": 2.0, "pq": None}, "pq")
+    assert (progress.best, progress.since_best) == (-2, 0)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import cyclopts
 from cyclopts import Parameter
@@ -17,20 +18,56 @@ from cyclopts import Parameter
 from .._files import reason_of
 from .._library import HAS_CUDA, build_info
 from ..images.limits import MOST_PIXELS
+from ..images.pairing import Reading
+
+HELP = """The U-Net recipe of 2015: train on annotated images, predict others.
+
+```
+unet-fast check images labels
+unet-fast train images labels --out run
+unet-fast predict run new_images --out results
+```
+
+`unet-fast COMMAND --help` explains a command. All commands that read images also take
+`--max-pixels N`, the pixels, times channels and planes, that a file may unpack to; without it they
+are 64 for each byte of the file, or 67108864 if that is more.
+"""
 
 app = cyclopts.App(
     name="unet-fast",
     version=build_info()["version"],
-    help="The U-Net recipe of 2015: train on annotated images, predict others.",
-    help_format="plaintext",
+    version_flags=["--version", "-V"],
+    help=HELP,
+    help_format="markdown",  # paragraphs are wrapped, examples are not
     suppress_keyboard_interrupt=False,  # main() says what was saved
     default_parameter=Parameter(negative_iterable=()),
 )
+SUFFIX = Parameter(allow_leading_hyphen=True)
+"""How a suffix such as -labels is parsed."""
+ReadingOptions = Annotated[Reading, Parameter(name="*")]
+"""The options by which images and labels are found and read."""
+AS_FOUND = Reading()
+"""Their defaults."""
+
+
+def parse_as(settings: Any, name: str, parameter: Parameter) -> None:
+    """Says how a setting of a dataclass is parsed, which need not know of the command line."""
+    field = settings.__dataclass_fields__[name]
+    field.type = settings.__annotations__[name] = Annotated[field.type, parameter]
+
+
+parse_as(Reading, "label_suffix", SUFFIX)
+app.register_install_completion_command(help="Complete commands and options with Tab.")
 
 
 @app.command
 def info() -> None:
-    """Show versions, and what the kernels were built for."""
+    """Show versions, and what the kernels were built for.
+
+    ```
+    unet-fast info
+    ```
+    """
     import torch
 
     facts = build_info()
@@ -48,38 +85,36 @@ app.meta.suppress_keyboard_interrupt = False
 @app.meta.default
 def _with_settings(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Path | None = None,
-    max_pixels: int | None = None,
+    config: Annotated[Path | None, Parameter(show=False)] = None,
+    max_pixels: Annotated[int | None, Parameter(show=False)] = None,
 ) -> int | None:
-    """Reads settings from a file first.
-
-    Parameters
-    ----------
-    config:
-        TOML file of settings, for `train`.
-    max_pixels:
-        Pixels, times channels and planes, that an image file may unpack to, >= 1; without it 64 for
-        each byte of the file, or 67108864 if that is more.
-    """
+    """Takes what must be known before a command is parsed."""
     if max_pixels is not None:
         if max_pixels < 1:
             raise ValueError(f"--max-pixels must be >= 1, got {max_pixels}")
         os.environ[MOST_PIXELS] = str(max_pixels)
-    app.config = []
-    try:
-        if words[:1] == ("train",):
-            app.config = _sources(words, config)
-        elif config is not None:
-            said = " ".join(words[:1]) or "nothing"
-            raise ValueError(f"--config must go with train, got {said}")
-        code: int | None = app(
-            words, exit_on_error=False, print_error=False, result_action="return_value"
-        )
-    except cyclopts.CycloptsError as error:
-        if config is None or str(config) in str(error):
-            raise
-        raise ValueError(f"{config}: {' '.join(str(error).split())}") from None
+    app.config = [_check_words]
+    if words[:1] == ("train",):
+        app.config = [*_sources(words, config), _check_words]
+    elif config is not None:
+        said = " ".join(words[:1]) or "nothing"
+        raise ValueError(f"--config must go with train, got {said}")
+    code: int | None = app(
+        words, exit_on_error=False, print_error=False, result_action="return_value"
+    )
     return code
+
+
+def _check_words(_: cyclopts.App, __: tuple[str, ...], found: cyclopts.ArgumentCollection) -> None:
+    """Refuses words that the library would take for others: 1.5 for 2, nothing for this folder."""
+    for argument in found:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        for token in argument.tokens:
+            name = token.keyword or argument.name
+            if Path in kinds and token.value == "" and not token.keys:
+                raise ValueError(f"{name} must be a file or a folder, got an empty word")
+            if int in kinds and float not in kinds and "." in token.value:
+                raise ValueError(f"{name} must be a whole number, got {token.value}")
 
 
 def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Dict]:
@@ -98,16 +133,14 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
         sources.append(cyclopts.config.Dict({"train": settings}, source=name))
 
     def so_far() -> dict[str, Any]:
-        app.config = sources
+        app.config = [*sources, _check_words]
         _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
         return bound.arguments
 
     if file is not None:
         add(read_toml(file), str(file))
     known = so_far()
-    config = known.get("config")
-    if config is None:  # --help
-        return sources
+    config = known["config"]
     begun = config.out / CONFIG
     if config.resume and begun.exists():
         places = ("images", "labels", "out")  # as they are given now
@@ -116,7 +149,7 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
     # The file of a whole run has all settings; one it lacks has the default of TrainConfig.
     whole = {"base_channels", "optimizer"} <= said
     if known.get("preset") != "paper-2015" and not whole:
-        from ..training.check import suggested_settings  # not for --help
+        from ..training.suggest import suggested_settings
 
         add(suggested_settings(config), "suggested")
     return sources
@@ -162,8 +195,19 @@ def _main(arguments: Sequence[str] | None) -> int:
         code: int | None = app.meta(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
+    except cyclopts.MissingArgumentError as error:
+        message = _missing(error)
+    except cyclopts.UnusedCliTokensError as error:
+        command = " ".join(error.command_chain or ())
+        extra = " ".join(error.unused_tokens or ())
+        message = f"{command}: arguments must be as in {example_of(command)}, got too many: {extra}"
     except cyclopts.CycloptsError as error:
         message = " ".join(str(error).split())
+        # The library leaves out which setting has too few values or too many.
+        if isinstance(error, cyclopts.CoercionError) and error.argument and error.argument.tokens:
+            token = error.argument.tokens[0]
+            if token.keyword and token.keyword not in message:
+                message = f"{token.source}: {token.keyword}: {message}"
     except (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError) as error:
         message = reason_of(error)  # torch's messages have several lines
         if isinstance(error, MemoryError) or "bad_alloc" in message:
@@ -177,3 +221,26 @@ def _main(arguments: Sequence[str] | None) -> int:
         return code or 0
     print(f"unet-fast: {message}", file=sys.stderr)
     return 2
+
+
+def example_of(command: str) -> str:
+    """Returns the example in the help of a command."""
+    found = re.search(r"unet-fast .*", app[command].help)
+    assert found is not None
+    return found[0]
+
+
+def _missing(error: cyclopts.MissingArgumentError) -> str:
+    """Says which argument is missing, or which option has no value."""
+    argument, command = error.argument, " ".join(error.command_chain or ())
+    assert argument is not None
+    typed = error.keyword or next((t.keyword for t in argument.tokens if t.keyword), None)
+    if error.tokens_so_far:
+        got = " ".join(error.tokens_so_far)
+        return f"{command}: {typed or argument.name} must be followed by more values, got {got}"
+    if typed is not None:
+        return f"{command}: {typed} must be followed by its value"
+    name = argument.name
+    if argument.field_info.is_positional:
+        name = name.removeprefix("--").lower()
+    return f"{command}: {name} must be given: {example_of(command)}"

@@ -1,11 +1,12 @@
 """Commands that show what the recipe does to images and labels."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ..weights import BorderWeights
-from .entry import app
+from .entry import AS_FOUND, ReadingOptions, app
 
 
 @app.command
@@ -14,52 +15,108 @@ def weights(
     /,
     *,
     out: Path,
+    images: Path | None = None,
     preset: Literal["paper-2015", "falk-2019"] = "paper-2015",
+    label_type: Literal["auto", "instances", "semantic"] = "auto",
     ignore_label: int | None = None,
+    reading: ReadingOptions = AS_FOUND,
     overwrite: bool = False,
 ) -> None:
     """Write the weight maps of instance labels, and pictures of them.
 
-    For NAME.png the map is NAME.tif (float32), the picture NAME.png. Balanced class weights
-    (paper-2015) are counted over all files, as in training.
+    ```
+    unet-fast weights labels --out maps
+    ```
+
+    For NAME.png the map is NAME.tif (float32), the picture NAME.png; of a stack the map is a stack,
+    the picture its middle plane. Balanced class weights (paper-2015) are counted over all files, as
+    in training.
 
     Parameters
     ----------
     labels:
-        An instance map, or a folder of instance maps.
+        A file or a folder of instance labels: label images, stacks or outlines, as for training.
     out:
         Folder for the results, made if it is missing; not the folder of the labels.
+    images:
+        The image or folder of images of the labels. Outlines (ImageJ ROIs, GeoJSON) need it: they
+        do not say how large the image is.
     preset:
         paper-2015 (w0 10, sigma 5) or falk-2019 (w0 50, sigma 6, halo).
+    label_type:
+        instances: the labels number the objects; semantic: the connected components of what is not
+        0 are the objects; auto: by the values.
     ignore_label:
         Label of pixels that do not count.
     overwrite:
         Replace files of the same names in the output folder.
     """
+    import numpy as np
     import torch
 
-    from .._progress import bar
-    from ..images.files import read_labels, write_tiff
+    from .._progress import bar, counted
+    from ..images.annotations import is_outlines
+    from ..images.files import write_tiff
+    from ..images.folders import label_type_of
+    from ..images.pairing import find_labels
+    from ..images.signs import LABELS_HINT, Background, Doubts
+    from ..images.source import Plane, Source, open_labels, open_source, planes_of
+    from ..objects import label_components
     from ..plots import draw_weights
 
     presets = {"paper-2015": BorderWeights.paper_2015(), "falk-2019": BorderWeights.falk_2019()}
-    files = _files(labels)
-    maps = [torch.from_numpy(read_labels(file)) for file in files]
-    results = _results(out, files, (".tif", ".png"), overwrite)
-    weigh = replace(presets[preset], ignore_label=ignore_label).balanced(maps)
-    with bar(len(files), "weights", "image") as shown:
-        for file, image, (tiff, png) in zip(files, maps, results, strict=True):
-            target, weight_map = (x.numpy() for x in weigh(image))
-            write_tiff(tiff, weight_map)
-            draw_weights(
-                png,
-                labels=image.numpy(),
-                target=target,
-                weights=weight_map,
-                title=f"{file.stem}, {preset}",
-            )
+    told: set[str] = set()
+    found = find_labels(labels, images, reading, told.add)
+
+    def opened(file: Path, image: Path | None) -> Source:
+        like = None
+        if image is not None and is_outlines(file):
+            like = open_source(image, None, axes=reading.axes)
+        return open_labels(file, like, told.add)
+
+    maps = {
+        name: [torch.from_numpy(plane.labels(told.add)) for plane in planes_of(opened(*pair))]
+        for name, pair in found.items()
+    }
+    for text in sorted(told):
+        warnings.warn(text, stacklevel=1)
+    results = [[out / (name + end) for end in (".tif", ".png")] for name in found]
+    inputs = [x for pair in found.values() for x in pair if x is not None]
+    _check(out, [path for paths in results for path in paths], inputs, overwrite)
+    every = [ids for planes in maps.values() for ids in planes]
+    if label_type == "auto":
+        label_type = label_type_of((ids.numpy() for ids in every), ignore_label)
+    doubts = Doubts("weights: labels", LABELS_HINT, background=Background(ignore_label))
+    for name, planes in maps.items():
+        for ids in planes:
+            doubts.look(name, ids.numpy(), masks=label_type == "semantic")
+            if label_type == "semantic":
+                ignored = ids == (-1 if ignore_label is None else ignore_label)
+                parts = label_components((ids != 0) & ~ignored)
+                if ignore_label is not None:  # no part is numbered as what is ignored
+                    parts += (parts > 0) & (parts >= ignore_label)
+                ids.copy_(torch.where(ignored, ids, parts))
+    doubts.tell(refuse=True)
+    weigh = replace(presets[preset], ignore_label=ignore_label).balanced(every)
+    with bar(len(found), "weights", "image") as shown:
+        for name, (tiff, png) in zip(found, results, strict=True):
+            source = opened(*found[name])  # not all at once: a mapped file counts as open
+            axes, shape = source.layout(())
+            stack = np.empty(shape, np.float32)
+            for number, (plane, ids) in enumerate(zip(source.planes, maps[name], strict=True)):
+                target, weight_map = (x.numpy() for x in weigh(ids))
+                stack[source.place(stack, plane, slice(None), slice(None))] = weight_map
+                if number == len(source.planes) // 2:
+                    draw_weights(
+                        png,
+                        labels=ids.numpy(),
+                        target=target,
+                        weights=weight_map,
+                        title=f"{Plane(source, plane).name}, {preset}",
+                    )
+            write_tiff(tiff, stack, axes, source.pixel_size)
             shown.update()
-    print(f"{len(files)} weight maps: {out}")
+    print(f"{counted(len(found), 'weight map')}: {out}")
 
 
 @app.command
@@ -72,9 +129,14 @@ def augment(
     preset: Literal["paper-2015", "falk-2019"] = "paper-2015",
     samples: int = 7,
     seed: int = 0,
+    reading: ReadingOptions = AS_FOUND,
     overwrite: bool = False,
 ) -> None:
     """Draw what random deformation does to images and their labels.
+
+    ```
+    unet-fast augment images labels --out sheets
+    ```
 
     For NAME.png the contact sheet NAME.png shows the image as it is and deformed versions, with the
     outlines of its objects and a grid that was straight.
@@ -84,7 +146,7 @@ def augment(
     images:
         Folder of images.
     labels:
-        Folder of instance labels of the same names.
+        Folder of instance labels of the same names, or names such as a_mask.png.
     out:
         Folder for the pictures, made if it is missing; not a folder of the input.
     preset:
@@ -99,10 +161,12 @@ def augment(
     """
     import torch
 
+    from .._progress import counted
     from ..augment import Augmentation
-    from ..images.folders import find_pairs
     from ..images.intensity import normalise
+    from ..images.pairing import find_pairs
     from ..plots import draw_augmentation
+    from ..training.looks import warn_of
     from ..training.samples import load_samples
 
     if not 1 <= samples <= 100:
@@ -111,11 +175,14 @@ def augment(
     still = Augmentation(
         sigma=0, rotation=0, gray_black=(0, 0), gray_white=(1, 1), gray_slope=(1, 1)
     )
-    files = [file for pair in find_pairs(images, labels) for file in pair]
-    results = _results(out, files, (".png",), overwrite)[::2]
+    pairs = find_pairs(images, labels, reading).pairs
+    files = [file for pair in pairs for file in (pair.image, pair.labels)]
+    loaded = load_samples(images, labels, reading=reading)
+    warn_of(loaded, validated=False, label_type="instances", ignore_label=None)
+    results = [out / f"{sample.name}.png" for sample in loaded]
+    _check(out, results, files, overwrite)
     generator = torch.Generator().manual_seed(seed)
-    loaded = load_samples(images, labels)
-    for sample, (path,) in zip(loaded, results, strict=True):
+    for sample, path in zip(loaded, results, strict=True):
         gray = torch.from_numpy(normalise(sample.image)).mean(0, keepdim=True)
         ids = torch.from_numpy(sample.labels)
         panels = []
@@ -126,28 +193,18 @@ def augment(
             panels += [(m[0].numpy(), i.numpy(), lines.numpy()) for m, i, lines in moved]
         title = f"{sample.name}, {preset}, seed {seed}"
         draw_augmentation(path, samples=panels, title=title)
-    print(f"{len(loaded)} contact sheets: {out}")
+    print(f"{counted(len(loaded), 'contact sheet')}: {out}")
 
 
-def _files(path: Path) -> list[Path]:
-    """Lists the images of a folder, or the one image."""
-    from ..images.folders import list_images
-
-    return list_images(path) if path.is_dir() or not path.exists() else [path]
-
-
-def _results(
-    out: Path, files: list[Path], suffixes: tuple[str, ...], overwrite: bool
-) -> list[list[Path]]:
-    """Returns the files to write; refuses those of the input, and old ones unless `overwrite`."""
+def _check(out: Path, results: list[Path], files: list[Path], overwrite: bool) -> None:
+    """Refuses to write files of the input, and old ones unless `overwrite`."""
     from .._files import make_folder
 
-    make_folder(out)
-    results = [[out / (file.stem + suffix) for suffix in suffixes] for file in files]
-    taken = [path for paths in results for path in paths if path.exists()]
+    taken = [path for path in results if path.exists()]
     for path in taken:
-        if any(path.samefile(file) for file in files if file.exists()):
+        if any(path.samefile(file) for file in files):
             raise ValueError(f"out must not be the folder of the input, got {out}")
     if taken and not overwrite:
         raise ValueError(f"out must not hold files of the results' names, got {taken[0]}")
-    return results
+    for folder in {out, *(path.parent for path in results)}:
+        make_folder(folder)

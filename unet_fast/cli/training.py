@@ -1,14 +1,16 @@
 """Commands that train a network, and prepare for it."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..training.config import TrainConfig
+from ..augment import PER_AXIS, Augmentation
+from ..training.config import FITTED, TrainConfig
 from ..weights import BorderWeights
-from .entry import app
+from .entry import AS_FOUND, SUFFIX, ReadingOptions, app, parse_as
 
 if TYPE_CHECKING:
     from ..unet import UNet
@@ -18,17 +20,29 @@ SUGGESTED = """# Settings that fit the images, for `unet-fast train --config THI
 """
 
 # An option of several values takes all words up to the next option.
+_SEVERAL = Parameter(n_tokens=-1, consume_multiple=True)
 for _name in ("class_weight", "spacing"):
-    _field = BorderWeights.__dataclass_fields__[_name]
-    _field.type = Annotated[_field.type, Parameter(n_tokens=-1, consume_multiple=True)]
-    BorderWeights.__annotations__[_name] = _field.type
+    parse_as(BorderWeights, _name, _SEVERAL)
+for _name in PER_AXIS:
+    parse_as(Augmentation, _name, _SEVERAL)
+parse_as(TrainConfig, "label_suffix", SUFFIX)
+
+# Help shows what `train` takes, not the default of TrainConfig.
+for _name in FITTED:
+    _field = TrainConfig.__dataclass_fields__[_name]
+    _field.type = Annotated[_field.type, Parameter(show_default=lambda _: "suggested")]
+    TrainConfig.__annotations__[_name] = _field.type
 
 
 @app.command
 def demo(*, out: Path = Path("unet_fast_demo")) -> None:
     """Train on bundled images of nuclei, predict unseen ones, draw what happened.
 
-    Takes a few minutes without a GPU.
+    ```
+    unet-fast demo
+    ```
+
+    Takes a few minutes without a GPU. After Ctrl-C the same command goes on.
 
     Parameters
     ----------
@@ -57,22 +71,27 @@ def check(
     out: Path = Path("unet_fast_check"),
     classes: Path | None = None,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
+    reading: ReadingOptions = AS_FOUND,
     ignore_label: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Look at images and labels before training: what is wrong, what would fit.
 
+    ```
+    unet-fast check images labels
+    ```
+
     Writes a picture of samples with outlines and weight map (check.png), and settings that
     `unet-fast train --config` takes (suggested.toml). Exit code 0: fine; 1: warnings, with
-    --strict; 2: training would refuse.
+    --strict; 2: errors, which training would refuse or learn nonsense from.
 
     Parameters
     ----------
     images:
         Folder of images.
     labels:
-        Folder of labels of the same names.
+        Folder of labels of the same names, or names such as a_mask.png.
     out:
         Folder for the two files, made if it is missing.
     classes:
@@ -84,14 +103,19 @@ def check(
     strict:
         Exit code 1 on warnings.
     overwrite:
-        Replace the two files in the output folder; without it they stay as they are.
+        Replace the two files in the output folder.
     """
-    from .._files import make_folder, replace_file
+    from .._files import check_apart, make_folder, replace_file
     from ..training.check import check_data
     from ..training.config import as_toml
 
-    picture, suggested = make_folder(out) / "check.png", out / "suggested.toml"
-    new = overwrite or not (picture.exists() or suggested.exists())
+    picture, suggested = out / "check.png", out / "suggested.toml"
+    taken = [path for path in (suggested, picture) if path.exists()]
+    if taken and not overwrite:
+        raise ValueError(f"out must not hold a check, got {taken[0]} (--overwrite replaces)")
+    check_apart(make_folder(out), images, labels, classes)
+    for path in taken:  # they are of other data; with errors there are no new ones
+        path.unlink()
     report = check_data(
         images,
         labels,
@@ -99,48 +123,66 @@ def check(
         classes=classes,
         label_type=label_type,
         ignore_label=ignore_label,
-        picture=picture if new else None,
+        reading=reading,
+        picture=picture,
     )
     for level, text in sorted(report.findings, key=lambda f: f[0] != "error"):
         print(f"{level:<8} {text}")
-    if report.suggestion is not None and new:
+    if report.suggestion is not None:
         replace_file(suggested, as_toml(report.suggestion, SUGGESTED).encode())
         print(f"picture: {picture}")
         print(f"settings: {suggested} (unet-fast train --config {suggested})")
-    elif not new:
-        print(f"kept as they were, without --overwrite: {picture}, {suggested}")
-    if report.suggestion is not None:
-        _tell_time(report.suggestion)
+        _tell_cost(report.suggestion)
     return report.exit_code(strict)
 
 
-def _tell_time(suggestion: TrainConfig) -> None:
-    """Times the first steps, and prints how long a run takes."""
+def _tell_cost(suggestion: TrainConfig) -> None:
+    """Prints the time that a run takes, by its first steps, and the memory."""
     from .._files import reason_of
-    from ..training.loop import seconds_of
+    from .._memory import gigabytes
+    from ..training.loop import cost_of
 
+    steps = f"{suggestion.length} steps, as suggested"
     try:
-        minutes = f"take about {seconds_of(suggestion) / 60:.2g} minutes on this machine"
-    except (RuntimeError, MemoryError) as error:  # too large for this machine
-        minutes = f"cannot be timed: {reason_of(error)}"
-    print(f"time: {suggestion.length} steps, as suggested, {minutes}; --minutes M takes what fits")
+        with warnings.catch_warnings(action="ignore"):  # the report has said it all
+            seconds, memory = cost_of(suggestion)
+    except (RuntimeError, MemoryError, ValueError) as error:  # too large for this machine
+        print(f"time: {steps}, cannot be timed: {reason_of(error)}")
+        return
+    print(
+        f"time: about {_minutes(seconds)}, memory: about {gigabytes(memory)} "
+        f"({steps}, on this machine; --minutes M takes what fits)"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    """Formats a time: "40 min", "3.2 h"."""
+    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 @app.command
 def train(
     config: Annotated[TrainConfig, Parameter(name="*")],
     *,
+    file: Annotated[
+        Path | None, Parameter(name="--config", parse=False, show=True)
+    ] = None,  # `entry` has read it
     preset: Literal["suggested", "paper-2015"] = "suggested",
 ) -> None:
     """Train a network on a folder of images and a folder of labels.
 
+    ```
+    unet-fast train images labels --out run
+    ```
+
     An image and its labels have the same file name. Ctrl-C saves and stops; --resume goes on.
-    Settings also come from a TOML file, one that `check` suggests or config.toml of another run:
-    `unet-fast train --config FILE`; typed options override it. All other settings are those that
-    `check` suggests for these images.
+    Settings that you do not give are those that `check` suggests for these images.
 
     Parameters
     ----------
+    file:
+        TOML file of settings, such as suggested.toml of `check` or config.toml of another run;
+        typed options override it.
     preset:
         Defaults of settings that are not given: suggested, or paper-2015, the paper's recipe as it
         is (64 channels, SGD with momentum 0.99, tiles of 388), for which a GPU is advisable.
@@ -156,6 +198,7 @@ def train(
 
 def _tell_of(config: TrainConfig, model: "UNet") -> None:
     """Prints the scores of the best model of a run, and its folder."""
+    from .._progress import counted
     from ..training.checkpoint import read_log
     from ..training.validation import NAMES, described, said_of
 
@@ -165,7 +208,7 @@ def _tell_of(config: TrainConfig, model: "UNet") -> None:
         kind = "validation" if "validation" in row else "training"
         scores = [f"{name} {best[k]:.3f}" for k, name in NAMES.items() if best.get(k) is not None]
         files = row[kind]["files"]
-        images = f"{files} {kind} image{'' if files == 1 else 's'}"
+        images = counted(files, f"{kind} image")
         print(f"step {best['step']}, {images}: {', '.join(scores)}")
         if model.objects is not None:
             print(f"objects: {described(model.objects)}: {said_of(best, best['by'])}")

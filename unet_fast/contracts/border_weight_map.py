@@ -1,6 +1,7 @@
 """Constants and argument checks of border weights, ridges and distances."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,26 +22,106 @@ MAX_CLASSES = 254
 """Largest number of classes, background included; 254 marks a class that is out of range."""
 
 
-INTEGERS = (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)
 
 
 MAX_ID = 2**31 - 1
 
 
-def spatial_axes(labels: Tensor) -> int:
-    """Returns the number of axes of a label map besides the batch."""
-    return 2 if labels.dim() == 2 else labels.dim() - 1
+def spatial_axes(maps: Tensor) -> int:
+    """Returns the number of spatial axes of the result of :func:`label_maps`."""
+    return maps.dim() - 1
 
 
-def check_labels(op: str, labels: Tensor) -> None:
-    """Raises TypeError or ValueError if `labels` is not a label map."""
+def label_maps(
+    op: str, labels: Tensor, dims: int | None, spacing: Sequence[float] | None = None
+) -> Tensor:
+    """Returns labels as (N, H, W) or (N, D, H, W); see :func:`as_maps`.
+
+    Without `dims` there are as many spatial axes as `spacing` has values.
+
+    Raises TypeError if `labels` is not an integer tensor.
+    """
     check_tensors(op, labels=labels)
     if labels.dtype not in INTEGERS:
-        raise TypeError(f"{op}: labels must be an integer tensor, got {labels.dtype}")
-    if labels.dim() not in (2, 3, 4):
-        raise ValueError(
-            f"{op}: labels must be (H, W), (N, H, W) or (N, D, H, W), got {tuple(labels.shape)}"
+        raise TypeError(
+            f"{op}: labels must be an integer tensor, got {labels.dtype} (labels.int() "
+            "converts; label_components numbers the parts of a mask)"
         )
+    sizes = len(spacing) if dims is None and isinstance(spacing, Sequence) else 0
+    return as_maps(op, "labels", labels, sizes if sizes in (2, 3) else dims)
+
+
+def as_maps(op: str, name: str, x: Tensor, dims: int | None) -> Tensor:
+    """Returns a map for each image or volume, as (N, H, W) or (N, D, H, W).
+
+    Args:
+        op: Name of the operator.
+        name: Name of the argument.
+        x: Maps of any shape that has one reading.
+        dims: Number of spatial axes, 2 or 3; None: 3 if there are 4 axes and no axis of one
+            channel, or 5; else 2.
+
+    Raises:
+        ValueError: If it has another number of axes, or `dims` is wrong.
+
+    Warns:
+        UserWarning: If neighbouring images of a batch share their objects as slices do.
+    """
+    if dims not in (None, 2, 3):
+        raise ValueError(f"{op}: dims must be 2, 3 or None, got {dims!r}")
+    n = x.dim()
+    channel = n > 3 and x.shape[1] == 1
+    if n in (3, 4) and x.shape[-1] == 1 and min(x.shape[-3:-1]) >= 8:
+        warnings.warn(
+            f"{op}: the last axis of {name} {tuple(x.shape)} is 1 pixel: if it is one of channels, "
+            f"{name}[..., 0] leaves it out",
+            stacklevel=5,
+        )
+    axes = dims or (3 if n == 5 or (n == 4 and not channel) else 2)
+    if n == axes:
+        return x.unsqueeze(0)
+    if n == axes + 1:
+        if dims is None and n == 3 and _looks_like_a_volume(x):
+            warnings.warn(
+                f"{op}: neighbouring images of {name} {tuple(x.shape)} share their objects, as "
+                "slices do: dims=3 takes a volume (D, H, W), dims=2 images (N, H, W)",
+                stacklevel=5,
+            )
+        return x
+    if n == axes + 2 and channel:
+        return x.squeeze(1)
+    shapes = "(H, W), (N, H, W) or (N, 1, H, W)", "(D, H, W), (N, D, H, W) or (N, 1, D, H, W)"
+    rule = shapes[axes - 2] if dims else "(H, W), (N, H, W), (N, 1, H, W) or (N, D, H, W)"
+    raise ValueError(f"{op}: {name} must be {rule}, got {tuple(x.shape)}")
+
+
+def _looks_like_a_volume(labels: Tensor) -> bool:
+    """Whether most objects of two images in the middle lie at the same place in both.
+
+    Images that are equal or tiny do not count, nor masks of one or two values.
+    """
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or len(labels) < 3:
+        return False
+    middle = len(labels) // 2
+    a, b = labels[middle - 1 : middle + 1, ::4].to(torch.int64)
+    try:
+        both = (a > 0) & (b > 0)
+        same = both & (a == b)
+        count = int(same.sum())
+        if count < 50 or 2 * count <= int(both.sum()) or torch.equal(a, b):
+            return False
+        return len(a[same].unique()) > 2
+    except RuntimeError:  # without values, as under vmap
+        return False
 
 
 def check_ids(op: str, labels: Tensor) -> None:
@@ -109,15 +190,49 @@ def check_map(labels: Tensor, where: str, foreground: Tensor | None) -> None:
         )
 
 
-def check_border_weights(labels: Tensor, classes: Tensor | None, ridge: str) -> None:
-    """Raises TypeError or ValueError if an argument of border_weights alone is wrong."""
+def class_map(
+    labels: Tensor, classes: Tensor | Mapping[int, int] | None, ridge: str
+) -> Tensor | None:
+    """Returns the class of every pixel, in the shape of `labels`, or None.
+
+    Args:
+        labels: Instance maps.
+        classes: A map; or the class of each id, as a mapping or as a vector that the ids index.
+        ridge: The ridge, which is checked, too.
+
+    Raises:
+        TypeError: If an argument of border_weights alone is of a wrong type.
+        ValueError: If one is wrong, or an id has no class.
+    """
     check_ridge("border_weights", "ridge", ridge)
     if classes is None:
-        return
+        return None
+    if isinstance(classes, Mapping):
+        return _from_mapping(labels, classes)
     check_tensors("border_weights", classes=classes)
     if classes.dtype not in INTEGERS:
         raise TypeError(f"border_weights: classes must be an integer tensor, got {classes.dtype}")
+    if classes.dim() == 1:
+        ids = labels.to(torch.int64)
+        if not torch.compiler.is_compiling() and not ids.is_cuda and ids.numel():
+            high = int(ids.max())
+            if high >= len(classes):
+                raise ValueError(
+                    f"border_weights: classes must have a class for each id up to {high}, got "
+                    f"{len(classes)} of them"
+                )
+        return classes.to(ids.device, torch.int64)[ids.clamp(min=0)]
     _check_like("border_weights", "classes", classes, labels, True)
+    return classes
+
+
+def _from_mapping(labels: Tensor, classes: Mapping[int, int]) -> Tensor:
+    ids, places = torch.unique(labels.to(torch.int64), return_inverse=True)
+    missing = [i for i in ids.tolist() if i > 0 and i not in classes]
+    if missing:
+        raise ValueError(f"border_weights: classes must have a class for id {missing[0]}, got none")
+    table = [int(classes.get(i, 0)) for i in ids.tolist()]
+    return torch.tensor(table, dtype=torch.int64, device=labels.device)[places]
 
 
 def _check_like(op: str, name: str, x: Tensor, labels: Tensor, right_dtype: bool) -> None:
@@ -163,7 +278,7 @@ def class_table(
 ) -> Tensor | None:
     """Returns the weight of each class, float32, or None for balanced weights."""
     if class_weight is None:
-        return torch.ones(num_classes)
+        return torch.ones(num_classes, device="cpu")
     if isinstance(class_weight, str):
         if class_weight == "balanced":
             return None
@@ -171,7 +286,8 @@ def class_table(
             f"{op}: class_weight must be None, {num_classes} weights or 'balanced', "
             f"got {class_weight!r}"
         )
-    table = torch.as_tensor(class_weight, dtype=torch.float32).detach()
+    place = None if isinstance(class_weight, Tensor) else torch.device("cpu")
+    table = torch.as_tensor(class_weight, dtype=torch.float32, device=place).detach()
     if table.device.type != "cpu" and table.device != device:
         raise ValueError(f"{op}: class_weight must be on {device} or cpu, got {table.device}")
     # Reading values from another device would make the host wait.

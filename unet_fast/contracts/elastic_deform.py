@@ -2,13 +2,14 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .types import check_tensors
+from .types import check_tensors, unbatched
 
 BOUNDARIES = ("mirror", "constant", "nearest", "wrap")
 GRIDS = ("interpolating", "approximating", "keys")
@@ -123,12 +124,23 @@ def _check_dtypes(kinds: Kinds) -> None:
 
 def _check_shapes(kinds: Kinds) -> None:
     image, displacement, labels, affine, gray_curve, offset, source = kinds
-    if len(image.shape) != 4 or 0 in image.shape[2:]:
+    if len(image.shape) not in (4, 5) or 0 in image.shape[2:]:
+        sides = {4: "H, W", 5: "D, H, W"}.get(len(image.shape))
+        both = "(N, C, H, W) or (N, C, D, H, W)"
+        wanted = f"(N, C, {sides}) with {sides} >= 1" if sides else both
         raise ValueError(
-            f"elastic_deform: image must be (N, C, H, W) with H, W >= 1, got {tuple(image.shape)}"
+            f"elastic_deform: image must be {wanted}, got {tuple(image.shape)}"
+            f"{unbatched('image', image.shape, 3)}"
         )
-    m, channels, height, width = image.shape
-    n = m
+    m, channels, *sizes = image.shape
+    if min(channels, sizes[-2]) >= 8 and sizes[-1] in (1, 3, 4):
+        warnings.warn(
+            f"elastic_deform: image {tuple(image.shape)} is {sizes[-1]} pixels wide: if the last "
+            "axis is one of channels, image.movedim(-1, 1) puts it where it must be",
+            stacklevel=5,
+        )
+    n, axes = m, len(sizes)
+    points: tuple[int | str, ...] = ("P >= 1", "Q >= 1", "R >= 1")[:axes]
     if source is not None:
         if len(source.shape) != 1:
             raise ValueError(
@@ -137,10 +149,10 @@ def _check_shapes(kinds: Kinds) -> None:
         n = source.shape[0]
     for name, tensor, rule in (
         ("source", source, (n,)),
-        ("displacement", displacement, (n, 2, "P >= 1", "Q >= 1")),
-        ("labels", labels, (m, height, width)),
-        ("affine", affine, (n, 2, 3)),
-        ("offset", offset, (n, 2)),
+        ("displacement", displacement, (n, axes, *points)),
+        ("labels", labels, _label_rule(labels, (m, *sizes))),
+        ("affine", affine, (n, axes, axes + 1)),
+        ("offset", offset, (n, axes)),
         ("gray_curve", gray_curve, (n, 1 if channels == 1 else f"1 or {channels}", "K >= 1")),
     ):
         if tensor is None:
@@ -150,6 +162,7 @@ def _check_shapes(kinds: Kinds) -> None:
             wanted = f"({', '.join(map(str, rule))})"
             raise ValueError(
                 f"elastic_deform: {name} must have shape {wanted}, got {tuple(tensor.shape)}"
+                f"{unbatched(name, tensor.shape, len(rule) - 1)}"
             )
         if tensor.device != image.device:
             raise ValueError(
@@ -159,6 +172,26 @@ def _check_shapes(kinds: Kinds) -> None:
         raise ValueError(
             f"elastic_deform: gray_curve must have at least 2 points, got {gray_curve.shape[2]}"
         )
+
+
+def _label_rule(labels: Facts | None, rule: tuple[int, ...]) -> tuple[int | str, ...]:
+    """Returns the shape that labels must have: of one map, or of K maps for each image."""
+    several = labels is not None and len(labels.shape) == len(rule) + 1
+    return (rule[0], "K >= 1", *rule[1:]) if several else rule
+
+
+def without_image(labels: Tensor | None) -> Tensor:
+    """Returns an image without channels, for labels that are deformed alone."""
+    if labels is None:
+        raise TypeError("elastic_deform: image or labels must be given, got None")
+    check_tensors("elastic_deform", labels=labels)
+    if labels.dim() not in (3, 4, 5):
+        raise ValueError(
+            "elastic_deform: labels must be (N, H, W), (N, K, H, W) or (N, K, D, H, W), without an "
+            f"image, got {tuple(labels.shape)}{unbatched('labels', labels.shape, 2)}"
+        )
+    shape = len(labels), 0, *labels.shape[-3 if labels.dim() == 5 else -2 :]
+    return torch.empty(shape, device=labels.device, dtype=torch.float32)
 
 
 def _fits(shape: Sequence[int], rule: Sequence[int | str], channels: int) -> bool:
@@ -195,7 +228,7 @@ def _converted(name: str, value: Any, convert: Callable[[Any], Any], kind: str) 
         if isinstance(value, str):
             raise TypeError  # float would parse it
         return tuple(map(convert, value)) if isinstance(value, Iterable) else convert(value)
-    except TypeError:
+    except (TypeError, ValueError):  # the latter of text in a sequence
         raise TypeError(
             f"elastic_deform: {name} must be {kind} or a sequence of them, got {value!r}"
         ) from None
@@ -236,8 +269,9 @@ def _check_windows(
     output = _as_shape(input_shape if output_shape is None else output_shape)
     label = output if label_shape is None else _as_shape(label_shape)
     for name, shape in (("output_shape", output), ("label_shape", label)):
-        if len(shape) != 2 or min(shape) < 1:
-            raise ValueError(f"elastic_deform: {name} must be two sizes >= 1, got {shape}")
+        if len(shape) != len(input_shape) or min(shape) < 1:
+            count = {2: "two", 3: "three"}[len(input_shape)]
+            raise ValueError(f"elastic_deform: {name} must be {count} sizes >= 1, got {shape}")
         if max(shape) >= 2**29:
             raise ValueError(f"elastic_deform: {name} must be below 2^29, got {shape}")
     if any(o < i or (o - i) % 2 for o, i in zip(output, label, strict=True)):

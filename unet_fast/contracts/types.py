@@ -1,13 +1,30 @@
 """Whether arguments are of the types that are asked for."""
 
 import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+_P = ParamSpec("_P")
+_R_co = TypeVar("_R_co", covariant=True)
 
 _NAMES = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
 
@@ -16,7 +33,78 @@ def check_tensors(op: str, **tensors: object) -> None:
     """Raises TypeError if an argument of an operator is not a tensor."""
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+            kind = type(x).__name__
+            raise TypeError(f"{op}: {name} must be a tensor or a NumPy array, got {kind}")
+
+
+def unbatched(name: str, shape: Sequence[int], axes: int) -> str:
+    """Returns how to add the axis of the batch, for messages, if just that one is missing.
+
+    Args:
+        name: Name of the argument.
+        shape: Its shape.
+        axes: Number of axes without a batch.
+    """
+    return f" ({name}[None] adds the axis of the batch)" if len(shape) == axes else ""
+
+
+class TakesArrays(Protocol[_P, _R_co]):
+    """A function of tensors that takes NumPy arrays in their place, too."""
+
+    @overload
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co: ...
+    @overload
+    def __call__(self, array: NDArray[Any], /, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def takes_arrays(*names: str) -> Callable[[Callable[_P, _R_co]], TakesArrays[_P, _R_co]]:
+    """Lets a function of tensors take NumPy arrays for the parameters of these names.
+
+    Arrays are converted to tensors that share their memory as far as they can. The result comes
+    back as NumPy if the first of the names that is given is an array.
+    """
+
+    def decorate(function: Callable[_P, _R_co]) -> TakesArrays[_P, _R_co]:
+        op = function.__qualname__.removesuffix(".__call__")
+        places = {n: i for i, n in enumerate(inspect.signature(function).parameters) if n in names}
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not any(isinstance(x, np.ndarray) for x in (*args, *kwargs.values())):
+                return function(*args, **kwargs)
+            given = list(args)
+            first: Any = None
+            for name in names:
+                x = given[places[name]] if places[name] < len(given) else kwargs.get(name)
+                first = x if first is None else first
+                if not isinstance(x, np.ndarray):
+                    continue
+                if places[name] < len(given):
+                    given[places[name]] = _tensor(op, name, x)
+                else:
+                    kwargs[name] = _tensor(op, name, x)
+            result = function(*given, **kwargs)
+            return _array(result) if isinstance(first, np.ndarray) else result
+
+        return call
+
+    return decorate
+
+
+def _tensor(op: str, name: str, x: NDArray[Any]) -> Tensor:
+    x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    if not x.flags.writeable or min(x.strides, default=0) < 0:  # torch has neither
+        x = x.copy()
+    try:
+        return torch.from_numpy(x)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an array of numbers, got {x.dtype}") from None
+
+
+def _array(result: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(map(_array, result))
+    return result.detach().cpu().numpy()[()] if isinstance(result, Tensor) else result
 
 
 def check_number(op: str, name: str, value: object) -> None:

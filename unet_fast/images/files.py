@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .._files import reason_of, replace_file
+from .annotations import Tell, draw_outlines, is_outlines, objects_of_colours, silent
 from .formats import open_file
 
 
@@ -34,10 +35,13 @@ def as_image(path: Path, array: NDArray[np.generic]) -> NDArray[np.float32]:
     """
     if array.dtype.kind not in "buif":
         raise ValueError(f"{path}: pixels must be real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaN
         result = array.astype(np.float32)
     if not np.isfinite(result).all():
-        raise ValueError(f"{path}: pixels must be finite in float32, got NaN or infinity")
+        raise ValueError(
+            f"{path}: pixels must be finite in float32, got NaN or infinity (numpy.nan_to_num "
+            "replaces them)"
+        )
     return result
 
 
@@ -50,33 +54,69 @@ def fit_channels(image: NDArray[np.float32], channels: int) -> NDArray[np.float3
     return image
 
 
-def read_labels(path: Path) -> NDArray[np.int32]:
+def read_labels(
+    path: Path, size: tuple[int, ...] | None = None, tell: Tell = silent
+) -> NDArray[np.int32]:
     """Reads an instance map as (H, W), int32; 0 is background.
 
-    A palette image is read as its indices; floats are taken if all are whole numbers.
+    A palette image is read as its indices; floats are taken if all are whole numbers. In a picture
+    in colour each colour is an object; files of outlines (ROIs of ImageJ, GeoJSON) are filled.
+
+    Args:
+        path: The file.
+        size: Height and width of the image that the labels belong to, which outlines need.
+        tell: Gets a line for each decision, as which colour is background.
 
     Raises:
         ValueError: If the file cannot be read as one two-dimensional map of integers in
             [0, 2^31 - 1]; one line that names it.
     """
-    return as_labels(path, _read(path, palette_as_colour=False))
+    if not is_outlines(path):
+        return as_labels(path, _read(path, palette_as_colour=False), tell)
+    if size is None:
+        raise ValueError(f"{path}: must be a label image, got outlines")
+    return draw_outlines(path, (size[0], size[1]), tell)
 
 
-def as_labels(path: Path, array: NDArray[np.generic]) -> NDArray[np.int32]:
-    """Converts the pixels of a file, (C, H, W), to an instance map; see :func:`read_labels`."""
-    if len(array) != 1 and not (array == array[:1]).all():
+def as_labels(
+    path: Path, array: NDArray[np.generic], tell: Tell = silent, *, coloured: bool = True
+) -> NDArray[np.int32]:
+    """Converts the pixels of a file to an instance map; see :func:`read_labels`.
+
+    Args:
+        path: The file, for messages.
+        array: (C, H, W).
+        tell: As for :func:`read_labels`.
+        coloured: Whether several channels are red, green and blue, not just any.
+    """
+    if is_lossy(path):
         raise ValueError(
-            f"{path}: labels must be one number per pixel, got a colour image with "
-            f"{array.shape[0]} channels"
+            f"{path}: labels must be PNG or TIFF, got a JPEG, which changes values along edges: "
+            "save them again from the program that drew them"
         )
+    if len(array) != 1 and not (array == array[:1]).all():
+        if not coloured:
+            raise ValueError(
+                f"{path}: labels must be one number per pixel, got {len(array)} channels: planes "
+                "of a stack must be saved as such (in Fiji: Image > Hyperstacks > Re-order)"
+            )
+        return objects_of_colours(path, array, tell)
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         array = np.rint(array).astype(np.int64)  # as some programs write label images
+    if array.dtype.kind == "f":
+        raise ValueError(
+            f"{path}: labels must be integers, got {array.dtype} with fractions or NaN (scale "
+            "labels by nearest neighbour; make objects of probabilities by a threshold)"
+        )
     if array.dtype.kind not in "bui":
         raise ValueError(f"{path}: labels must be integers, got {array.dtype}")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 2**31 - 1:
         value = low if low < 0 else high
-        raise ValueError(f"{path}: labels must be in [0, 2147483647], got {value}")
+        raise ValueError(
+            f"{path}: labels must be in [0, 2147483647], got {value} (0 is background; pixels that "
+            "do not count may have a number of their own: ignore_label)"
+        )
     result: NDArray[np.int32] = array[0].astype(np.int32)
     return result
 
@@ -100,7 +140,7 @@ def is_lossy(path: Path) -> bool:
 def write_labels(
     path: Path, labels: NDArray[np.integer], pixel_size: Mapping[str, float] | None = None
 ) -> None:
-    """Writes an instance or class map as PNG, 8 bit or, for larger ids, 16 bit.
+    """Writes an instance or class map as PNG of 16 bits, whatever its ids.
 
     Args:
         path: The file.
@@ -119,7 +159,7 @@ def write_labels(
         dots = tuple(25400 / pixel_size[axis] for axis in "XY")
         if max(dots) < 1e8:  # PNG stores dots per metre, in 32 bits
             options["dpi"] = dots
-    picture = Image.fromarray(labels.astype(np.uint8 if high < 256 else np.uint16))
+    picture = Image.fromarray(labels.astype(np.uint16))
     picture.save(png, "png", **options)
     replace_file(path, png.getvalue())
 
@@ -132,7 +172,7 @@ def write_tiff(
     *,
     ome: bool = False,
 ) -> None:
-    """Writes an array as TIFF, integers in the narrowest unsigned type that holds them.
+    """Writes an array as TIFF, integers in uint16 or, where they exceed 65535, uint32.
 
     Args:
         path: The file.
@@ -144,7 +184,7 @@ def write_tiff(
     axes = axes or "CYX"[-array.ndim :]
     sizes = dict(pixel_size or {})
     if array.dtype.kind in "iu":
-        array = array.astype(np.min_scalar_type(int(array.max(initial=0))))
+        array = array.astype(np.uint16 if array.max(initial=0) <= 65535 else np.uint32)
     metadata: dict[str, Any] = {"axes": axes}
     options: dict[str, Any] = {}
     if {"X", "Y"} <= sizes.keys():

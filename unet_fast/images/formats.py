@@ -17,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+from .folders import way_out
 from .limits import check_pixels
 from .zarr import zarr_library
 
@@ -33,6 +34,9 @@ limit is one of the whole process."""
 
 LARGE_BYTES = 2**28
 """Bytes beyond which a compressed TIFF is decoded tile by tile, not at once."""
+
+_ORIENTATION = 0x0112
+"""The tag of EXIF (JEITA CP-3451) that says how to turn a picture; 1: not at all."""
 
 _MICROMETRES = {
     **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "\\u00B5m"), 1.0),
@@ -78,7 +82,7 @@ def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
         head = file.read(26)
     plugin = next((x for first, x in _PLUGINS.items() if head.startswith(first)), None)
     if plugin is None:
-        raise ValueError("it is no PNG, JPEG, BMP or TIFF")
+        raise ValueError(f"it {way_out(path) or 'is no PNG, JPEG, BMP or TIFF'}")
     grey_bits = 0
     if head.startswith(_PNG) and len(head) == 26:
         bits, kind = head[24], head[25]  # PNG specification, 11.2.1
@@ -95,6 +99,11 @@ def _open_picture(path: Path, palette_as_colour: bool) -> Opened:
             raise ValueError(f"must be one image, got {picture.n_frames}")
         shape = (*picture.size, len(picture.getbands()))
         check_pixels(shape, np.dtype(np.uint8), lambda: path.stat().st_size)
+        if picture.getexif().get(_ORIENTATION, 1) > 1:
+            raise ValueError(
+                "it must be stored upright, got one that EXIF turns, which some programs do and "
+                "others do not: open it and save it as PNG"
+            )
         picture.info.pop("transparency", None)  # which `convert` would warn of
         array = np.asarray(picture.convert(modes.get(picture.mode, picture.mode)))
     if grey_bits in (2, 4):
@@ -118,6 +127,10 @@ def _open_deep_png(path: Path) -> Opened:
 
 _MOST_COMPLAINTS = 1000
 """Of one file, with which some broken ones go on for ever."""
+
+
+_PAGE_BYTES = 128
+"""Least of a TIFF page, whose tags alone take more: with many, tifffile takes minutes."""
 
 
 class _Complaints(threading.local):
@@ -151,6 +164,10 @@ def _complaining() -> Iterator[list[str]]:
 
 def _open_tiff(path: Path) -> Opened:
     with _complaining() as told, tifffile.TiffFile(path) as tiff:
+        # Counted first: page by page, tifffile follows a circle of pages for ever.
+        pages, there = len(tiff.pages), path.stat().st_size
+        if _PAGE_BYTES * (pages - 1) > there:
+            raise ValueError(f"must have {_PAGE_BYTES} bytes a page, got {pages} in {there} bytes")
         series = tiff.series[0]
         if any("invalid page offset" in line for line in told):
             raise ValueError(f"it is cut off: only {len(tiff.pages)} pages are whole")

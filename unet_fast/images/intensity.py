@@ -120,7 +120,9 @@ def as_float32(image: NDArray[np.generic]) -> NDArray[np.float32]:
         result = image.astype(np.float32)
     if image.dtype.kind not in "bui" and not np.isfinite(result).all():
         value = image[~np.isfinite(result)].flat[0]
-        raise ValueError(f"image must be finite in float32, got {value}")
+        raise ValueError(
+            f"image must be finite in float32, got {value} (numpy.nan_to_num replaces it)"
+        )
     return result
 
 

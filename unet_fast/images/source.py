@@ -1,5 +1,6 @@
 """Images read region by region, even if larger than memory: pictures, TIFF, OME-Zarr."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._files import reason_of
-from .folders import SUFFIXES, list_images, unique
+from .._progress import counted
+from .annotations import Tell, draw_outlines, is_outlines, silent
+from .files import as_labels
+from .folders import SUFFIXES, check_size, contents, find_files, left_out, stem_of, unique
 from .formats import Opened, open_file, plausible
 from .zarr import is_zarr, open_zarr
 
@@ -68,24 +72,35 @@ class Source:
         Raises:
             ValueError: If there is no place for the axes of the stack.
         """
-        lengths = dict(zip(self._result_stack, self.stack.values(), strict=True))
+        lengths = self.in_result(tuple(self.stack.values()))
         lengths |= dict(zip("YX", self.size, strict=True)) | dict(zip("C", channels, strict=False))
         axes = "".join(axis for axis in "TCZYX" if axis in lengths)
         return axes, tuple(lengths[axis] for axis in axes)
 
     def place(self, result: Any, plane: tuple[int, ...], rows: slice, columns: slice) -> Any:
         """Returns the index of a part of a plane in a result of that :meth:`layout`."""
-        place: dict[str, Any] = dict(zip(self._result_stack, plane, strict=True))
+        place: dict[str, Any] = {**self.in_result(plane)}
         if result.ndim > len(place) + 2:
             place["C"] = slice(None)
         return (*(place[axis] for axis in "TCZ" if axis in place), rows, columns)
 
-    @property
-    def _result_stack(self) -> str:
+    def in_result(self, plane: tuple[int, ...]) -> dict[str, int]:
+        """Returns the index of a plane along T and Z, the axes of the stack in a result.
+
+        Raises:
+            ValueError: If the stack has other axes; a single one, as a row of pages, counts as Z.
+        """
         stack = "".join(self.stack)
         if len(stack) > 1 and set(stack) != {"T", "Z"}:
             raise ValueError(f"{self.path}: stacks must have axes T and Z, got {stack}")
-        return stack if len(stack) != 1 or stack == "T" else "Z"  # e.g. a row of pages
+        names = stack if len(stack) != 1 or stack == "T" else "Z"
+        return dict(zip(names, plane, strict=True))
+
+    def name_of(self, plane: tuple[int, ...]) -> str:
+        """Returns the name of a plane: 3, or t0 z3 in time and depth; "" of a single one."""
+        axes = [axis.lower() for axis in self.stack]
+        axes = axes if len(axes) > 1 else [""]
+        return " ".join(f"{axis}{i}" for axis, i in zip(axes, plane, strict=False))
 
     def pixels(self, plane: tuple[int, ...] = ()) -> Pixels:
         """Returns a reader of regions of a plane: rows and columns to (C, rows, columns)."""
@@ -125,26 +140,139 @@ class Source:
             return np.repeat(part, self.channels, axis=0)
         if not (part == part[:1]).all():
             raise ValueError(
-                f"{self.path}: must have {self.channels} channel as the model, got colours"
+                f"{self.path}: must have 1 channel as the model, got colours (convert to "
+                "grey, e.g. in Fiji: Image > Type > 8-bit; or train on colours)"
             )
         return part[:1]
 
 
-def list_sources(path: Path) -> list[Path]:
-    """Lists the images of a folder by name, Zarr folders included; or the one image.
+@dataclass(frozen=True)
+class Plane:
+    """A plane of a file, which is read on demand."""
+
+    source: Source
+    index: tuple[int, ...] = ()
+    """Index of the plane in its stack; empty for a single plane."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file, in a stack with the plane, as in cells[3] or cells[t0 z3]."""
+        return stem_of(self.source.path) + self.place
+
+    @property
+    def path(self) -> Path:
+        """Path of the file, in a stack with the plane, for messages."""
+        return Path(f"{self.source.path}{self.place}")
+
+    @property
+    def place(self) -> str:
+        """The plane in a stack, as [3] or [t0 z3]; nothing for a single plane."""
+        name = self.source.name_of(self.index)
+        return f"[{name}]" if name else ""
+
+    def pixels(self, step: int = 1) -> NDArray[np.generic]:
+        """Every `step`-th pixel, (C, H, W), with the values of the file."""
+        return self.source.pixels(self.index)(slice(None, None, step), slice(None, None, step))
+
+    def labels(self, tell: Tell = silent) -> NDArray[np.int32]:
+        """Reads the pixels as an instance map, (H, W); see :func:`as_labels`."""
+        return as_labels(self.path, self.pixels(), tell, coloured="S" in self.source.axes)
+
+
+def planes_of(source: Source) -> Iterator[Plane]:
+    """Yields all planes of a file."""
+    return (Plane(source, index) for index in source.planes)
+
+
+def same_plane(plane: Plane, other: Source) -> Plane:
+    """Returns the same plane of another file, by the names of the axes if they are the same."""
+    place = dict(zip(plane.source.stack, plane.index, strict=True))
+    if place.keys() == other.stack.keys():
+        return Plane(other, tuple(place[axis] for axis in other.stack))
+    return Plane(other, plane.index)
+
+
+def check_alike(one: Source, other: Source) -> None:
+    """Raises ValueError if files that belong together differ in size or planes."""
+    check_size(one.path, one.size, other.path, other.size)
+    if one.stack != other.stack and [*one.stack.values()] != [*other.stack.values()]:
+        raise ValueError(
+            f"{other.path}: must have the planes of {one.path}, {_planes_in(one)}, "
+            f"got {_planes_in(other)}"
+        )
+
+
+def _planes_in(source: Source) -> str:
+    *outer, inner = [*source.stack.values()] or [1]
+    return "".join(f"{n} x " for n in outer) + counted(inner, "plane")
+
+
+def find_sources(
+    path: Path, suffixes: tuple[str, ...] = SUFFIXES, *, recursive: bool = False
+) -> list[Path]:
+    """Finds the images of a folder, Zarr folders included, sorted; or the one image.
+
+    Warns of images that it leaves out.
+
+    Args:
+        path: The folder or image.
+        suffixes: Suffixes of files, in lower case.
+        recursive: Whether files of nested folders count, and folders NAME.zarr.
 
     Raises:
-        ValueError: If there is none, or two that differ in suffix only.
+        ValueError: If there is none.
     """
     if is_zarr(path) or path.is_file():
         return [path.resolve() if path.name == "" else path]
-    if path.is_dir():
-        seen = [p for p in path.iterdir() if p.name[0] != "."]
-        arrays = [p for p in seen if p.is_dir() and is_zarr(p)]
-        if arrays:
-            pictures = [p for p in seen if p.is_file() and p.suffix.lower() in SUFFIXES]
-            return unique(path, sorted([*arrays, *pictures]))
-    return list_images(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    seen = contents(path, recursive=recursive) if path.is_dir() else []
+    arrays = [p for p in seen if p.is_dir() and is_zarr(p)]
+    files = [p for p in seen if p.suffix.lower() in suffixes and not (p.is_dir() and is_zarr(p))]
+    if not arrays and not files:
+        find_files(path, suffixes, recursive=recursive)  # says why
+    for text in left_out(path, set(seen) - set(arrays)):
+        warnings.warn(text, stacklevel=2)
+    return sorted([*arrays, *files])
+
+
+def list_sources(path: Path, *, recursive: bool = False) -> list[Path]:
+    """Lists the images of a folder as :func:`find_sources`, none of which share a name.
+
+    Raises:
+        ValueError: As there; or if two differ in suffix only.
+    """
+    found = find_sources(path, recursive=recursive)
+    return [*unique(path, found).values()] if path.is_dir() and not is_zarr(path) else found
+
+
+def open_labels(
+    path: Path, image: Source | None, tell: Tell = silent, *, missing_chunks: bool = False
+) -> Source:
+    """Opens labels: pixels, or outlines, which are filled.
+
+    Args:
+        path: As for :func:`open_source`; or outlines, as for :func:`draw_outlines`.
+        image: The image that they belong to, or one of its size: outlines need it.
+        tell: Gets a line for each thing that is left out of outlines.
+        missing_chunks: As for :func:`open_source`.
+
+    Raises:
+        ValueError: One line, if they cannot be read, or outlines have no image of one plane.
+    """
+    if not is_outlines(path):
+        return open_source(path, None, missing_chunks=missing_chunks, palette_as_colour=False)
+    if image is None:
+        raise ValueError(
+            f"{path}: outlines must go with an image, whose size they need, got none "
+            "(--images FOLDER)"
+        )
+    if image.stack:
+        raise ValueError(
+            f"{path}: outlines must go with an image of one plane, got the stack {image.path}: "
+            "save labels as a stack of label images"
+        )
+    return Source(path, draw_outlines(path, image.size, tell), "YX", 1, 0, {})
 
 
 def open_source(
@@ -153,6 +281,7 @@ def open_source(
     *,
     missing_chunks: bool = False,
     palette_as_colour: bool = True,
+    axes: str | None = None,
 ) -> Source:
     """Opens an image.
 
@@ -163,23 +292,30 @@ def open_source(
         missing_chunks: Whether chunks that a Zarr array lacks are read as its fill value.
         palette_as_colour: Whether pixels that index a palette are read as colours, as in images, or
             as indices, as in labels.
+        axes: A letter for each axis, of TZCYX, for files of as many axes, RGB aside, whatever they
+            say themselves; None: as they say.
 
     Raises:
         ValueError: One line, if it cannot be read, or has another number of channels.
     """
     try:
         if is_zarr(path):
-            array, axes, sizes = open_zarr(path, channels or 1, missing_chunks)
-            opened = Opened(array, axes, plausible(sizes))
+            with np.errstate(over="raise"):  # of the fill value
+                array, named, sizes = open_zarr(path, channels or 1, missing_chunks)
+            opened = Opened(array, named, plausible(sizes))
         else:
             opened = open_file(path, palette_as_colour=palette_as_colour)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         raise ValueError(f"{path}: cannot be read as an image: {reason_of(error)}") from None
-    array, axes = opened.array, opened.axes
+    array = opened.array
+    if axes is None or len(axes) != array.ndim or "S" in opened.axes:
+        axes = opened.axes
     if "Y" not in axes or "X" not in axes or len(set(axes)) != len(axes):
-        raise ValueError(f"{path}: must have axes Y and X, each axis once, got {axes!r}")
+        raise ValueError(
+            f"{path}: must have axes Y and X, each axis once, got {axes!r} (--axes names them)"
+        )
     if 0 in array.shape:
         raise ValueError(f"{path}: must have at least one pixel, got shape {array.shape}")
     if array.dtype.kind not in "buif":
@@ -190,7 +326,11 @@ def open_source(
     if channels is None:
         return replace(source, channels=source.found)
     if source.found != channels and {source.found, channels} != {1, 3}:
-        raise ValueError(f"{path}: must have {channels} channels as the model, got {source.found}")
+        hint = " (--axes CYX if its planes are channels)" if source.stack else ""
+        raise ValueError(
+            f"{path}: must have {counted(channels, 'channel')} as the model, got "
+            f"{source.found}{hint}"
+        )
     return source
 
 

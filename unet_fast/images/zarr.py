@@ -55,7 +55,7 @@ def open_zarr(path: Path, channels: int, missing_chunks: bool) -> tuple[Any, str
     if isinstance(node, zarr.Array):
         array, axes = node, "TZ"[: max(0, node.ndim - 2)] + "YX"
         if node.ndim == 3:
-            axes = ("C" if node.shape[0] == channels and channels > 1 else "Z") + "YX"
+            axes = ("C" if node.shape[0] == channels and channels > 1 else "Q") + "YX"
         if len(axes) != node.ndim:
             raise ValueError(f"must have from 2 to 4 axes, got {node.ndim}")
         folder = path
@@ -122,7 +122,7 @@ def _check_chunks(array: Any, files: set[str]) -> None:
         there = sum(array.metadata.encode_chunk_key(place) in files for place in places)
     if there < count:
         raise ValueError(
-            f"must have all its {count} chunks, got {there} (missing ones are taken as "
+            f"must have all its chunks, {count}, got {there} (missing ones are taken as "
             f"{array.fill_value} with --missing-chunks)"
         )
 

@@ -1,6 +1,6 @@
 """Distances to the two nearest objects, the border weight map and the ridge between objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,18 @@ from ..contracts.border_weight_map import (
     MAX_CLASSES,
     RIDGES,
     ClassWeight,
-    check_border_weights,
-    check_labels,
     check_map,
     check_ridge,
     check_spacing,
     check_terms,
     class_count,
+    class_map,
     class_table,
+    label_maps,
     spatial_axes,
 )
+from ..contracts.types import takes_arrays
+from ._call import register_vmap
 
 _TWO_NEAREST = torch.ops.unet_fast.two_nearest.default
 _SEPARATE = torch.ops.unet_fast.separate_touching.default
@@ -29,7 +31,10 @@ _WEIGHTS = torch.ops.unet_fast.border_weights.default
 _CUDA_PIXELS = 2**31 - 1
 
 
-def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
+@takes_arrays("labels")
+def two_nearest(
+    labels: Tensor, *, spacing: Sequence[float] | None = None, dims: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Distances of every pixel to its nearest and second nearest object.
 
     The distance to an object is the Euclidean distance between pixel centres to its nearest pixel,
@@ -37,14 +42,17 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
     along each axis, whatever the number of objects; docs/border_weight_map.md has the proof.
 
     Args:
-        labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W) or
-            (N, D, H, W).
+        labels: Instance maps, integer, ids 1 to 2^31 - 1, 0 background; (H, W), (N, H, W),
+            (N, 1, H, W), (N, D, H, W) or (N, 1, D, H, W).
         spacing: Size of a pixel along each spatial axis, 1e-12 to 1e12, in the unit of the
             distances; None for 1.
+        dims: Number of spatial axes: 3 takes (D, H, W) as a volume. None: as many as `spacing` has
+            sizes, else those of the shapes above; a batch (N, H, W) whose images share their
+            objects, as slices of a volume do, gets a warning.
 
     Returns:
         first, second: float32, of the shape and device of `labels`; infinite where there is no
-        object, or no second one.
+        object, or no second one. A NumPy array gives NumPy arrays.
 
     Raises:
         TypeError: If `labels` is not an integer tensor.
@@ -54,24 +62,28 @@ def two_nearest(labels: Tensor, *, spacing: Sequence[float] | None = None) -> tu
             assertion on CUDA.
         RuntimeError: If the build has no kernels for the device.
     """
-    _check("two_nearest", labels)
-    check_spacing("two_nearest", labels, spacing)
-    first, second = _call("two_nearest", _TWO_NEAREST, _volumes(labels), _sizes(labels, spacing))
+    maps = _maps("two_nearest", labels, dims, spacing)
+    check_spacing("two_nearest", maps, spacing)
+    first, second = _call("two_nearest", _TWO_NEAREST, _volumes(maps), _sizes(maps, spacing))
     return first.reshape(labels.shape), second.reshape(labels.shape)
 
 
-def separate_touching(labels: Tensor, mode: str = "two_sided") -> Tensor:
+@takes_arrays("labels")
+def separate_touching(
+    labels: Tensor, mode: str = "two_sided", *, dims: int | None = None
+) -> Tensor:
     """Turns the pixels along which different objects touch into background.
 
     Arguments and result as in :func:`unet_fast.reference.separate_touching`; ids and errors as in
     :func:`two_nearest`.
     """
-    _check("separate_touching", labels)
+    maps = _maps("separate_touching", labels, dims)
     check_ridge("separate_touching", "mode", mode)
-    separated = _call("separate_touching", _SEPARATE, _volumes(labels), RIDGES.index(mode))
-    return separated.reshape(labels.shape)  # type: ignore[no-any-return]
+    separated = _call("separate_touching", _SEPARATE, _volumes(maps), RIDGES.index(mode))
+    return separated.reshape(labels.shape).to(labels.dtype)  # type: ignore[no-any-return]
 
 
+@takes_arrays("labels", "foreground")
 def border_weight_map(
     labels: Tensor,
     *,
@@ -82,6 +94,7 @@ def border_weight_map(
     foreground: Tensor | None = None,
     halo: tuple[float, float] | None = None,
     spacing: Sequence[float] | None = None,
+    dims: int | None = None,
 ) -> Tensor:
     """Computes the paper's weight map, in one pass from labels to weights.
 
@@ -89,18 +102,20 @@ def border_weight_map(
     as in :func:`two_nearest`. Terms below 2^-28 are taken as 0.
     """
     op = "border_weight_map"
-    _check(op, labels)
-    check_terms(op, labels, w0, sigma, halo, spacing)
+    maps = _maps(op, labels, dims, spacing)
+    check_terms(op, maps, w0, sigma, halo, spacing)
     check_map(labels, where, foreground)
     everywhere = where == "everywhere"
     table = class_table(op, class_weight, 2, labels.device)
-    inputs = None, foreground, table, 2, RIDGES.index("none"), None, w0, sigma, everywhere
-    return _weights(op, labels, inputs, halo, spacing)[1]
+    cells = None if foreground is None else _volumes(foreground.reshape(maps.shape))
+    inputs = None, cells, table, 2, RIDGES.index("none"), None, w0, sigma, everywhere
+    return _weights(op, maps, inputs, halo, spacing)[1].reshape(labels.shape)
 
 
+@takes_arrays("labels", "classes")
 def border_weights(
     labels: Tensor,
-    classes: Tensor | None = None,
+    classes: Tensor | Mapping[int, int] | None = None,
     *,
     num_classes: int | None = None,
     ridge: str = "two_sided",
@@ -110,6 +125,7 @@ def border_weights(
     class_weight: ClassWeight = None,
     halo: tuple[float, float] | None = None,
     spacing: Sequence[float] | None = None,
+    dims: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes targets and weights in one pass, for :class:`unet_fast.BorderWeights`.
 
@@ -117,37 +133,40 @@ def border_weights(
     :func:`two_nearest`, with classes out of range treated like ids.
     """
     op = "border_weights"
-    _check(op, labels)
-    check_terms(op, labels, w0, sigma, halo, spacing)
-    check_border_weights(labels, classes, ridge)
-    count = class_count(classes, num_classes)
+    maps = _maps(op, labels, dims, spacing)
+    check_terms(op, maps, w0, sigma, halo, spacing)
+    kinds = class_map(labels, classes, ridge)
+    count = class_count(kinds, num_classes)
     table = class_table(op, class_weight, count, labels.device)
-    class_map = None if classes is None else _volumes(_as_bytes(classes))
-    inputs = class_map, None, table, count, RIDGES.index(ridge), ignore_label, w0, sigma, False
-    return _weights(op, labels, inputs, halo, spacing)
+    kinds = None if kinds is None else _volumes(_as_bytes(kinds).reshape(maps.shape))
+    inputs = kinds, None, table, count, RIDGES.index(ridge), ignore_label, w0, sigma, False
+    target, weights = _weights(op, maps, inputs, halo, spacing)
+    return target.reshape(labels.shape), weights.reshape(labels.shape)
 
 
 def _weights(
     op: str,
-    labels: Tensor,
+    maps: Tensor,
     inputs: tuple[Any, ...],
     halo: tuple[float, float] | None,
     spacing: Sequence[float] | None,
 ) -> tuple[Tensor, Tensor]:
     v, s = halo if halo is not None else (1.0, 1.0)
-    target, weights = _call(
-        op, _WEIGHTS, _volumes(labels), *inputs, 1.0 - v, s, _sizes(labels, spacing)
-    )
-    return target.reshape(labels.shape), weights.reshape(labels.shape)
+    sizes = _sizes(maps, spacing)
+    return _call(op, _WEIGHTS, _volumes(maps), *inputs, 1.0 - v, s, sizes)  # type: ignore[no-any-return]
 
 
-def _check(op: str, labels: Tensor) -> None:
-    check_labels(op, labels)
+def _maps(
+    op: str, labels: Tensor, dims: int | None, spacing: Sequence[float] | None = None
+) -> Tensor:
+    """Returns labels as (N, H, W) or (N, D, H, W), in a type that the kernels read."""
+    maps = label_maps(op, labels, dims, spacing)
     if labels.is_cuda and labels.numel() > _CUDA_PIXELS:
         raise ValueError(
             f"{op}: labels must have at most {_CUDA_PIXELS} pixels on CUDA, got {labels.numel()}"
         )
     require_kernels(op, labels)
+    return maps.to(torch.int64) if maps.dtype == torch.uint32 else maps
 
 
 def _call(op: str, kernel: Callable[..., Any], *inputs: Any) -> Any:
@@ -169,15 +188,14 @@ def _as_bytes(classes: Tensor) -> Tensor:
     return torch.where((values < 0) | (values > IGNORED), MAX_CLASSES, values).to(torch.uint8)
 
 
-def _volumes(labels: Tensor) -> Tensor:
-    """Reshapes labels to (N, D, H, W), the shape that the kernels take."""
-    batch = labels if labels.dim() > 2 else labels.unsqueeze(0)
-    return batch if batch.dim() == 4 else batch.unsqueeze(1)
+def _volumes(maps: Tensor) -> Tensor:
+    """Returns maps as (N, D, H, W), the shape that the kernels take."""
+    return maps if maps.dim() == 4 else maps.unsqueeze(1)
 
 
-def _sizes(labels: Tensor, spacing: Sequence[float] | None) -> list[float]:
+def _sizes(maps: Tensor, spacing: Sequence[float] | None) -> list[float]:
     """Returns the size of a pixel along depth, height and width."""
-    sizes = [1.0] * spatial_axes(labels) if spacing is None else [float(size) for size in spacing]
+    sizes = [1.0] * spatial_axes(maps) if spacing is None else [float(size) for size in spacing]
     return [1.0] * (3 - len(sizes)) + sizes
 
 
@@ -198,3 +216,6 @@ def _(labels: Tensor, ridge: int) -> Tensor:
 @torch.library.register_fake("unet_fast::border_weights")
 def _(labels: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return labels.new_empty(labels.shape, dtype=torch.uint8), _float(labels)
+
+
+register_vmap("two_nearest", "separate_touching", "border_weights")

@@ -33,6 +33,53 @@ def call(op: Any, *inputs: Any, differentiated: bool = True) -> Any:
         return op(*inputs)
 
 
+def function_of(op: Any, setup: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """Returns an autograd function of an operator and its registered derivative.
+
+    It has less Python around it than the operator, see :func:`call`, and `torch.func` takes it.
+    """
+
+    class Function(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return call(op, *inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            setup(ctx, inputs, output)
+
+    Function.backward = staticmethod(backward)  # type: ignore[method-assign]
+    return Function
+
+
+def call_in_backward(function: Any, op: Any, *inputs: Any) -> Any:
+    """Calls the operator of a derivative; as `function` if it may be differentiated again."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return function.apply(*inputs)
+    return call(op, *inputs)
+
+
+def register_vmap(*names: str) -> None:
+    """Registers batching rules: each operator is called once for each element of the batch."""
+    for name in names:
+        op = getattr(torch.ops.unet_fast, name).default
+
+        def rule(info: Any, in_dims: Any, *inputs: Any, op: Any = op) -> tuple[Any, Any]:
+            results = [
+                op(*(x.select(d, i) if isinstance(d, int) else x for x, d in pairs))
+                for i in range(info.batch_size)
+                for pairs in [zip(inputs, in_dims, strict=True)]
+            ]
+            if isinstance(results[0], Tensor):
+                return torch.stack(results), 0
+            stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+            return stacked, (0,) * len(stacked)
+
+        torch.library.register_vmap(f"unet_fast::{name}", rule)
+
+
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
     """Raises NotImplementedError in forward-mode differentiation, which would silently give 0."""
     for x in tensors:

@@ -2,26 +2,81 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, overload
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .._library import bad_value, require_kernels
-from ..contracts.elastic_deform import check, kinds_of, number, numbers, whole_numbers
+from ..contracts.elastic_deform import (
+    check,
+    kinds_of,
+    number,
+    numbers,
+    whole_numbers,
+    without_image,
+)
+from ..contracts.types import takes_arrays
 from ._call import call as call_native
-from ._call import refuse_forward_mode
+from ._call import call_in_backward, function_of, refuse_forward_mode, register_vmap
 
 _OP = "elastic_deform"
 _DEFORM = torch.ops.unet_fast.elastic_deform.default
 _GRADIENT = torch.ops.unet_fast.elastic_deform_backward.default
 
 
+_Array = Tensor | NDArray[Any]
+_Same = TypeVar("_Same", Tensor, NDArray[Any])  # NumPy in, NumPy out
+
+
+class _Settings(TypedDict, total=False):
+    """The settings of the operator, with their types, for all overloads."""
+
+    affine: _Array | None
+    gray_curve: _Array | None
+    order: int | Sequence[int]
+    grid: str
+    grid_extent: str
+    grid_spacing: float | Sequence[float] | None
+    boundary: str
+    cval: float
+    output_shape: Sequence[int] | None
+    label_shape: Sequence[int] | None
+    offset: _Array | None
+    source: _Array | None
+
+
+@overload
 def elastic_deform(
-    image: Tensor,
-    displacement: Tensor | None = None,
+    image: _Same,
+    displacement: _Array | None = None,
     *,
-    labels: Tensor | None = None,
+    labels: None = None,
+    **settings: Unpack[_Settings],
+) -> _Same: ...
+@overload
+def elastic_deform(
+    image: _Same,
+    displacement: _Array | None = None,
+    *,
+    labels: _Array,
+    **settings: Unpack[_Settings],
+) -> tuple[_Same, _Same]: ...
+@overload
+def elastic_deform(
+    image: None,
+    displacement: _Array | None = None,
+    *,
+    labels: _Same,
+    **settings: Unpack[_Settings],
+) -> _Same: ...
+@takes_arrays("image", "labels", "displacement", "affine", "gray_curve", "offset", "source")
+def elastic_deform(
+    image: Any,
+    displacement: Any = None,
+    *,
+    labels: Any = None,
     affine: Tensor | None = None,
     gray_curve: Tensor | None = None,
     order: int | Sequence[int] = 1,
@@ -34,7 +89,7 @@ def elastic_deform(
     label_shape: Sequence[int] | None = None,
     offset: Tensor | None = None,
     source: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Deforms images and their labels in one pass.
 
     Arguments, result and errors as in :func:`unet_fast.reference.elastic_deform`. Channels-last
@@ -47,19 +102,21 @@ def elastic_deform(
     Differentiable once with respect to `image` and `displacement`, with results that repeat bit for
     bit. On CUDA, sums of an image's gradient have a resolution of the greatest derivative times
     pixels / 2^61, and one derivative that is not finite makes the image's whole gradient NaN. The
-    backward pass needs a float32 copy of the image (on CUDA 8 bytes per pixel, and 16 per output
-    pixel for `displacement`). On CUDA, where the host does not wait for values, a `source` out of
-    range stops the kernel.
+    backward pass needs a float32 copy of the image (on CUDA 8 bytes per pixel, and 8 per output
+    pixel and axis for `displacement`). On CUDA, where the host does not wait for values, a `source`
+    out of range stops the kernel.
 
     Raises:
         TypeError: As the reference.
         ValueError: As the reference, or if sides exceed 2^29, neighbouring pixels lie 2^28 elements
             apart, or on CUDA there are more than 256 channels.
-        RuntimeError: If the build has no kernels for the device, or under `torch.func.grad`.
+        RuntimeError: If the build has no kernels for the device.
         NotImplementedError: If an argument other than `image` and `displacement` requires a
             gradient, the displacement of an integer image does, or any does with `source`; in
             second derivatives and in forward-mode differentiation.
     """
+    alone = image is None
+    image = without_image(labels) if alone else image
     check_call = check
     if not torch.compiler.is_compiling():
         order = whole_numbers("order", order)
@@ -84,12 +141,13 @@ def elastic_deform(
     if gray_curve is not None:
         accumulator = torch.float64 if image.dtype == torch.float64 else torch.float32
         gray_curve = gray_curve.to(accumulator).contiguous()
+    several = labels is not None and labels.dim() == image.dim()
     call = _Call(
         image,
         _parameter(displacement),
         _parameter(affine),
         _parameter(offset),
-        labels,
+        labels[:, 0] if several else labels,
         gray_curve,
         *checked[:5],
         cval,
@@ -97,7 +155,11 @@ def elastic_deform(
         None if source is None else source.to(torch.int64).contiguous(),
     )
     deformed, moved = _run(call)
-    return deformed if labels is None else (deformed, moved)
+    if labels is None:
+        return deformed
+    if several:
+        moved = torch.stack([moved, *(_run(call.of(x))[1] for x in labels.unbind(1)[1:])], 1)
+    return moved if alone else (deformed, moved)
 
 
 class _Call(NamedTuple):
@@ -118,6 +180,14 @@ class _Call(NamedTuple):
     output_shape: Sequence[int]
     label_shape: Sequence[int]
     source: Tensor | None
+
+    def of(self, labels: Tensor) -> "_Call":
+        """Returns a call that deforms other labels alone."""
+        image, field = self.image[:, :0].detach(), self.displacement
+        field = None if field is None else field.detach()
+        return self._replace(
+            image=image, displacement=field, labels=labels, gray_curve=None, orders=()
+        )
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -141,7 +211,9 @@ def _run(call: _Call) -> Any:
     needs_grad = any(x is not None and x.requires_grad for x in call[:2])
     refuse_forward_mode(_OP, *call.tensors)
     try:
-        return call_native(_DEFORM, *call, differentiated=needs_grad)
+        if needs_grad and torch.is_grad_enabled():
+            return _Deform.apply(*call)
+        return call_native(_DEFORM, *call, differentiated=False)
     except RuntimeError as error:
         wrong = [bad_value(_OP, error, name) for name in ("image", "labels", "source")]
         raise next(filter(None, wrong), error) from None
@@ -198,11 +270,9 @@ def _(
 def _new_image(image: Tensor, n: int, shape: Sequence[int]) -> Tensor:
     """Returns n images of another spatial shape, in the memory format of `image`."""
     channels = image.shape[1]
-    height, width = shape
-    if channels > 1 and image.stride(1) == 1 and image.stride(3) == channels:
-        strides = channels * height * width, 1, channels * width, channels
-        return image.new_empty_strided((n, channels, height, width), strides)
-    return image.new_empty(n, channels, height, width)
+    if channels > 1 and image.stride(1) == 1 and image.stride(-1) == channels:
+        return image.new_empty(n, *shape, channels).movedim(-1, 1)
+    return image.new_empty(n, channels, *shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -216,9 +286,8 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     of_image, of_displacement = ctx.needs_input_grad[:2]
     by_image = by_displacement = None
     if grad is not None:
-        by_image, by_displacement = _GRADIENT(
-            grad, *ctx.saved_tensors, *ctx.settings, of_image, of_displacement
-        )
+        inputs = grad, *ctx.saved_tensors, *ctx.settings, of_image, of_displacement
+        by_image, by_displacement = call_in_backward(_Gradient, _GRADIENT, *inputs)
     if of_displacement and by_displacement is not None:
         by_displacement = by_displacement.to(ctx.saved_tensors[1].dtype)
     none = (None,) * (len(_Call._fields) - 2)
@@ -231,3 +300,7 @@ def _no_second_derivatives(ctx: Any, *grads: Any) -> Any:
 
 torch.library.register_autograd("unet_fast::elastic_deform", _backward, setup_context=_setup)
 torch.library.register_autograd("unet_fast::elastic_deform_backward", _no_second_derivatives)
+register_vmap("elastic_deform", "elastic_deform_backward")
+
+_Deform = function_of(_DEFORM, _setup, _backward)
+_Gradient = function_of(_GRADIENT, lambda *_: None, _no_second_derivatives)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._library import bad_value, require_kernels
+from ..contracts.types import takes_arrays
 from ..contracts.weighted_ce import (
     NONE,
     REDUCTIONS,
@@ -13,12 +14,13 @@ from ..contracts.weighted_ce import (
     check_inputs,
     check_reduction,
 )
-from ._call import call, refuse_forward_mode
+from ._call import call, call_in_backward, function_of, refuse_forward_mode, register_vmap
 
 _LOSS = torch.ops.unet_fast.weighted_ce.default
 _GRADIENT = torch.ops.unet_fast.weighted_ce_backward.default
 
 
+@takes_arrays("logits", "target", "weight")
 def weighted_ce(
     logits: Tensor,
     target: Tensor,
@@ -35,45 +37,51 @@ def weighted_ce(
         logits: Scores a, (N, C, \*spatial) with 0 to 3 spatial axes, C >= 1; float16, bfloat16,
             float32 or float64. Contiguous and channels-last tensors are read in place. -inf marks
             an impossible class; NaN and +inf make the loss and the gradient of their pixel NaN.
-        target: Classes t, (N, \*spatial), in [0, C - 1] or `ignore_index`; uint8, int16, int32 or
-            int64.
-        weight: Weights w, (N, \*spatial), floating point, or None for 1 everywhere. A pixel of
-            weight 0 does not count, whatever its logits.
+        target: Classes t, (N, \*spatial) or (N, 1, \*spatial), in [0, C - 1] or `ignore_index`;
+            uint8, int16, int32 or int64.
+        weight: Weights w, of the shape of `target` (an axis of one channel may be there or not),
+            floating point, or None for 1 everywhere. A pixel of weight 0 does not count, whatever
+            its logits.
         ignore_index: Target value of pixels that are left out.
         reduction: ``"weighted_mean"``, sum(w ce) / sum(w); ``"mean"``, sum(w ce) / number of pixels
             not ignored; ``"sum"``, the paper's formula; ``"none"``, w ce of each pixel.
 
     Returns:
-        A scalar, or (N, \*spatial) for ``"none"``; float32, or float64 for float64 logits, finite
-        wherever the exact loss fits. Sums are taken in a fixed order, so results repeat bit for
-        bit. 0 with gradient 0 where the divisor is 0. Twice differentiable in `logits` and in
-        `weight`. `torch.func.vmap` works; `torch.func.grad` and forward-mode differentiation raise.
+        A scalar, or the shape of `target` for ``"none"``; float32, or float64 for float64 logits,
+        finite wherever the exact loss fits. Sums are taken in a fixed order, so results repeat bit
+        for bit. 0 with gradient 0 where the divisor is 0. Twice differentiable in `logits` and in
+        `weight`, also by `torch.func`, but not in forward mode. NumPy arrays in the place of
+        tensors give NumPy.
 
     Raises:
         TypeError: If a dtype is none of the above.
         ValueError: If shapes or devices do not match, `reduction` is unknown, or (on the CPU) a
             target is out of range; under `torch.compile` the last is a RuntimeError, on CUDA a
             device-side assertion, as in torch's own cross-entropy.
-        RuntimeError: If the build has no kernels for the device, or under `torch.func.grad`.
+        RuntimeError: If the build has no kernels for the device.
         NotImplementedError: In forward-mode differentiation.
 
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, equation 1 (whose printed
     form lacks the minus sign).
     """
-    check_inputs(logits, target, weight, ignore_index, reduction)
+    shape = getattr(target, "shape", ())
+    target, weight = check_inputs(logits, target, weight, ignore_index, reduction)
     require_kernels("weighted_ce", logits)
     if weight is not None:
         weight = weight.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     inputs = logits, target, weight, REDUCTIONS[reduction], ignore_index
     if torch.compiler.is_compiling():
-        return _LOSS(*inputs)[0]  # type: ignore[no-any-return]
-    try:
-        if logits.requires_grad or (weight is not None and weight.requires_grad):
-            return _Loss.apply(*inputs)[0]  # type: ignore[no-any-return]
-        refuse_forward_mode("weighted_ce", logits, weight)
-        return call(_LOSS, *inputs, differentiated=False)[0]  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        raise bad_value("weighted_ce", error, "target") or error from None
+        loss: Tensor = _LOSS(*inputs)[0]
+    else:
+        try:
+            if logits.requires_grad or (weight is not None and weight.requires_grad):
+                loss = _Loss.apply(*inputs)[0]
+            else:
+                refuse_forward_mode("weighted_ce", logits, weight)
+                loss = call(_LOSS, *inputs, differentiated=False)[0]
+        except RuntimeError as error:
+            raise bad_value("weighted_ce", error, "target") or error from None
+    return loss.reshape(shape) if reduction == "none" else loss
 
 
 class WeightedCELoss(torch.nn.Module):
@@ -136,9 +144,8 @@ def _backward(
     logits, target, weight, loss, normaliser = ctx.saved_tensors
     grad_logits = grad_weight = None
     if ctx.needs_input_grad[0] and grad is not None:
-        grad_logits = call(
-            _GRADIENT, grad, logits, target, weight, normaliser, ctx.reduction, ctx.ignore_index
-        )
+        inputs = grad, logits, target, weight, normaliser, ctx.reduction, ctx.ignore_index
+        grad_logits = call_in_backward(_Gradient, _GRADIENT, *inputs)
     if ctx.needs_input_grad[2]:
         grad_weight = torch.zeros_like(weight)
         slope = torch.zeros_like(normaliser)  # d loss / d T
@@ -146,8 +153,10 @@ def _backward(
             ce, _ = call(_LOSS, logits, target, None, NONE, ctx.ignore_index)
             upstream = _upstream(grad, normaliser, ctx.reduction)
             ce = ce.to(upstream.dtype)
-            grad_weight = torch.where(upstream == 0, 0, upstream * ce)  # ce may be infinite
-            slope = -upstream * loss if ctx.reduction == WEIGHTED_MEAN else slope
+            # ce and loss may be infinite.
+            grad_weight = torch.where(upstream == 0, 0, upstream * ce)
+            if ctx.reduction == WEIGHTED_MEAN:
+                slope = torch.where(upstream == 0, 0, -upstream * loss)
         if ctx.reduction == WEIGHTED_MEAN:  # d T / d w = 1
             slope = slope if grad_normaliser is None else slope + grad_normaliser
             counted = target.long() != ctx.ignore_index
@@ -200,29 +209,11 @@ def _double_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     return total.to(grad.dtype), grad_logits, None, grad_weight, grad_normaliser, None, None
 
 
-def _vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-    """Calls the operator once for each element, because each has a reduction of its own."""
-    results = [
-        _LOSS(*(x if d is None else x.select(d, i) for x, d in zip(inputs, in_dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0, 0)
-
-
-torch.library.register_vmap("unet_fast::weighted_ce", _vmap)
+register_vmap("weighted_ce", "weighted_ce_backward")
 torch.library.register_autograd("unet_fast::weighted_ce", _backward, setup_context=_setup)
 torch.library.register_autograd(
     "unet_fast::weighted_ce_backward", _double_backward, setup_context=_setup_backward
 )
 
-
-class _Loss(torch.autograd.Function):
-    """The operator and its registered derivative, without Python's layers; see :func:`call`."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output: tuple[Tensor, Tensor] = call(_LOSS, *inputs)
-        _setup(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_backward)
+_Loss = function_of(_LOSS, _setup, _backward)
+_Gradient = function_of(_GRADIENT, _setup_backward, _double_backward)

@@ -1,7 +1,10 @@
 """Prediction of image files: which format is read, how it is predicted, what is written."""
 
 import functools
-from dataclasses import dataclass
+import glob
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._device import find_device
-from .._files import locked, make_folder
-from .._progress import Bar, bar
+from .._files import NotWritten, locked, make_folder
+from .._progress import bar, counted
 from ..images.files import write_labels, write_tiff
-from ..images.folders import stem_of
+from ..images.folders import name_of, outside, stem_of
 from ..images.intensity import range_of
+from ..images.pairing import check_axes
 from ..images.source import Source, list_sources, open_source
 from ..images.zarr import is_zarr, need_zarr, open_level, zarr_library
 from ..model_file import load_model
 from ..plots import draw_overlay
-from .options import Options
+from .options import OVERLAYS, Options
 from .out_of_core import is_begun, predict_blocks, remove_rest
 from .predictor import Predictor
+from .tables import ROIS, TABLES, files_of, need_libraries, write_objects
 
 SUFFIXES = {"png": ".png", "tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
 """Suffixes of the formats of results."""
 LARGE_PIXELS = 2**27
 """Images of at least this many pixels give an OME-Zarr, unless another format is asked for."""
-OVERLAYS = "overlays"
-"""Folder of the overlays, inside the folder of the results."""
 OVERLAY = 4096
 """Longest side of an overlay in pixels; larger images are subsampled."""
 
@@ -43,45 +46,56 @@ class Predicted:
     objects: int = 0
     """Number of objects in the other results, all planes together; 0 unless instances were asked
     for."""
+    skipped: list[str] = field(default_factory=list)
+    """Of each image that could not be predicted, a line that names it and says why."""
 
 
 def predict_files(
     run: Path,
-    images: Path,
+    images: Path | Sequence[Path],
     out: Path,
     options: Options,
     *,
     format: str = "auto",
     overlay: bool = True,
+    table: bool = False,
+    rois: bool = False,
     device: str = "auto",
     missing_chunks: bool = False,
+    axes: str | None = None,
+    recursive: bool = False,
     client: Any = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Predicted:
-    """Predicts an image, or the images of a folder.
+    """Predicts images; of several, one that cannot be predicted is skipped.
 
     Args:
         run: A model, as for :func:`load_model`.
-        images: An image (PNG, JPEG, BMP, TIFF, Zarr) or a folder of such; stacks are predicted
-            plane by plane.
+        images: An image (PNG, JPEG, BMP, TIFF, Zarr), a folder of such, a pattern like
+            `more/*.png`, or several of these; stacks are predicted plane by plane.
         out: Folder for the results, named like the images; made if it is missing.
         options: What to predict, and how; "labels" are written with the values of the training
             labels.
         format: "png" (labels and instances of single planes), "tiff", "ome-tiff", "ome-zarr"; or
             "auto": PNG where possible, else TIFF; OME-Zarr for Zarr and for images of at least
-            :data:`LARGE_PIXELS` pixels.
+            :data:`LARGE_PIXELS` pixels. PNG and TIFF of labels and instances are uint16, TIFF of
+            larger numbers uint32.
         overlay: Whether `overlays/NAME.png` shows the objects over the image (of a stack the
             middle plane).
+        table: Whether `tables/NAME.csv` measures the objects; see :func:`table_of`.
+        rois: Whether `rois/NAME_rois.zip` (ImageJ) and `rois/NAME.geojson` (QuPath) outline them.
         device: auto, cpu, cuda or cuda:N.
         missing_chunks: As for :func:`open_source`.
+        axes: As for :func:`open_source`.
+        recursive: Whether images of nested folders count; results are in folders of the same names.
         client: As for :func:`predict_blocks`; all results are OME-Zarr then.
         resume: Keep results that are finished, and go on with those that are not.
         overwrite: Replace results.
 
     Raises:
-        ValueError: One line, if something is wrong with an argument or a file; finished results are
-            kept.
+        ValueError: One line, if an argument is wrong, or the only image; finished results are kept.
+        NotWritten: If a file cannot be written; finished results are kept.
     """
     if client is not None and format not in ("auto", "ome-zarr"):
         raise ValueError(f"format must be ome-zarr with several workers, got {format}")
@@ -90,85 +104,236 @@ def predict_files(
     if format == "ome-zarr" or client is not None:
         need_zarr()
         format = "ome-zarr"
+    asked = ["table"] * table + ["rois"] * rois
+    if asked and options.output != "instances":
+        raise ValueError(f"{asked[0]} must go with output instances, got {options.output}")
+    if asked and format == "ome-zarr":
+        raise ValueError(f"{asked[0]} must go with format png, tiff or ome-tiff, got {format}")
+    need_libraries(table=table, rois=rois)
+    check_axes(axes)
     predictor = Predictor(load_model(run, device=find_device(device)), options)
-    files = list_sources(images)
-    for folder in (out, out / OVERLAYS)[: 2 if overlay else 1]:
-        make_folder(folder)
-    results = [out / _name(file, format, options.output) for file in files]
+    files = _listed(images, out, recursive)
+    call = _Call(
+        run,
+        out,
+        predictor,
+        [*files.values()],
+        options=options,
+        format=format,
+        overlay=overlay,
+        table=table,
+        rois=rois,
+        device=device,
+        missing_chunks=missing_chunks,
+        axes=axes,
+        client=client,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    results = [out / (name + _end(x, format, options.output)) for name, x in files.items()]
+    # Checked for all before the first is made, or a folder.
+    there = [call.is_there(name, x) for name, x in zip(files, results, strict=True)]
+    make_folder(out)
+    done = Predicted([])
+    with bar(len(files), "predict", "image") as shown:
+        for (name, file), result, kept in zip(files.items(), results, there, strict=True):
+            try:
+                path, objects = call.predict(name, file, result, kept)
+            except NotWritten:
+                raise
+            except ValueError as error:
+                if str(error).startswith(_OF_ALL):
+                    raise
+                text = str(error).removeprefix("predict: ")
+                line = text if text.startswith((str(file), str(out))) else f"{file}: {text}"
+                if len(files) == 1:
+                    raise ValueError(line) from None
+                done.skipped.append(line)
+            else:
+                done.files.append(path)
+                done.kept += objects is None
+                done.objects += objects or 0
+            shown.update()
+    return done
 
-    def is_there(path: Path) -> bool:
-        """Whether a result exists and is to be kept."""
-        for written in (path, _overlay_of(path)):
-            if written.exists() and any(written.samefile(file) for file in files):
-                raise ValueError(f"out must not be the folder of the input, got {out}")
-        if path.exists() and not (resume or overwrite):
+
+_OF_ALL = tuple(f"predict: {name}" for name in ("memory_budget", "tile ", "batch_size"))
+"""What messages begin with that hold for all images."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all images of a call share; see :func:`predict_files`."""
+
+    run: Path
+    out: Path
+    predictor: Predictor
+    files: list[Path]
+    options: Options
+    format: str
+    overlay: bool
+    table: bool
+    rois: bool
+    device: str
+    missing_chunks: bool
+    axes: str | None
+    client: Any
+    resume: bool
+    overwrite: bool
+    folders: set[Path] = field(default_factory=set)
+    """Folders that are there, and can be written."""
+
+    def is_there(self, name: str, path: Path) -> bool:
+        """Whether the result of that name exists and is to be kept."""
+        for written in (path, self._overlay_of(name)):
+            if written.exists() and any(written.samefile(file) for file in self.files):
+                raise ValueError(f"out must not be the folder of the input, got {self.out}")
+        if path.exists() and not (self.resume or self.overwrite):
             raise ValueError(
                 f"out must not hold files of the results' names, got {path} "
                 "(--overwrite replaces, --resume keeps them)"
             )
-        return resume and path.exists() and not is_begun(path)
+        return self.resume and path.exists() and not is_begun(path)
 
-    kept = [is_there(path) for path in results]  # checked for all before the first is made
-    channels = predictor.model.config["in_channels"]
-    objects = 0
-    with bar(len(files), "predict", "image") as shown:
-        for i, file in enumerate(files):
-            if not kept[i]:
-                source = open_source(file, channels, missing_chunks=missing_chunks)
-                chosen = _format(source, options.output) if format == "auto" else format
-                results[i] = out / (stem_of(file) + SUFFIXES[chosen])  # e.g. TIFF for a stack
-                kept[i] = is_there(results[i])
-            if kept[i]:
-                remove_rest(results[i])
-                if overlay and is_zarr(results[i]) and not _overlay_of(results[i]).exists():
-                    # The process was killed between the result and its picture.
-                    source = open_source(file, channels, missing_chunks=missing_chunks)
-                    _draw(_overlay_of(results[i]), source, open_level(results[i] / "0"), predictor)
-                shown.update()
-                continue
-            if chosen == "png" and source.stack:
-                raise ValueError(f"{file}: a stack must go into tiff or ome-tiff, got png")
-            try:
-                if chosen == "ome-zarr":
-                    with bar(None, stem_of(file), "block", leave=False) as blocks:
+    def _in_blocks(self, name: str, source: Source, result: Path) -> int:
+        """Predicts an image into an OME-Zarr. Returns the number of objects."""
+        with bar(None, stem_of(source.path), "block", leave=False) as blocks:
 
-                        def show(done: int, total: int, blocks: Bar = blocks) -> None:
-                            if blocks.total != total:
-                                blocks.reset(total)  # blocks done before took no time
-                                blocks.initial = blocks.n = done
-                            else:
-                                blocks.update()
-
-                        objects += predict_blocks(
-                            run,
-                            source,
-                            results[i],
-                            options,
-                            device=device,
-                            missing_chunks=missing_chunks,
-                            resume=resume,
-                            overwrite=overwrite,
-                            client=client,
-                            progress=show,
-                        )
-                    if overlay:
-                        found: Any = open_level(results[i] / "0")
-                        _draw(_overlay_of(results[i]), source, found, predictor)
+            def show(done: int, total: int) -> None:
+                if blocks.total != total:
+                    blocks.reset(total)  # blocks done before took no time
+                    blocks.initial = blocks.n = done
                 else:
-                    with locked(results[i]):
-                        found, count = _in_memory(predictor, source)
-                        objects += count
-                        if chosen == "png" and format == "auto" and found.max() > 65535:
-                            chosen, results[i] = "tiff", results[i].with_suffix(".tif")
-                        if overlay:  # before the result, which says that all is done
-                            _draw(_overlay_of(results[i]), source, found, predictor)
-                        _write(results[i], chosen, found, source, predictor)
-            except ValueError as error:
-                text = str(error).removeprefix("predict: ")
-                known = text.startswith((str(file), str(results[i])))
-                raise ValueError(text if known else f"{file}: {text}") from None
-            shown.update()
-    return Predicted(results, sum(kept), objects)
+                    blocks.update()
+
+            objects = predict_blocks(
+                self.run,
+                source,
+                result,
+                self.options,
+                device=self.device,
+                missing_chunks=self.missing_chunks,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                client=self.client,
+                progress=show,
+            )
+        if self.overlay:
+            self._draw(name, source, open_level(result / "0"))
+        return objects
+
+    def _at_once(self, name: str, source: Source, result: Path, chosen: str) -> tuple[Path, int]:
+        """Predicts an image in memory. Returns the file of the result and the number of objects."""
+        if chosen == "png" and source.stack:
+            raise ValueError("a stack must go into tiff or ome-tiff, got png")
+        with locked(result):
+            found, objects = _in_memory(self.predictor, source)
+            if chosen == "png" and self.format == "auto" and found.max() > 65535:
+                chosen, result = "tiff", result.with_suffix(SUFFIXES["tiff"])
+                self.is_there(name, result)
+            if self.overlay:  # before the result, which says that all is done
+                self._draw(name, source, found)
+            write_objects(self.out, name, source, found, table=self.table, rois=self.rois)
+            _write(result, chosen, found, source, self.predictor)
+        return result, objects
+
+    def predict(self, name: str, file: Path, result: Path, kept: bool) -> tuple[Path, int | None]:
+        """Predicts a file. Returns its result and the number of objects, None if it was kept."""
+        if not kept:
+            source = self._open(file)
+            chosen = _format(source, self.options.output) if self.format == "auto" else self.format
+            result = self.out / (name + SUFFIXES[chosen])  # e.g. TIFF for a stack
+            kept = self.is_there(name, result)
+            if chosen == "ome-zarr" and (self.table or self.rois):
+                raise ValueError(
+                    "--table and --rois must go with a result in memory, got OME-Zarr; "
+                    "--format tiff keeps this one in memory"
+                )
+        asked = files_of(self.out, name, table=self.table, rois=self.rois)
+        overlays = [self._overlay_of(name)] * self.overlay
+        for folder in {path.parent for path in (result, *overlays, *asked)} - self.folders:
+            self.folders.add(make_folder(folder))
+        if not kept:
+            if chosen == "ome-zarr":
+                return result, self._in_blocks(name, source, result)
+            return self._at_once(name, source, result, chosen)
+        remove_rest(result)
+        if self.overlay and is_zarr(result) and not self._overlay_of(name).exists():
+            # The process was killed between the result and its picture.
+            self._draw(name, self._open(file), open_level(result / "0"))
+        if not all(path.exists() for path in asked):  # not asked for when the result was made
+            found = open_source(result, 1, palette_as_colour=False).array
+            if found.dtype.kind not in "iu":
+                raise ValueError(f"{result}: must number objects for --table, got {found.dtype}")
+            source, found = self._open(file), np.asarray(found)
+            write_objects(self.out, name, source, found, table=self.table, rois=self.rois)
+        return result, None
+
+    def _overlay_of(self, name: str) -> Path:
+        return self.out / OVERLAYS / f"{name}.png"
+
+    def _draw(self, name: str, source: Source, result: Any) -> None:
+        """Draws the overlay of the middle plane."""
+        plane = tuple(n // 2 for n in source.stack.values())
+        every = slice(0, None, -(-max(source.size) // OVERLAY))
+        labels = np.asarray(result[source.place(result, plane, every, every)])
+        labels = labels.argmax(0) if self.predictor.shape(()) else labels
+        pixels = source.pixels(plane)(every, every)
+        draw_overlay(self._overlay_of(name), image=pixels, labels=labels)
+
+    def _open(self, file: Path) -> Source:
+        channels = self.predictor.model.config["in_channels"]
+        options: Any = {"missing_chunks": self.missing_chunks, "axes": self.axes}
+        source = open_source(file, channels, **options)
+        if set(source.stack) - {*"TZ"}:  # letters for axes that the file does not name
+            count = counted(len(source.planes), "plane")
+            text = (
+                f"{file}: taken for {count}, each an image; --axes says otherwise (CYX: channels)"
+            )
+            warnings.warn(text, stacklevel=2)
+        if source.found == 1 < channels:
+            text = f"grey images are repeated as the {channels} channels that the model takes"
+            warnings.warn(text, stacklevel=2)
+        return source
+
+
+def _listed(images: Path | Sequence[Path], out: Path, recursive: bool) -> dict[str, Path]:
+    """Lists the images of files, folders and patterns, each once, by the names of their results.
+
+    Args:
+        images: As for :func:`predict_files`.
+        out: The folder of the results, which are not predicted where it lies within the images.
+        recursive: As for :func:`predict_files`.
+
+    Raises:
+        ValueError: If there are none, or two of one name.
+    """
+    files: dict[Path, tuple[str, Path]] = {}
+    for path in [images] if isinstance(images, Path) else images:
+        found = [path]
+        if not path.exists() and glob.has_magic(str(path)):
+            matches = glob.glob(str(path), recursive=True)  # noqa: PTH207, it may be absolute
+            found = [Path(name) for name in sorted(matches)]
+            if not found:
+                raise ValueError(f"images must match a file or a folder, got none for {path}")
+        for one in found:
+            inside = list_sources(one, recursive=recursive)
+            for file in outside(inside, out, of=one) if recursive else inside:
+                files[file.absolute()] = name_of(one, file), file
+    names: dict[str, Path] = {}
+    for name, file in files.values():
+        other = names.setdefault(name, file)
+        if other != file:
+            raise ValueError(
+                "images must have names that differ without suffix, as results have them, got "
+                f"{other} and {file}"
+            )
+        if name.split("/")[0] in (OVERLAYS, TABLES, ROIS) and "/" in name:
+            raise ValueError(
+                f"images must not be in folders that results have ({OVERLAYS}, {TABLES}, {ROIS}), "
+                f"got {file}"
+            )
+    return names
 
 
 def _in_memory(predictor: Predictor, source: Source) -> tuple[NDArray[Any], int]:
@@ -204,19 +369,6 @@ def _write(
     write_tiff(path, result, axes, source.pixel_size, ome=format == "ome-tiff")
 
 
-def _overlay_of(result: Path) -> Path:
-    return result.parent / OVERLAYS / f"{stem_of(result)}.png"
-
-
-def _draw(path: Path, source: Source, result: Any, predictor: Predictor) -> None:
-    """Draws the overlay of the middle plane."""
-    plane = tuple(n // 2 for n in source.stack.values())
-    every = slice(0, None, -(-max(source.size) // OVERLAY))
-    labels = np.asarray(result[source.place(result, plane, every, every)])
-    labels = labels.argmax(0) if predictor.shape(()) else labels
-    draw_overlay(path, image=source.pixels(plane)(every, every), labels=labels)
-
-
 def _format(source: Source, output: str) -> str:
     """Returns the format of a result if none is asked for."""
     large = len(source.planes) * source.size[0] * source.size[1] >= LARGE_PIXELS
@@ -225,9 +377,9 @@ def _format(source: Source, output: str) -> str:
     return "png" if output in ("labels", "instances") and not source.stack else "tiff"
 
 
-def _name(file: Path, format: str, output: str) -> str:
-    """Guesses the name of the result from the name of a file."""
+def _end(file: Path, format: str, output: str) -> str:
+    """Guesses the suffix of the result from the name of a file."""
     if format == "auto":
         picture = output in ("labels", "instances")
         format = "ome-zarr" if is_zarr(file) else "png" if picture else "tiff"
-    return stem_of(file) + SUFFIXES[format]
+    return SUFFIXES[format]

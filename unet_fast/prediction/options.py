@@ -8,46 +8,52 @@ from typing import Literal
 
 import torch
 
+from ..contracts.types import check_fields
+
+OVERLAYS = "overlays"
+"""Folder of the overlays, inside the folder of the results."""
+
 
 @dataclass(frozen=True)
 class Options:
     """What to predict, and how: the settings of :func:`unet_fast.predict`.
 
-    Raises ValueError if a text breaks its rule; :class:`Predictor` checks the rest.
+    Raises ValueError if a type or a text breaks its rule; :class:`Predictor` checks the rest.
     """
 
     output: Literal["instances", "labels", "probabilities", "scores"] = "probabilities"
     """instances (objects, numbered), labels (classes), probabilities or scores before softmax."""
     min_area: int | None = None
-    """Minimum pixels of a connected component of seeds, for instances. None: as trained."""
+    """Minimum pixels of a connected component of seeds, for instances. Default: as trained."""
     grow: int | None = None
-    """Pixels that instances grow into gaps between them, in [0, 16]. None: as trained."""
+    """Pixels that instances grow into gaps between them, in [0, 16]. Default: as trained."""
     seed_threshold: float | None = None
     """Pixels with a higher foreground probability are seeds of instances; in [0, 1); 0: all
-    foreground. None: as trained."""
+    foreground. Default: as trained."""
     foreground_threshold: float | None = None
-    """Pixels with a higher foreground probability belong to instances; in [0, 1). None: as
+    """Pixels with a higher foreground probability belong to instances; in [0, 1). Default: as
     trained."""
     holes: int | None = None
-    """Holes in an instance of up to this many pixels, in [0, 1024], are filled. None: as
+    """Holes in an instance of up to this many pixels, in [0, 1024], are filled. Default: as
     trained."""
     tta: str | Sequence[float] | None = None
     """Average over views: flips (4), rotations (4), square (8), or angles in degrees: 0,30,60."""
     average: Literal["scores", "probabilities"] | None = None
-    """What is averaged. None: scores."""
+    """What is averaged. Default: scores."""
     tile: int | Sequence[int] | None = None
-    """Side of a tile in pixels, >= 1; the result does not depend on it. None: chosen."""
+    """Side of a tile in pixels, >= 1; the result does not depend on it. Default: chosen."""
     memory_budget: int | str | None = None
     """Memory for the tiles being processed, in bytes or like 500MB or 2GiB."""
     batch_size: int | None = None
     """Tiles in a batch, >= 1."""
     precision: str | torch.dtype | None = None
-    """Precision of the convolutions: bfloat16 or float16 (autocast); None: that of the weights."""
+    """Precision of the convolutions: bfloat16 or float16 (autocast). Default: as the weights."""
     compile: bool = False
     """Compile the network with torch.compile: worth it for many tiles."""
 
     def __post_init__(self) -> None:
-        """Parses options that are given as text."""
+        """Checks types, and parses options that are given as text."""
+        check_fields("predict", self)
         if isinstance(self.precision, torch.dtype):
             self._set("precision", str(self.precision).removeprefix("torch."))
         if isinstance(self.memory_budget, str):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._device import find_device
-from .._files import TEXT, locked, parsed_json, read_file, reason_of, replace_file
+from .._files import TEXT, NotWritten, locked, parsed_json, read_file, reason_of, replace_file
 from ..images.folders import stem_of
 from ..images.intensity import Range, range_of
 from ..images.source import Source, open_source
@@ -50,6 +50,8 @@ class Job:
     """Text that changes when the image does; see :func:`_stamp`."""
     model_stamp: str
     missing_chunks: bool
+    axes: str
+    """Axes of the image, as it was opened."""
     options: Options
     """The options, with the tiles that were chosen."""
     ranges: list[Range] | None = None
@@ -105,6 +107,8 @@ def predict_blocks(
     model = load_model(file)
     predictor = Predictor(model, options)
     tiling = predictor.plan(source.size, find_device(device).type)
+    if client is None:
+        predictor.check_fits(tiling)
     source.layout(())  # checks that there is a place for every axis
     job = Job(
         image=str(source.path.resolve()),
@@ -112,6 +116,7 @@ def predict_blocks(
         image_stamp=_stamp(source.path),
         model_stamp=_digest(file),
         missing_chunks=missing_chunks,
+        axes=source.axes,
         options=replace(options, tile=tiling.tile, memory_budget=None, batch_size=tiling.batch),
     )
     with locked(out):
@@ -146,7 +151,7 @@ def predict_blocks(
             raise KeyboardInterrupt(f"{part} is kept, --resume goes on") from None
         except OSError as error:
             reason = error.strerror or error
-            raise ValueError(f"{part}: cannot be written: {reason}; --resume goes on") from None
+            raise NotWritten(f"{part}: cannot be written: {reason}; --resume goes on") from None
 
 
 def _finish(part: Path, out: Path) -> None:
@@ -199,7 +204,7 @@ class Worker:
             raise ValueError(f"{part}: image and model must stay as they were when it was begun")
         self.part = part
         self.source = open_source(  # its chunks were counted when the job began
-            Path(job.image), model.config["in_channels"], missing_chunks=True
+            Path(job.image), model.config["in_channels"], missing_chunks=True, axes=job.axes
         )
         self.predictor = Predictor(model, job.options)
         self.tiling = self.predictor.plan(self.source.size)

@@ -1,35 +1,46 @@
 """Overlap-tile prediction of images of any size, with the same result as all at once."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .._files import reason_of
+from .._memory import PROGRAM, check_memory, gigabytes
 from ..images.intensity import Range, as_float32, range_of
 from ..images.source import Pixels
 from ..model_file import rule_of
 from ..unet import UNet
 from .options import Options
-from .tiling import Tiling, mirrored, plan
+from .tiling import Tiling, mirrored, plan, tile_bytes
 from .views import Region, Rotation, views_of
 
 OUTPUTS = ("scores", "probabilities", "labels", "instances")
 AVERAGES = ("scores", "probabilities")
 
 
+@overload
+def predict(
+    model: UNet, image: Tensor, *, device: torch.device | str | None = None, **options: Any
+) -> Tensor: ...
+@overload
+def predict(
+    model: UNet, image: NDArray[Any], *, device: torch.device | str | None = None, **options: Any
+) -> NDArray[Any]: ...
 def predict(
     model: UNet,
-    image: Tensor | NDArray[np.generic],
+    image: Tensor | NDArray[Any],
     *,
     device: torch.device | str | None = None,
     **options: Any,
-) -> Tensor:
+) -> Tensor | NDArray[Any]:
     """Predicts an image tile by tile, with the result of the whole image, whatever the tile size.
 
     The image is mirrored at its border, so that every pixel has its full context. Tiles of another
@@ -38,7 +49,8 @@ def predict(
     Args:
         model: The network; it runs in evaluation mode and is left as it was. A bare `UNet` sees the
             values as given; one from :func:`load_model` gets them normalised as in training.
-        image: (H, W) or (C, H, W), any size from 1 x 1, any real dtype, finite.
+        image: A tensor or a NumPy array, (H, W) or (C, H, W), any size from 1 x 1, any real dtype,
+            finite.
         device: Device to compute on; None: that of the model.
         **options: The fields of :class:`unet_fast.prediction.options.Options`.
 
@@ -73,7 +85,7 @@ def predict(
             network without such a rule makes objects of all foreground.
 
     Returns:
-        The prediction, on the CPU.
+        The prediction, on the CPU; of a NumPy array as NumPy.
 
     Raises:
         TypeError: If an option is unknown.
@@ -84,7 +96,7 @@ def predict(
     Source: O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section 2 and figure 2.
     """
     settings = Options(**options)
-    if not isinstance(model, torch.nn.Module):
+    if not isinstance(getattr(model, "config", None), dict):  # a compiled one is of another type
         raise TypeError(f"predict: model must be a UNet, got {type(model).__name__}")
     channels = model.config["in_channels"]
     if isinstance(image, Tensor):
@@ -93,15 +105,18 @@ def predict(
         pixels = np.asarray(image)
     pixels = pixels[None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.size == 0:
+        last = pixels.ndim == 3 and pixels.shape[2] == channels
+        hint = " (np.moveaxis(image, -1, 0) puts channels first)" if last else ""
         raise ValueError(
             f"predict: image must be (H, W) or (C, H, W) with C = {channels}, "
-            f"got {tuple(np.shape(image))}"
+            f"got {tuple(np.shape(image))}{hint}"
         )
     if pixels.dtype.kind not in "buif":
         raise ValueError(f"predict: image must hold real numbers, got {pixels.dtype}")
     values = range_of(lambda: [pixels]) if model.normalisation == "percentile" else None
     with evaluating(model, device):
-        return _of_array(Predictor(model, settings), pixels, values)
+        found = _of_array(Predictor(model, settings), pixels, values)
+    return found.numpy() if isinstance(image, np.ndarray) else found
 
 
 def logits_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
@@ -121,6 +136,12 @@ def evaluating(model: UNet, device: torch.device | str | None) -> Iterator[None]
     home, training = next(model.parameters()).device, [m for m in model.modules() if m.training]
     try:
         model.to(home if device is None else device).eval()
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        model.to(home)
+        raise ValueError(
+            f"predict: device must take the network, got {str(device)!r}: {reason_of(error)}"
+        ) from None
+    try:
         yield
     finally:
         model.to(home)
@@ -188,19 +209,55 @@ class Predictor:
 
     def plan(self, image: tuple[int, int], device: str | None = None) -> Tiling:
         """Chooses the tiles for an image of that size, on this device or another type of device."""
-        precision = self.precision
-        if torch.is_autocast_enabled(self.device.type):
-            precision = torch.get_autocast_dtype(self.device.type)
         return plan(
             self.model,
             image,
             device=device or self.device.type,
-            # The bounding box of a rotated tile has up to twice its pixels.
-            value_bytes=precision.itemsize * (2 if self.turns else 1),
+            value_bytes=self._value_bytes,
             tile=self.options.tile,
             memory_budget=self.options.budget,
             batch_size=self.options.batch_size,
         )
+
+    @property
+    def _value_bytes(self) -> int:
+        precision = self.precision
+        if torch.is_autocast_enabled(self.device.type):
+            precision = torch.get_autocast_dtype(self.device.type)
+        # The bounding box of a rotated tile has up to twice its pixels.
+        return precision.itemsize * (2 if self.turns else 1)
+
+    def check_fits(self, tiling: Tiling, held: float = 0) -> None:
+        """Refuses tiles that cannot fit into memory.
+
+        Args:
+            tiling: The tiles.
+            held: Bytes of the result, if it is held in memory.
+
+        Raises:
+            ValueError: One line, that says what would fit.
+        """
+
+        def needed(tiling: Tiling) -> float:
+            tiles = tiling.batch * tile_bytes(self.model, tiling, self._value_bytes)
+            weights = sum(p.numel() for p in self.model.parameters()) * self.weights.itemsize
+            held_here = held if self.device.type == "cpu" else 0
+            return PROGRAM[self.device.type] + weights + tiles + held_here
+
+        def way_out(there: float) -> str:
+            usual = plan(
+                self.model,
+                tiling.image,
+                device=self.device.type,
+                value_bytes=self._value_bytes,
+            )
+            if needed(usual) <= there:
+                return f"without tile, batch_size and memory_budget {gigabytes(needed(usual))} do"
+            return "scale the image down, or let format ome-zarr write it block by block"
+
+        sides = " x ".join(map(str, tiling.tile))
+        subject = f"predict: tile {sides} with batch_size {tiling.batch}"
+        check_memory(needed(tiling), self.device, subject, way_out)
 
     def image(
         self,
@@ -210,7 +267,10 @@ class Predictor:
         progress: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Predicts an image into memory; see :meth:`run`. `progress` is called for each tile."""
-        result = torch.empty(self.shape(tiling.image), dtype=self.dtype)
+        shape = self.shape(tiling.image)
+        of_objects = 4 if self.output == "instances" else 0  # their numbers, too
+        self.check_fits(tiling, math.prod(shape) * (self.dtype.itemsize + of_objects))
+        result = torch.empty(shape, dtype=self.dtype, device="cpu")
         array = result.numpy()  # filled without torch's threads, which compute
 
         def write(origin: tuple[int, int], part: Tensor) -> None:
@@ -264,17 +324,15 @@ class Predictor:
         # this thread, because autocast and inference mode are set for each thread.
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             ahead = reader.submit(read, batches[0])
-            behind: Future[None] | None = None
+            behind: Future[None] = writer.submit(lambda: None)
             for i, batch in enumerate(batches):
                 parts = ahead.result()
                 if i + 1 < len(batches):
                     ahead = reader.submit(read, batches[i + 1])
                 results = self._compute(tiling, parts, batch)
-                if behind is not None:
-                    behind.result()
-                behind = writer.submit(hand_out, batch, results)
-            if behind is not None:
                 behind.result()
+                behind = writer.submit(hand_out, batch, results)
+            behind.result()
 
     def _parts(
         self, tiling: Tiling, pixels: Pixels, values: Range | None, origin: tuple[int, int]

@@ -8,6 +8,7 @@ the pixels that are kept as far as the network's receptive field. docs/predictio
 """
 
 import math
+import warnings
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from .._progress import counted
 from ..unet import UNet
 
 LARGEST = {"cpu": 1024, "cuda": 2048}
@@ -89,9 +91,22 @@ def plan(
     for name, count in (("memory_budget", memory_budget), ("batch_size", batch_size)):
         if count is not None and count < 1:
             raise ValueError(f"predict: {name} must be >= 1, got {count}")
+    sizes = {*model.kernels}, {*model.poolings}
+    if sizes != ({(3, 3)}, {(2, 2)}):
+        raise ValueError(
+            "predict: model must have two axes, kernels of 3 x 3 and poolings of 2 x 2, got "
+            f"kernels {model.kernels} and poolings {model.poolings}"
+        )
     sides = (tile, tile) if isinstance(tile, int) else tile
     if sides is not None and (len(sides) != 2 or any(side < 1 for side in sides)):
         raise ValueError(f"predict: tile must be one or two sides >= 1, got {tile}")
+    step = 2**model.depth
+    if sides is not None and min(sides) < step:  # not for every rounding: the result is the same
+        warnings.warn(
+            f"predict: tile {min(sides)} becomes {step} where the image is larger: 2^{model.depth} "
+            f"is the smallest for depth {model.depth}",
+            stacklevel=2,
+        )
     reason = not_tileable(model)
     budget = BUDGET[device] if memory_budget is None else memory_budget
     if sides is None and reason is None:
@@ -104,7 +119,7 @@ def plan(
     if memory_budget is not None and needed > memory_budget:
         tiles = " x ".join(map(str, made.tile))
         raise ValueError(
-            f"predict: memory_budget must hold {batch_size or 1} tile of {tiles} pixels"
+            f"predict: memory_budget must hold {counted(batch_size or 1, 'tile')} of {tiles} pixels"
             f"{f', for {reason}' if reason else ''}: {needed} bytes, got {memory_budget}"
         )
     if batch_size is None:  # small tiles are bundled until they are as much work as a large one
@@ -182,7 +197,9 @@ def _values(config: dict[str, Any], input: tuple[int, int]) -> int:
     Normalisation and dropout are taken to work in place.
     """
     rim = 2 if config["padding"] == "valid" else 0
-    widths = [config["base_channels"] * 2**level for level in range(config["depth"] + 1)]
+    early = config["widening"] == "before_pooling"
+    first = [config["base_channels"] * 2**level for level in range(config["depth"] + 1)]
+    widths = [width << early for width in first]
     image = x = config["in_channels"], *input
     skips: list[tuple[int, int, int]] = []
     most = 0
@@ -194,17 +211,19 @@ def _values(config: dict[str, Any], input: tuple[int, int]) -> int:
         most = max(most, sum(alive.values()))
         return tensors[-1]
 
-    def block(x: tuple[int, int, int], channels: int) -> tuple[int, int, int]:
-        one = holds(x, (channels, x[1] - rim, x[2] - rim))
+    def block(x: tuple[int, int, int], between: int, channels: int) -> tuple[int, int, int]:
+        one = holds(x, (between, x[1] - rim, x[2] - rim))
         return holds(x, one, (channels, one[1] - rim, one[2] - rim))
 
-    for width in widths[:-1]:
-        skips.append(block(x, width))
+    for between, width in zip(first[:-1], widths[:-1], strict=True):
+        skips.append(block(x, between, width))
         x = holds((width, skips[-1][1] // 2, skips[-1][2] // 2))
-    x = block(x, widths[-1])
+    x = block(x, first[-1], widths[-1])
     for level in reversed(range(config["depth"])):
         width, shape = widths[level], (2 * x[1], 2 * x[2])
-        raised = widths[max(level, 1)] if config["upsampling"] == "release_2015" else width
+        raised = widths[level + 1] if early else width
+        if config["upsampling"] == "release_2015" and level == 0:
+            raised = widths[1]
         if config["upsampling"] == "transpose":
             above = holds(x, (raised, *shape))
         else:  # two layers
@@ -213,7 +232,7 @@ def _values(config: dict[str, Any], input: tuple[int, int]) -> int:
         skip = skips.pop()
         if skip[1:] != shape:
             skip = holds(above, skip, (width, *shape))
-        x = block(holds(above, skip, (raised + width, *shape)), width)
+        x = block(holds(above, skip, (raised + width, *shape)), width, width)
     holds(x, (config["num_classes"], *x[1:]))
     return most
 

@@ -1,5 +1,7 @@
 """Reference of the elastic deformation."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,13 +15,16 @@ from ..contracts.elastic_deform import (
     number,
     numbers,
     whole_numbers,
+    without_image,
 )
+from ..contracts.types import takes_arrays
 
 _KEYS = -0.75  # the slope parameter of torch's bicubic interpolation
 
 
+@takes_arrays("image", "labels", "displacement", "affine", "gray_curve", "offset", "source")
 def elastic_deform(
-    image: Tensor,
+    image: Tensor | None,
     displacement: Tensor | None = None,
     *,
     labels: Tensor | None = None,
@@ -46,10 +51,16 @@ def elastic_deform(
     the approximating grid. Pixel centres have integer coordinates. A position that is not finite,
     or farther than 2^30 pixels, gives NaN (integer images and labels: 0).
 
+    An image of five axes is a volume: wherever a shape below has H, W, it then has D, H, W, and
+    P, Q, R for P, Q. There are three displacements along depth, rows and columns for two along
+    rows and columns, A is (N, 3, 4), and o is (N, 3).
+
     Args:
-        image: (N, C, H, W), float16, bfloat16, float32, float64, uint8 or uint16.
+        image: (N, C, H, W) or (N, C, D, H, W), float16, bfloat16, float32, float64, uint8 or
+            uint16; None to deform labels alone.
         displacement: (N, 2, P, Q), floating point, in pixels along rows and columns; None for 0.
-        labels: (N, H, W), integer, read at the nearest pixel of the same positions.
+        labels: (N, H, W), or (N, K, H, W) for K maps, integer, read at the nearest pixel of the
+            same positions. Without an image, four axes are K maps of planes, and five of volumes.
         affine: A, (N, 2, 3), floating point: from output (row, column, 1) to input (row, column);
             None for identity.
         gray_curve: (N, C, K) or (N, 1, K), K >= 2, floating point: new grey values at K evenly
@@ -82,8 +93,8 @@ def elastic_deform(
             reads; `image` is then (M, C, H, W) and `labels` (M, H, W). None: each its own.
 
     Returns:
-        The image, (N, C, \*output_shape), or (image, labels) if labels are given; dtypes as given,
-        integers rounded and clamped.
+        The image, (N, C, \*output_shape), or (image, labels) if labels are given, or the labels
+        without an image; dtypes as given, integers rounded and clamped. NumPy arrays give NumPy.
 
     Raises:
         TypeError: If an argument is of another type or dtype than above.
@@ -92,6 +103,9 @@ def elastic_deform(
     Source: the augmentation of O. Ronneberger, P. Fischer, T. Brox, "U-Net", MICCAI 2015, section
     3.1; docs/elastic_deform.md compares the grids.
     """
+    alone = image is None
+    if image is None:
+        image = without_image(labels)
     orders, _, _, scales, _, shape, inner = check(
         kinds_of(image, displacement, labels, affine, gray_curve, offset, source),
         whole_numbers("order", order),
@@ -130,13 +144,16 @@ def elastic_deform(
 
     for axis, (outer_size, inner_size) in enumerate(zip(shape, inner, strict=True)):
         positions = positions.narrow(2 + axis, (outer_size - inner_size) // 2, inner_size)
-    moved = labels.new_empty(len(labels), *inner)
-    for ids, p, y in zip(labels, positions, moved, strict=True):
+    axes = len(inner)
+    moved = labels.new_empty(*labels.shape[:-axes], *inner)
+    maps = labels.flatten(0, -axes - 1).unbind(), moved.flatten(0, -axes - 1).unbind()
+    of_each = positions.repeat_interleave(len(maps[0]) // max(1, len(labels)), 0)
+    for ids, p, y in zip(maps[0], of_each, maps[1], strict=True):
         index, inside = _nearest(p.detach(), ids.shape, boundary)
         # Indexed as bytes, because torch cannot index tensors of uint16, uint32 or uint64.
-        taken = ids.contiguous().view(torch.uint8).view(*ids.shape, -1)[index]
+        taken = ids.contiguous()[..., None].view(torch.uint8)[index]
         y.copy_(torch.where(inside[..., None], taken, 0).view(y.dtype).view(inner))
-    return deformed, moved
+    return moved if alone else (deformed, moved)
 
 
 def _positions(
@@ -149,26 +166,26 @@ def _positions(
     grid_extent: str,
     scales: Sequence[float],
 ) -> Tensor:
-    """Returns the input position of every output pixel, (N, 2, *shape), float64."""
-    n, device = image.shape[0], image.device
-    o = torch.zeros(n, 2, device=device) if offset is None else offset
+    """Returns the input position of every output pixel, (N, axes, *shape), float64."""
+    n, axes, device = image.shape[0], len(shape), image.device
+    o = torch.zeros(n, axes, device=device) if offset is None else offset
     o = o.double()[:, :, None]
-    axes = [torch.arange(size, dtype=torch.float64, device=device) for size in shape]
-    x = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(n, 2, *shape)
+    places = [torch.arange(size, dtype=torch.float64, device=device) for size in shape]
+    x = torch.stack(torch.meshgrid(*places, indexing="ij")).expand(n, axes, *shape)
     u = torch.zeros_like(x)
     if displacement is not None:
         start = o if grid_extent == "input" else torch.zeros_like(o)
-        matrices = [
-            _grid_matrix(axis + start[:, i], displacement.shape[2 + i], scales[i], grid)
-            for i, axis in enumerate(axes)
-        ]
-        u = torch.einsum("nhp,nipq,nwq->nihw", matrices[0], displacement.double(), matrices[1])
+        u = displacement.double()
+        for i, place in enumerate(places):
+            matrix = _grid_matrix(place + start[:, i], u.shape[2 + i], scales[i], grid)
+            u = torch.einsum("nqp,n...p->n...q", matrix, u.movedim(2 + i, -1)).movedim(-1, 2 + i)
     if grid == "approximating":
         x, u = x + u, 0 * u
     if affine is not None:
         a = affine.double()
-        x = torch.einsum("nij,njhw->nihw", a[:, :, :2], x) + a[:, :, 2, None, None]
-    return x + u + o[..., None]
+        x = torch.einsum("nij,nj...->ni...", a[:, :, :-1], x)
+        x = x + a[:, :, -1].view(n, axes, *(1,) * axes)
+    return x + u + o.view(n, axes, *(1,) * axes)
 
 
 def _grid_matrix(q: Tensor, points: int, scale: float, grid: str) -> Tensor:
@@ -267,7 +284,7 @@ def _nearest(
 
 
 def _sample(image: Tensor, positions: Tensor, order: int, boundary: str, cval: float) -> Tensor:
-    """Reads an image (H, W) at positions (2, h, w); float64."""
+    """Reads an image, (H, W) or (D, H, W), at positions (axes, ...); float64."""
     usable, read = _inside(positions.detach(), image.shape, boundary)
     image = image.double()
     if order == 0:
@@ -277,15 +294,16 @@ def _sample(image: Tensor, positions: Tensor, order: int, boundary: str, cval: f
             _fold(torch.where(read, p, 0), n, boundary)
             for p, n in zip(positions, image.shape, strict=True)
         ]
-        if order == 3:
-            # The coefficients of the spline through the pixels.
-            rows, columns = (_spline_matrix(_knots(image, n), n) for n in image.shape)
-            image = torch.linalg.solve(columns, torch.linalg.solve(rows, image).T).T
+        if order == 3:  # the coefficients of the spline through the pixels
+            for axis, n in enumerate(image.shape):
+                lines = image.movedim(axis, 0)
+                lines = torch.linalg.solve(_spline_matrix(_knots(image, n), n), lines.flatten(1))
+                image = lines.view(image.movedim(axis, 0).shape).movedim(0, axis)
         result = torch.zeros_like(folded[0])
-        y_taps, x_taps = (_taps(p, n, order) for p, n in zip(folded, image.shape, strict=True))
-        for row, y in y_taps:
-            for column, x in x_taps:
-                result = result + y * x * image[row, column]
+        taps = [_taps(p, n, order) for p, n in zip(folded, image.shape, strict=True)]
+        for corner in itertools.product(*taps):
+            pixel, weights = zip(*corner, strict=True)
+            result = result + math.prod(weights) * image[pixel]
     result = torch.where(read, result, cval)
     return torch.where(usable, result, torch.nan)
 

@@ -1,7 +1,7 @@
 """Scores of predictions against labels: a row for each image, and a summary."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +13,16 @@ from scipy import ndimage
 from ..images.files import as_image
 from ..images.folders import label_type_of
 from ..images.intensity import normalise
+from ..images.pairing import SUFFIX_HINT, Reading
+from ..images.signs import LABELS_HINT, Background, Doubts
+from ..images.source import Plane, planes_of
 from ..objects import ObjectRule
 from ..ops import separate_touching
 from ..plots import Example
 from .challenges import ISBI2012, best_of, isbi2012_scores
 from .instances import Detection, detection, detections, pooled, seg_sum
 from .overlap import object_errors
-from .pairs import Files, Plane, Trio, find_files, planes_of
+from .pairs import Files, Trio, find_files
 from .partitions import info_split_merge, rand_split_merge
 from .report import Evaluation, Kind, Row, short
 
@@ -50,6 +53,8 @@ def evaluate_files(
     objects: ObjectRule | None = None,
     ignore_label: int | None = None,
     missing_chunks: bool = False,
+    only_predicted: bool = False,
+    reading: Reading | None = None,
 ) -> Evaluation:
     """Scores predictions against labels of the same names, plane by plane.
 
@@ -58,10 +63,10 @@ def evaluate_files(
             Zarr of floats in [0, 1]: probabilities of foreground, or of all classes, background
             first. Formats: PNG, JPEG, BMP, TIFF (also OME and ImageJ), OME-Zarr; each plane of a
             stack counts as an image.
-        labels: Label images of the same names, sizes and planes, or one; those without a prediction
-            are left out, and counted in the summary.
+        labels: Label images or outlines of the same names, sizes and planes, or one; those without
+            a prediction are scored as if nothing had been found, and counted in the summary.
         images: The images that were predicted, of the same names, on which examples are drawn;
-            None: the labels are drawn instead.
+            None: the labels are drawn instead. Outlines without a prediction need their image.
         label_type: What the labels hold: "instances", or "semantic", where the connected components
             of what is not 0 are the objects; "auto": semantic if all files together have one value
             beside 0.
@@ -69,6 +74,8 @@ def evaluate_files(
             predictions hold objects, or their probabilities are scored.
         ignore_label: Value of ignored pixels in the labels, or None.
         missing_chunks: Whether chunks that a prediction in Zarr lacks are read as its fill value.
+        only_predicted: Whether labels without a prediction are left out instead.
+        reading: How files are found, paired and read, as in training; None: as by default.
 
     Returns:
         Scores by pixels, by pairs of pixels and by objects. In the summary SEG is over all
@@ -79,20 +86,29 @@ def evaluate_files(
     Raises:
         ValueError: One line that names the file or the argument.
     """
-    files, missing = find_files(predictions, labels, images, missing_chunks)
+    files = find_files(predictions, labels, images, missing_chunks, reading)
+    missing = [x.name for x in files if x.found is None]
+    if only_predicted:
+        files = [x for x in files if x.found is not None]
+        if not files:
+            raise ValueError(
+                f"{predictions}: must hold a result that has labels, got none ({SUFFIX_HINT})"
+            )
     if label_type == "auto":
         maps = (plane.labels() for x in files for plane in planes_of(x.open_truth()))
         label_type = label_type_of(maps, ignore_label)
     probable = next((x.found for x in files if _holds_probabilities(x)), None)
-    reader = _Reader(label_type == "semantic", objects, ignore_label, probable is not None)
+    doubts = Doubts("evaluate: labels", LABELS_HINT, background=Background(ignore_label))
+    reader = _Reader(label_type == "semantic", objects, ignore_label, probable is not None, doubts)
+    told = "masks: connected parts are the objects" if reader.semantic else "numbered objects"
     if probable is None or objects is not None:
-        return _of_objects(files, reader, missing)
+        return replace(_of_objects(files, reader, len(missing)), unpredicted=missing, labels=told)
     if ignore_label is not None:
         raise ValueError(
             "evaluate: predictions must be label images with --ignore-label, got probabilities in "
             f"{probable} (--instances makes objects of them)"
         )
-    return _of_probabilities(files, reader, missing)
+    return replace(_of_probabilities(files, reader, len(missing)), unpredicted=missing, labels=told)
 
 
 @dataclass(frozen=True)
@@ -105,9 +121,13 @@ class _Reader:
     probable: bool
     """Whether predictions are probabilities."""
 
+    doubts: Doubts
+    """Looks at the reference labels."""
+
     def truth(self, plane: Plane) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Returns reference objects, (H, W), and a mask of ignored pixels."""
         labels = plane.labels()
+        self.doubts.look(plane.name, labels, masks=self.semantic)
         hole = np.zeros(labels.shape, bool)
         if self.ignore_label is not None:
             hole = labels == self.ignore_label
@@ -120,7 +140,9 @@ class _Reader:
         """Returns reference and predicted objects, (H, W), and the number of ignored pixels."""
         truth, hole = self.truth(trio.truth)
         # Objects are made before pixels are ignored, which thus neither tears nor joins them.
-        if self.objects is None:
+        if trio.found is None:
+            found = np.zeros_like(truth)
+        elif self.objects is None:
             found = trio.found.labels()
         elif self.probable:
             share = torch.from_numpy(_probability(trio.found))
@@ -133,7 +155,9 @@ class _Reader:
     def probability(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Returns reference objects, separated where they touch, and probabilities, (H, W)."""
         truth, _ = self.truth(trio.truth)
-        probability = _probability(trio.found)
+        probability = np.zeros(truth.shape, np.float32)
+        if trio.found is not None:
+            probability = _probability(trio.found)
         if not truth.any():
             raise ValueError(f"{trio.truth.path}: must hold foreground, got none")
         return separate_touching(torch.from_numpy(truth)).numpy(), probability
@@ -144,16 +168,23 @@ def _of_objects(files: Sequence[Files], reader: _Reader, missing: int) -> Evalua
     tallies: list[Tally] = []
     places: list[Place] = []
     values: set[int] = set()
-    parts = 0
+    parts = predicted = 0
+    of_results = Doubts("evaluate: predictions", "is it the folder of the overlays, or the images?")
     for place, trio in _planes(files):
         truth, found, ignored = reader.maps(trio)
-        names.append(trio.found.name)
+        names.append(trio.name)
         tallies.append(tally(truth, found, ignored))
         places.append(place)
+        if trio.found is not None:
+            predicted += 1
+            if reader.objects is None:
+                of_results.look(trio.name, found)
         if reader.objects is None and len(values) < 2:
             values.update(np.unique(found[found > 0]).tolist())
             parts += ndimage.label(found)[1]
-    if len(values) == 1 and parts > len(names):
+    reader.doubts.tell(refuse=True)
+    of_results.tell(refuse=False)  # those of a bad network are shreds, too
+    if len(values) == 1 and parts > predicted:
         raise ValueError(
             "evaluate: predictions must number their objects, or go with --instances, got masks: "
             f"one value, {parts} connected parts"
@@ -268,6 +299,8 @@ def _partition(truth: NDArray[np.integer], found: NDArray[np.integer]) -> Row:
 
 def _holds_probabilities(files: Files) -> bool:
     """Whether a prediction holds probabilities; whole numbers stored as floats are labels."""
+    if files.found is None:
+        return False
     if files.found.suffix.lower() not in (".tif", ".tiff") and files.found.is_file():
         return False  # other pictures hold integers
     source = files.open_found()
@@ -306,7 +339,7 @@ def _of_probabilities(files: Sequence[Files], reader: _Reader, missing: int) -> 
     for place, trio in _planes(files):
         places.append(place)
         slices.append(isbi2012_scores(*reader.probability(trio)))
-        rows.append({"image": trio.found.name} | flat(best_of(slices[-1:])))
+        rows.append({"image": trio.name} | flat(best_of(slices[-1:])))
     summary = {"images": len(rows), "labels_without_prediction": missing}
     summary |= flat(best_of(slices))
 
@@ -327,11 +360,10 @@ def _examples(
     """Returns the best, the median and the worst image, which are read once more."""
     key, name = _RANKED_BY[kind]
     scored = [(row[key], i) for i, row in enumerate(rows) if row[key] is not None]
-    order = [i for _, i in sorted(scored)]
+    order = [i for _, i in sorted(scored)]  # some: masks and probabilities hold objects
     chosen: dict[int, str] = {}
     for rank, at in (("best", -1), ("worst", 0), ("median", len(order) // 2)):
-        if order:
-            chosen.setdefault(order[at], f"{rank}: " if len(order) > 1 else "")
+        chosen.setdefault(order[at], f"{rank}: " if len(order) > 1 else "")
     examples = []
     for i in sorted(chosen, key=order.index, reverse=True):
         files, plane = places[i]
@@ -344,7 +376,7 @@ def _examples(
             image = normalise(as_image(trio.image.path, trio.image.pixels(step))).mean(0)
         examples.append(
             Example(
-                title=chosen[i] + trio.found.name,
+                title=chosen[i] + trio.name,
                 image=image,
                 labels=truth[::step, ::step].copy(),  # a copy: a view would keep all
                 errors=object_errors(truth, found, step),

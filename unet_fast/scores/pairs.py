@@ -1,62 +1,45 @@
 """Predictions, labels and images of the same names, opened file by file, read plane by plane."""
 
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..images.files import as_labels
-from ..images.folders import check_size, stem_of, unpaired
-from ..images.source import Source, list_sources, open_source
+from ..images.annotations import OUTLINES, is_outlines
+from ..images.folders import SUFFIXES, name_of, stem_of, unique, unpaired
+from ..images.pairing import (
+    SUFFIX_HINT,
+    Reading,
+    by_base,
+    check_suffix,
+    common_ends,
+    end_among_images,
+    labels_among,
+    suffix_hint,
+    taken_to_be,
+)
+from ..images.source import (
+    Plane,
+    Source,
+    check_alike,
+    find_sources,
+    open_labels,
+    open_source,
+    planes_of,
+    same_plane,
+)
 from ..images.zarr import is_zarr
-
-
-@dataclass(frozen=True)
-class Plane:
-    """A plane of a file, which is read on demand."""
-
-    source: Source
-    index: tuple[int, ...] = ()
-    """Index of the plane in its stack; empty for a single plane."""
-
-    @property
-    def name(self) -> str:
-        """Name of the file, in a stack with the plane, as in cells[3] or cells[t0 z3]."""
-        return stem_of(self.source.path) + self._place
-
-    @property
-    def path(self) -> Path:
-        """Path of the file, in a stack with the plane, for messages."""
-        return Path(f"{self.source.path}{self._place}")
-
-    @property
-    def _place(self) -> str:
-        axes = [axis.lower() for axis in self.source.stack]
-        axes = axes if len(axes) > 1 else [""]
-        names = [f"{axis}{i}" for axis, i in zip(axes, self.index, strict=False)]
-        return f"[{' '.join(names)}]" if names else ""
-
-    def pixels(self, step: int = 1) -> NDArray[np.generic]:
-        """Every `step`-th pixel, (C, H, W), with the values of the file."""
-        return self.source.pixels(self.index)(slice(None, None, step), slice(None, None, step))
-
-    def labels(self) -> NDArray[np.int32]:
-        """Reads the pixels as an instance map, (H, W); see :func:`as_labels`."""
-        return as_labels(self.path, self.pixels())
-
-
-def planes_of(source: Source) -> Iterator[Plane]:
-    """Yields all planes of a file."""
-    return (Plane(source, index) for index in source.planes)
+from ..prediction.options import OVERLAYS
 
 
 @dataclass(frozen=True)
 class Trio:
     """Planes that belong together, of one size."""
 
-    found: Plane
+    name: str
+    """Name of the prediction or, without one, of the labels."""
+    found: Plane | None
+    """None: nothing was predicted."""
     truth: Plane
     image: Plane | None
 
@@ -65,21 +48,39 @@ class Trio:
 class Files:
     """Files, or Zarr folders, that belong together."""
 
-    found: Path
+    name: str
+    """Name of the prediction or, without one, of the labels."""
+    found: Path | None
+    """None: nothing was predicted."""
     truth: Path
     image: Path | None
     missing_chunks: bool
     """Whether chunks that a prediction in Zarr lacks count as its fill value."""
+    axes: str | None
+    """As for :func:`open_source`, of the image."""
 
     def open_found(self) -> Source:
-        """Opens the prediction."""
+        """Opens the prediction, which there must be."""
+        assert self.found is not None
         return open_source(
             self.found, None, missing_chunks=self.missing_chunks, palette_as_colour=False
         )
 
     def open_truth(self) -> Source:
         """Opens the labels; chunks may be missing, as Zarr need not store those of background."""
-        return open_source(self.truth, None, missing_chunks=True, palette_as_colour=False)
+        like = None
+        if is_outlines(self.truth):
+            like = self.open_image() or (None if self.found is None else self.open_found())
+        return open_labels(self.truth, like, self._tell, missing_chunks=True)
+
+    def open_image(self) -> Source | None:
+        """Opens the image, if there is one."""
+        if self.image is None:
+            return None
+        return open_source(self.image, None, missing_chunks=True, axes=self.axes)
+
+    def _tell(self, text: str) -> None:
+        warnings.warn(f"{self.truth}: {text}", stacklevel=2)
 
     def planes(self) -> list[Trio]:
         """Returns all planes, none of which is read yet.
@@ -87,69 +88,99 @@ class Files:
         Raises:
             ValueError: If sizes or stacks differ; one line that names two files.
         """
-        truth, found = self.open_truth(), self.open_found()
-        image = None
-        if self.image is not None:
-            image = open_source(self.image, None, missing_chunks=True)
+        truth, found = self.open_truth(), None if self.found is None else self.open_found()
+        image = self.open_image()
         for other in (found, image):
             if other is not None:
-                _check_alike(truth, other)
+                check_alike(truth, other)
+        first = truth if found is None else found
+
+        def same(plane: Plane, other: Source | None) -> Plane | None:
+            return None if other is None else same_plane(plane, other)
+
         return [
-            Trio(plane, _same(plane, truth), None if image is None else _same(plane, image))
-            for plane in planes_of(found)
+            Trio(
+                self.name + plane.place,
+                same(plane, found),
+                same_plane(plane, truth),
+                same(plane, image),
+            )
+            for plane in planes_of(first)
         ]
 
 
 def find_files(
-    predictions: Path, labels: Path, images: Path | None, missing_chunks: bool
-) -> tuple[list[Files], int]:
-    """Pairs predictions with labels and images by name, whatever their suffixes.
+    predictions: Path,
+    labels: Path,
+    images: Path | None,
+    missing_chunks: bool,
+    reading: Reading | None = None,
+) -> list[Files]:
+    """Pairs predictions with labels and images by name, as training pairs images with labels.
 
     Args:
         predictions: A folder, or one file or Zarr folder.
-        labels: A folder, or one file or Zarr folder.
+        labels: A folder, or one file or Zarr folder; outlines, too.
         images: A folder, or one file or Zarr folder; or None.
         missing_chunks: See :class:`Files`.
+        reading: How they are found and read, as in training; None: as by default.
 
     Returns:
-        The files that belong together, by name, and the number of labels without a prediction.
+        The files that belong together, by name; labels without a prediction, too.
 
     Raises:
         ValueError: If a prediction has no partner; one line that names it.
     """
-    places = {"predictions": predictions, "labels": labels}
-    places |= {} if images is None else {"images": images}
-    if all(path.is_file() or is_zarr(path) for path in places.values()):
-        return [Files(predictions, labels, images, missing_chunks)], 0
-    known = {what: {stem_of(f): f for f in list_sources(path)} for what, path in places.items()}
-    found = known["predictions"]
-    for what, path in places.items():
-        strange = unpaired(found, known[what])
-        if strange:
-            raise ValueError(f"{path}: must hold {what} of {strange[0]}, got none of that name")
-    pairs = [
-        Files(found[stem], known["labels"][stem], known.get("images", {}).get(stem), missing_chunks)
-        for stem in sorted(found)
-    ]
-    return pairs, len(known["labels"]) - len(found)
-
-
-def _same(plane: Plane, other: Source) -> Plane:
-    """Returns the same plane of another file, by the names of the axes if they are the same."""
-    place = dict(zip(plane.source.stack, plane.index, strict=True))
-    if place.keys() == other.stack.keys():
-        return Plane(other, tuple(place[axis] for axis in other.stack))
-    return Plane(other, plane.index)
-
-
-def _check_alike(one: Source, other: Source) -> None:
-    check_size(one.path, one.size, other.path, other.size)
-    if one.stack != other.stack and [*one.stack.values()] != [*other.stack.values()]:
+    reading = reading or Reading()
+    places = [predictions, labels] if images is None else [predictions, labels, images]
+    options: dict[str, Any] = {"missing_chunks": missing_chunks, "axes": reading.axes}
+    if all(path.is_file() or is_zarr(path) for path in places):
+        return [Files(stem_of(predictions), predictions, labels, images, **options)]
+    nested, suffix = reading.recursive, reading.label_suffix
+    found = _named(predictions, nested)
+    found = {name: file for name, file in found.items() if not name.startswith(f"{OVERLAYS}/")}
+    same = images is not None and images.exists() and images.samefile(labels)
+    drawn = truth = _named(labels, nested, OUTLINES, same)
+    shown = {} if images is None else _named(images, nested)
+    check_suffix(labels, drawn, suffix)
+    if suffix is None:
+        of_labels = end_among_images(drawn)
+        truth = {name: file for name, file in drawn.items() if name.endswith(of_labels)}
+    end, label_end = common_ends(found, truth, suffix)
+    if not all(name.endswith(end) for name in found):
+        end, label_end = "", suffix or ""
+    if suffix is None and (end or label_end):  # as of a.png and a_mask.png
+        warnings.warn(taken_to_be(end, label_end), stacklevel=2)
+    found, truth, shown = (
+        by_base(named, x)[0] for named, x in ((found, end), (truth, label_end), (shown, end))
+    )
+    strange = unpaired(found, truth)
+    if strange and not reading.skip_unlabelled:
+        paired = len(found) - len(strange)
+        hint = SUFFIX_HINT if suffix else suffix_hint(found, drawn, paired)
         raise ValueError(
-            f"{other.path}: must have the planes of {one.path}, {_planes(one)}, "
-            f"got {_planes(other)}"
+            f"{labels}: must hold labels of {strange[0]}, got none of that name "
+            f"(--skip-unlabelled leaves such results out, {hint})"
         )
+    found = {name: file for name, file in found.items() if name in truth}
+    strange = [] if images is None else unpaired(found, shown)
+    if strange:
+        raise ValueError(f"{images}: must hold images of {strange[0]}, got none of that name")
+    return [
+        Files(
+            name_of(predictions, found[name]) if name in found else name_of(labels, file),
+            found.get(name),
+            file,
+            shown.get(name),
+            **options,
+        )
+        for name, file in sorted(truth.items())
+    ]
 
 
-def _planes(source: Source) -> str:
-    return " x ".join(f"{n} along {axis}" for axis, n in source.stack.items()) or "one"
+def _named(
+    path: Path, nested: bool, more: tuple[str, ...] = (), same: bool = False
+) -> dict[str, Path]:
+    """Returns the files of a folder, or the one file, by name; of `more` suffixes, too."""
+    files = find_sources(path, SUFFIXES + more, recursive=nested)
+    return unique(path, labels_among(path, files, same) if more else files)

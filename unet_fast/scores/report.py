@@ -9,28 +9,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .._files import make_folder, replace_file
+from .._progress import listed
 from ..plots import Example, draw_evaluation
 
 Row = dict[str, Any]
 Kind = Literal["objects", "masks", "probabilities"]
 CSV, JSON, PICTURE = "evaluation.csv", "evaluation.json", "evaluation.png"
 _OBJECTS = {
-    "ap_50": ("AP 0.5", "found / (found + missed + excess); found: a pair of IoU above 0.5"),
-    "pq_50": ("PQ 0.5", "F1 times the mean IoU of the pairs"),
-    "f1_50": ("F1 0.5", "2 found / (2 found + missed + excess)"),
-    "seg": ("SEG", "mean IoU of true objects; does not see excess: {objects}"),
-    "iou": ("pixel IoU", "foreground pixels in both / in either"),
+    "ap_50": ("AP 0.5", "average precision: found / (found + missed + excess)"),
+    "pq_50": ("PQ 0.5", "panoptic quality: F1 times the mean IoU of the found"),
+    "f1_50": ("F1 0.5", "F-score: 2 found / (2 found + missed + excess)"),
+    "seg": (
+        "SEG",
+        "segmentation accuracy: mean IoU of true objects; does not see excess: {objects}",
+    ),
+    "iou": ("pixel IoU", "intersection over union: foreground pixels in both / in either"),
 }
 _MASKS = {
-    "v_rand": ("V_rand", "pairs of pixels: {parts}"),
-    "v_info": ("V_info", "information: {parts}"),
-    "iou": ("pixel IoU", "foreground pixels in both / in either"),
+    "v_rand": ("V_rand", "Rand F-score of pairs of pixels: {parts}"),
+    "v_info": ("V_info", "F-score of information: {parts}"),
+    "iou": ("pixel IoU", "intersection over union: foreground pixels in both / in either"),
 }
 _PROBABILITIES = {
-    "v_rand_thinned": ("V_rand thinned", "pairs of pixels, borders 1 wide: {parts}"),
-    "v_info_thinned": ("V_info thinned", "information, borders 1 wide: {parts}"),
-    "v_rand": ("V_rand", "pairs of pixels: {parts}"),
-    "v_info": ("V_info", "information: {parts}"),
+    "v_rand_thinned": (
+        "V_rand thinned",
+        "Rand F-score of pairs of pixels, borders 1 wide: {parts}",
+    ),
+    "v_info_thinned": ("V_info thinned", "F-score of information, borders 1 wide: {parts}"),
+    "v_rand": ("V_rand", "Rand F-score of pairs of pixels: {parts}"),
+    "v_info": ("V_info", "F-score of information: {parts}"),
     "rand_error": ("Rand error", "1 - V_rand"),
     "pixel_error": ("pixel error", "1 - F-score of the foreground pixels"),
     "warping_error": ("warping error", "splits and mergers that moving borders leaves, per pixel"),
@@ -52,6 +59,10 @@ class Evaluation:
     as membranes in EM; or probabilities."""
     examples: list[Example] = field(compare=False)
     """The best, the median and the worst image, each once."""
+    unpredicted: list[str] = field(default_factory=list)
+    """Names of the labels without a prediction."""
+    labels: str = ""
+    """How the labels were read, for people."""
 
     def write(self, out: Path) -> None:
         """Writes rows as CSV, all scores as JSON and a picture of the examples into a folder.
@@ -69,9 +80,9 @@ class Evaluation:
 
     def text(self) -> str:
         """Returns the scores of all images that suit the kind, each with its meaning on a line."""
-        left_out = self.summary["labels_without_prediction"]
-        more = f", {left_out} labels without prediction left out" if left_out else ""
-        lines = [("images", f"{self.summary['images']}{more}")]
+        lines = [("images", str(self.summary["images"])), ("labels", self.labels)]
+        if self.unpredicted:
+            lines.append(("no result", f"{listed(self.unpredicted)}: {self._unpredicted()}"))
         objects = ""
         if "reference_objects" in self.summary:
             objects = _counted(self.summary)
@@ -79,8 +90,15 @@ class Evaluation:
         for key, (name, meaning) in _SHOWN[self.kind].items():
             meaning = meaning.format(objects=objects, parts=_parts(self.summary, key))
             lines.append((name, f"{short(self.summary[key]):<8}  {meaning}"))
+        if self.kind == "objects":
+            lines.append(("found", "a true and a predicted object of IoU above 0.5"))
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+    def _unpredicted(self) -> str:
+        """Says how labels without a prediction count."""
+        scored = {row["image"].split("[")[0] for row in self.rows}
+        return "count as missed" if scored & {*self.unpredicted} else "left out"
 
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:

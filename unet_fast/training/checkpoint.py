@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from .._files import parsed_json, read_file, reason_of, replace_file
+from .._files import check_apart, parsed_json, read_file, reason_of, replace_file
 from ..contracts.types import check_fields
 from ..model_file import BEST, FORMAT, LAST, MODEL, pack, unpack
 from ..objects import ObjectRule
@@ -99,7 +99,7 @@ def load_state(
         if now.get(name) != then.get(name):
             raise ValueError(
                 f"train: {name} must be as it was when the run began, {then.get(name)}, to go on, "
-                f"got {now.get(name)}"
+                f"got {now.get(name)} ({file})"
             )
     try:
         for name, module in modules.items():
@@ -164,9 +164,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def _is_row(row: Any) -> bool:
     """Whether something is a row of the log."""
 
+    def number(x: Any) -> bool:
+        return type(x) is float or (type(x) is int and abs(x) < 2**63)
+
     def table(x: Any, *integers: str) -> bool:
         known = isinstance(x, dict) and all(type(x.get(name)) is int for name in integers)
-        return known and all(v is None or type(v) in (int, float) for v in x.values())
+        return known and all(v is None or number(v) for v in x.values())
 
     if not isinstance(row, dict):
         return False
@@ -174,7 +177,7 @@ def _is_row(row: Any) -> bool:
     best = row.get("best", {"step": 0, "by": ""})
     return (
         table({k: v for k, v in row.items() if k not in ("validation", "training", "best")}, "step")
-        and all(type(row.get(k)) in (int, float) for k in ("loss", "learning_rate", "seconds"))
+        and all(number(row.get(k)) for k in ("loss", "learning_rate", "seconds"))
         and all(table(x, "files") for x in scores)
         and isinstance(best, dict)
         and isinstance(best.get("by"), str)
@@ -189,6 +192,7 @@ def check_unused(out: Path, config: TrainConfig) -> None:
     Raises:
         ValueError: If `out` holds a run, or the run to resume is damaged.
     """
+    check_apart(out, config.images, config.labels, config.classes)
     models = [out / name for name in (BEST, LAST, MODEL) if (out / name).exists()]
     others = [out / name for name in (STATE, LOG, CONFIG) if (out / name).exists()]
     if not config.resume:

@@ -4,13 +4,15 @@ import math
 import tomllib
 from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
+import torch
 
 from .._files import TEXT, read_file, reason_of
 from ..augment import Augmentation
 from ..contracts.types import check_fields
+from ..images.pairing import Reading
 from ..unet import Norm
 from ..weights import BorderWeights
 
@@ -18,6 +20,8 @@ DEFAULT_TILE = {"valid": 388, "same": 384}
 """Side of the output tile by padding; 388 is the paper's."""
 CONFIG, SPLIT = "config.toml", "split.json"
 """Files of a run: its settings, and which files it trains on."""
+FITTED = ("tile", "base_channels", "optimizer")
+"""Settings that `check` suggests, and `train` takes where they are not given."""
 STEPS = 5000
 """Default number of steps of a run."""
 LEARNING_RATE = {"sgd": 2e-3, "adam": 1e-3, "adamw": 1e-3}
@@ -35,7 +39,8 @@ class TrainConfig:
     images: Path
     """Folder of images (PNG, TIFF, JPEG)."""
     labels: Path
-    """Folder of labels of the same names: integers, 0 background; see label_type."""
+    """Folder of labels of the same names, or as a_mask.png: integers, 0 background; see label_type.
+    """
     _: KW_ONLY
     out: Path
     """Folder for all that the run writes."""
@@ -46,6 +51,15 @@ class TrainConfig:
 
     classes: Path | None = None
     """Folder of class maps, 0 background, for instance labels of several classes."""
+    label_suffix: str | None = None
+    """What names of labels have behind the name of the image, as _mask in a_mask.png. None: found.
+    """
+    recursive: bool = False
+    """Take files of nested folders, too; names are then paths below the folder."""
+    skip_unlabelled: bool = False
+    """Leave out images without labels."""
+    axes: str | None = None
+    """Axes of images whose files do not say, as ZYX (planes, each an image) or CYX (channels)."""
     label_type: Literal["auto", "instances", "semantic"] = "auto"
     """instances: one value for each object; semantic: one for each class; auto: by the values."""
     validation: float = 0.2
@@ -130,6 +144,8 @@ class TrainConfig:
             if value is not None:
                 object.__setattr__(self, name, Path(value))
         check_fields("train", self)
+        _ = self.reading  # checks the axes
+        self.augmentation.draw(0, (1, 1))  # checks that settings of each axis are for planes
         rules = (
             ("steps", _none_or(self.steps, lambda x: x >= 1), "be >= 1"),
             ("minutes", _none_or(self.minutes, lambda x: 0 < x < math.inf), "be > 0"),
@@ -162,12 +178,11 @@ class TrainConfig:
         for name, holds, rule in rules:
             if not holds:
                 raise ValueError(f"train: {name} must {rule}, got {getattr(self, name)}")
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            choices = getattr(entry.type, "__args__", ())
-            if getattr(entry.type, "__origin__", None) is Literal and value not in choices:
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name, None), get_args(hint)
+            if get_origin(hint) is Literal and value not in choices:
                 raise ValueError(
-                    f"train: {entry.name} must be one of {', '.join(choices)}, got {value!r}"
+                    f"train: {name} must be one of {', '.join(choices)}, got {value!r}"
                 )
 
     @classmethod
@@ -187,11 +202,16 @@ class TrainConfig:
         Raises:
             ValueError: One line, if a setting or a file is wrong.
         """
-        from .check import suggested_settings
+        from .suggest import suggested_settings
 
         config = cls(Path(images), Path(labels), out=Path(out), **changes)
         more = suggested_settings(config)
         return replace(config, **{k: v for k, v in more.items() if k not in changes})
+
+    @property
+    def reading(self) -> Reading:
+        """How images and labels are found and read."""
+        return Reading(**{entry.name: getattr(self, entry.name) for entry in fields(Reading)})
 
     @property
     def peak_rate(self) -> float:
@@ -234,7 +254,18 @@ PATHS = ("images", "labels", "out", "classes", "split")
 TABLES = ("weights", "augmentation")
 """Settings that are tables of settings."""
 FREE = {
-    *(*PATHS, "data_budget", "steps", "minutes", "compile", "cuda_graph", "evaluate_every"),
+    *(
+        *PATHS,
+        "label_suffix",
+        "recursive",
+        "skip_unlabelled",
+        "data_budget",
+        "steps",
+        "minutes",
+        "compile",
+        "cuda_graph",
+        "evaluate_every",
+    ),
     *("checkpoint_every", "patience", "previews", "tensorboard", "device", "resume"),
 }
 """Settings that may change when a run is resumed."""
@@ -295,3 +326,6 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _none_or(value: Any, rule: Any) -> bool:
     return value is None or bool(rule(value))
+
+
+torch.serialization.add_safe_globals([TrainConfig, type(Path())])  # in others' checkpoints

@@ -14,16 +14,19 @@ import torch
 
 from .._device import device_scope, find_device, local_device
 from .._files import locked, make_folder, remove_parts, replace_file
+from .._progress import counted, say
 from ..model_file import load_model
 from ..plots import draw_tiles
 from ..unet import UNet
 from .checkpoint import STATE, check_unused
 from .config import CONFIG, SPLIT, TrainConfig, as_toml, read_toml
 from .journal import Journal
+from .memory import bytes_of_run, check_fits
 from .previews import Artist, tile_panels, tiles_file
 from .processes import Processes, joined_processes, lost
 from .run import Run
 from .runtime import interruption, reproducible
+from .step import network_of
 from .tiles import Dataset, load_sets
 from .validation import said_of
 
@@ -56,6 +59,7 @@ def train(config: TrainConfig, *, clock: Callable[[], float] = time.perf_counter
         The model that :func:`load_model` finds in `config.out`.
 
     Raises:
+        TypeError: If `config` is not a :class:`TrainConfig`.
         ValueError: One line that names what is wrong: a setting, a file, a checkpoint, or an
             output folder that holds a run already or cannot be written.
         FloatingPointError: If loss, gradient or weights are not finite; the line names step and
@@ -63,6 +67,8 @@ def train(config: TrainConfig, *, clock: Callable[[], float] = time.perf_counter
         RuntimeError: If another process of the run is lost.
         KeyboardInterrupt: After SIGINT (Ctrl-C) or SIGTERM, once a checkpoint is written.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"train: config must be a TrainConfig, got {type(config).__name__}")
     device = local_device(find_device(config.device))
     with device_scope(device):
         return _train(config, device, clock)
@@ -72,6 +78,7 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
     out, begin = config.out, clock()
     resumed = config.resume and (out / STATE).exists()
     config, train_set, validation_set = load_sets(config, resumed, device)
+    check_fits(config, (train_set, validation_set), device)
     # Signals are held back until the processes have left their group: if one dies by a signal,
     # torchrun ends the others, which are to report first what happened.
     with (
@@ -90,8 +97,12 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
             config = _in_time(config, build, begin, clock)
         run = build(config)
         config = run.config
+        if processes.first:
+            _tell_of_tile(run)
         if resumed:
             run.resume()
+            if processes.first:
+                _tell_of_resumption(run)
         if processes.first:
             replace_file(out / CONFIG, as_toml(config).encode())
             parts = {"train": train_set.names, "validation": validation_set.names}
@@ -99,6 +110,38 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
         _loop(run, clock, signals.enter_context(interruption()))
         processes.wait(device)  # until the model is written
         return load_model(out, device=device)
+
+
+def _tell_of_tile(run: Run) -> None:
+    """Says that the network takes no tiles of the side that was asked for."""
+    asked, side, depth = run.config.output_tile, run.step.label_shape[0], run.config.depth
+    if side != asked:
+        say(
+            f"train: tile {asked} becomes {side}, the next side for depth {depth}; a smaller depth "
+            "has sides closer to it"
+        )
+
+
+def _tell_of_resumption(run: Run) -> None:
+    """Says that a resumed run has nothing to do, or that its learning rate jumps."""
+    config, done = run.config, run.progress.step
+    if run.ended:
+        steps = f"{done} of {counted(config.length, 'step')} done"
+        why = f"{steps}; --steps N goes on"
+        if done < config.length:
+            why = f"{steps}, ended by --patience {config.patience}; a larger one goes on"
+        say(f"train: nothing to do: {why}")
+        return
+    begun = config.out / CONFIG
+    earlier = read_toml(begun).get("steps") if begun.exists() else None
+    if not isinstance(earlier, int) or earlier < 1:
+        return
+    before, now = (replace(config, steps=n).rate(done + 1) for n in (earlier, config.length))
+    if before != now:
+        say(
+            f"train: with {counted(config.length, 'step')} instead of {earlier} the learning rate "
+            f"goes on at {now:.2g}, not at {before:.2g} (step {done + 1})"
+        )
 
 
 def _loop(run: Run, clock: Callable[[], float], interrupted: Callable[[], bool]) -> None:
@@ -143,7 +186,7 @@ def _loop(run: Run, clock: Callable[[], float], interrupted: Callable[[], bool])
                 run.save()
             if stop:
                 raise KeyboardInterrupt(
-                    f"stopped after step {number}, which is saved; go on with resume"
+                    f"stopped after step {number}, which is saved; --resume goes on"
                 )
 
 
@@ -155,23 +198,15 @@ def _build(
     config: TrainConfig,
 ) -> Run:
     torch.manual_seed(config.seed)  # the same weights in all processes
-    model = UNet(
-        train_set.channels,
-        train_set.num_classes,
-        base_channels=config.base_channels,
-        depth=config.depth,
-        padding=config.padding,
-        norm=None if config.norm == "none" else config.norm,
-        dropout=config.dropout,
-    )
+    model = network_of(config, train_set)
     model.normalisation = "percentile"
     model.class_values = train_set.class_values
     model.ridge_width = config.weights.ridge_width
     return Run(config, model.to(device), train_set, validation_set, processes, device)
 
 
-def seconds_of(config: TrainConfig) -> float:
-    """Estimates the seconds that a run takes on this machine, from its first steps.
+def cost_of(config: TrainConfig) -> tuple[float, float]:
+    """Estimates what a run takes on this machine: seconds, from its first steps, and bytes.
 
     Raises:
         ValueError: As :func:`train`.
@@ -179,10 +214,13 @@ def seconds_of(config: TrainConfig) -> float:
     device = local_device(find_device(config.device))
     with device_scope(device), joined_processes(device) as processes, reproducible(config, device):
         config, train_set, validation_set = load_sets(config, False, device)
+        check_fits(config, (train_set, validation_set), device)
+        memory = bytes_of_run(config, (train_set, validation_set), device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are shown when the run begins
             run = _build(train_set, validation_set, processes, device, config)
-        return _trial(run, time.perf_counter, 1.0)[1] * (config.length + run.planned.cost)
+        step = _trial(run, time.perf_counter, 1.0)[1]
+        return step * (config.length + run.planned.cost), memory
 
 
 TRIAL = 0.03

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .._files import replace_file
+from .._progress import counted
 from ..model_file import BEST, LAST, load_model, save_model
 from ..objects import ObjectRule
 from ..unet import UNet
@@ -157,7 +158,7 @@ class Run:
 
     def draw(self, artist: Artist, looks: list[Look]) -> None:
         """Draws curves, and the first images: of training if there are none for validation."""
-        title = f"{self.kind} images after {self.progress.step} steps"
+        title = f"{self.kind} images after {counted(self.progress.step, 'step')}"
         shown = looks[: self.config.previews]
         out, rule = self.config.out, self.saved_model.objects
         panels = run_panels(self.judged, shown, rule)

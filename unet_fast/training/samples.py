@@ -1,5 +1,6 @@
 """Annotated images: pairing and reading of files, numbering of objects, split for validation."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from .._device import torchrun_number
 from .._files import TEXT, parsed_json, read_file, reason_of
 from ..contracts.border_weight_map import IGNORED
-from ..images.files import fit_channels, read_image, read_labels
-from ..images.folders import check_size, find_pairs
+from ..images.annotations import Tell, silent
+from ..images.files import as_image, fit_channels
+from ..images.pairing import Pair, Reading, find_pairs, match
+from ..images.source import (
+    Source,
+    check_alike,
+    open_labels,
+    open_source,
+    planes_of,
+    same_plane,
+)
 
 
 @dataclass(frozen=True)
@@ -25,26 +36,82 @@ class Sample:
     """Labels, (H, W), 0 background."""
     classes: NDArray[np.int32] | None = None
     """The class of every pixel, (H, W), with the values of its file; or None."""
+    file: str = ""
+    """Name of the file, if this is a plane of a stack or was read."""
 
 
-def load_samples(images: Path, labels: Path, classes: Path | None = None) -> list[Sample]:
+def load_samples(
+    images: Path, labels: Path, classes: Path | None = None, reading: Reading | None = None
+) -> list[Sample]:
     """Reads and checks all pairs of two folders, with the class maps of a third.
+
+    Warns of what is left out, and of what names and contents of files are taken to mean.
 
     Raises:
         ValueError: One line that names the file: see :func:`find_pairs`, `read_image` and
             `read_labels`; also if an image and its labels differ in size, or images in channels.
     """
-    samples: list[Sample] = []
-    for image_path, label_path in find_pairs(images, labels):
-        image, label = read_image(image_path), read_labels(label_path)
-        check_size(image_path, image.shape[1:], label_path, label.shape)
-        samples.append(Sample(image_path.stem, image, label))
+    reading = reading or Reading()
+    found = find_pairs(images, labels, reading)
+    told = [*found.notes, *found.left_out]
+    maps: dict[str, Path] = {}
     if classes is not None:
-        for i, (image_path, class_path) in enumerate(find_pairs(images, classes)):
-            class_map = read_labels(class_path)
-            check_size(image_path, samples[i].labels.shape, class_path, class_map.shape)
-            samples[i] = replace(samples[i], classes=class_map)
+        of_classes = match(images, classes, replace(reading, label_suffix=None))
+        if of_classes.strays:
+            raise ValueError(f"{images}: must hold a partner of {of_classes.strays[0]}, got none")
+        maps = {pair.name: pair.labels for pair in of_classes.pairs}
+    samples: list[Sample] = []
+    for pair in found.pairs:
+        planes = read_pair(pair, reading, told.append)
+        if classes is not None:
+            if pair.name not in maps:
+                raise ValueError(f"{classes}: must hold a partner of {pair.image}, got none")
+            planes = add_classes(planes, replace(pair, labels=maps[pair.name]), reading)
+        samples += planes
+    if torchrun_number("RANK", 0) == 0:
+        for text in dict.fromkeys(told):
+            warnings.warn(text, stacklevel=2)
     return fit_all_channels(samples)
+
+
+def read_pair(pair: Pair, reading: Reading, tell: Tell = silent) -> list[Sample]:
+    """Reads an image and its labels: one sample, or one for each plane of a stack.
+
+    Raises:
+        ValueError: One line, if they cannot be read, or differ in size or planes.
+    """
+    image = open_source(pair.image, None, axes=reading.axes)
+    planes = [*planes_of(image)]
+    if len(planes) > 1:
+        tell("stacks, of which each plane counts as an image (--axes CYX: as channels)")
+    pixels = [as_image(plane.path, plane.pixels()) for plane in planes]
+    maps = _label_planes(image, pair.labels, tell)
+    return [
+        Sample(pair.name + plane.place, picture, ids, file=pair.name)
+        for plane, picture, ids in zip(planes, pixels, maps, strict=True)
+    ]
+
+
+def add_classes(samples: Sequence[Sample], pair: Pair, reading: Reading) -> list[Sample]:
+    """Adds class maps, the labels of a pair, to the samples of its image."""
+    maps = read_labels_of(pair, reading)
+    return [replace(s, classes=kinds) for s, kinds in zip(samples, maps, strict=True)]
+
+
+def read_labels_of(pair: Pair, reading: Reading) -> list[NDArray[np.int32]]:
+    """Reads the labels of a pair alone: those of each plane, (H, W)."""
+    return _label_planes(open_source(pair.image, None, axes=reading.axes), pair.labels, silent)
+
+
+def _label_planes(image: Source, path: Path, tell: Tell) -> list[NDArray[np.int32]]:
+    """Reads the labels of all planes of an image."""
+    labels = open_labels(path, image, tell)
+    try:
+        check_alike(image, labels)
+    except ValueError as error:
+        hint = " (--axes says what axes of images are: ZYX planes, CYX channels)"
+        raise ValueError(f"{error}{hint if image.size == labels.size else ''}") from None
+    return [same_plane(plane, labels).labels(tell) for plane in planes_of(image)]
 
 
 def fit_all_channels(samples: list[Sample]) -> list[Sample]:
@@ -98,7 +165,10 @@ def number_objects(
     """
     empty = all(not set(np.unique(s.labels).tolist()) - {0, ignore_label} for s in samples)
     if empty:
-        raise ValueError("labels must hold an object, got none in any file")
+        raise ValueError(
+            "labels must hold an object, got none in any file (0 is background, objects are 1, 2, "
+            "...; ignore_label must not be theirs)"
+        )
     if label_type == "instances" and samples[0].classes is None:
         return NumberedLabels([s.labels for s in samples], None, None)
     maps = [s.labels if s.classes is None else s.classes for s in samples]
@@ -139,7 +209,11 @@ def number_objects(
 
 
 def split_names(
-    names: Sequence[str], share: float, seed: int, file: Path | None
+    names: Sequence[str],
+    share: float,
+    seed: int,
+    file: Path | None,
+    files: Sequence[str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Splits names into those for training and those for validation.
 
@@ -148,15 +222,22 @@ def split_names(
         share: Share of the names for validation, drawn at random; each side gets at least one name
             if there are two and the share is not 0.
         seed: Seed of the draw.
-        file: JSON file to read the split from; None: draw it.
+        file: JSON file to read the split from; None: draw it. It may name files for all of their
+            planes.
+        files: The file of each name: a draw keeps what is of one file together, unless there is
+            only one file. None: all differ.
 
     Raises:
         ValueError: If the file cannot be read, lists an unknown name, or one on both sides.
     """
+    planes: dict[str, list[str]] = {}
+    for name, whole in zip(names, names if files is None else files, strict=True):
+        planes.setdefault(whole, []).append(name)
     if file is None:
-        count = min(max(round(share * len(names)), share > 0), len(names) - 1)
-        order = np.random.default_rng(seed).permutation(len(names)).tolist()
-        kept = {names[i] for i in order[:count]}
+        units = [*planes.values()] if len(planes) > 1 else [[name] for name in names]
+        count = min(max(round(share * len(units)), share > 0), len(units) - 1)
+        order = np.random.default_rng(seed).permutation(len(units)).tolist()
+        kept = {name for i in order[:count] for name in units[i]}
         return [n for n in names if n not in kept], [n for n in names if n in kept]
     try:
         content = parsed_json(read_file(file, TEXT))
@@ -169,12 +250,21 @@ def split_names(
         raise ValueError(
             f'{file}: must be JSON {{"train": [names], "validation": [names]}}: {reason}'
         ) from None
+    parts = [[name for word in part for name in planes.get(word, [word])] for part in parts]
     listed = [name for part in parts for name in part]
     for name in listed:
         if name not in names:
-            raise ValueError(f"{file}: must list files that are there, got {name}")
+            raise ValueError(
+                f"{file}: must list files that are there, got {name} (names are without suffix, as "
+                f"{names[0]})"
+            )
         if listed.count(name) > 1:
-            raise ValueError(f"{file}: must list a file once, got {name} twice")
+            raise ValueError(
+                f"{file}: must list a file once, got {name} twice (take it out of train or "
+                "validation)"
+            )
     if not parts[0]:
-        raise ValueError(f"{file}: must list files for training, got none")
+        raise ValueError(
+            f"{file}: must list files for training, got none (move names from validation to train)"
+        )
     return parts[0], parts[1]

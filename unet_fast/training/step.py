@@ -156,6 +156,19 @@ class Step:
         return modules
 
 
+def network_of(config: TrainConfig, data: Dataset) -> UNet:
+    """Returns the network of the settings, for the channels and classes of the data."""
+    return UNet(
+        data.channels,
+        data.num_classes,
+        base_channels=config.base_channels,
+        depth=config.depth,
+        padding=config.padding,
+        norm=None if config.norm == "none" else config.norm,
+        dropout=config.dropout,
+    )
+
+
 def _optimizer(
     config: TrainConfig, parameters: list[nn.Parameter], rate: Tensor | float
 ) -> Optimizer:

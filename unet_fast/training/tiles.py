@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from .._device import torchrun_number
 from ..augment import Augmentation, AugmentationParameters
 from ..contracts.border_weight_map import IGNORED
 from ..images.folders import label_type_of
 from ..images.intensity import normalise
 from ..weights import BorderWeights
 from .config import SPLIT, TrainConfig
+from .looks import warn_of
 from .samples import NumberedLabels, Sample, load_samples, number_objects, split_names
 
 
@@ -150,8 +152,9 @@ class Dataset:
     def targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns target and weight of every pixel of labels, (N, H, W)."""
         if self.table is None:
-            return self.weights(labels)
-        return self.weights(labels, self.table[labels], num_classes=self.num_classes)
+            return self.weights(labels, dims=2)
+        classes = self.table[labels]
+        return self.weights(labels, classes, num_classes=self.num_classes, dims=2)
 
     def balanced(self) -> None:
         """Sets class weights that are "balanced" by counting over all labels."""
@@ -248,15 +251,24 @@ def load_sets(
     config: TrainConfig, resumed: bool, device: torch.device
 ) -> tuple[TrainConfig, Dataset, Dataset]:
     """Returns settings with the type of the labels, and the sets for training and validation."""
-    samples = load_samples(config.images, config.labels, config.classes)
+    samples = load_samples(config.images, config.labels, config.classes, config.reading)
     ignored = config.weights.ignore_label
     if config.label_type == "auto":
         maps = [] if config.classes else [s.labels for s in samples]
         config = replace(config, label_type=label_type_of(maps, ignored))
     objects = number_objects(samples, config.label_type, ignored)
+    if not resumed and torchrun_number("RANK", 0) == 0:
+        warn_of(
+            samples,
+            validated=config.split is None and config.validation > 0,
+            label_type=config.label_type,
+            ignore_label=ignored,
+        )
     names = [s.name for s in samples]
     split = config.out / SPLIT if resumed else config.split
-    parts = split_names(names, config.validation, config.seed, split)
+    parts = split_names(
+        names, config.validation, config.seed, split, [s.file or s.name for s in samples]
+    )
     budget = math.inf
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from .._progress import counted
 from ..contracts.border_weight_map import IGNORED
 from ..objects import ObjectRule
 from ..ops import weighted_ce
@@ -373,7 +374,8 @@ def said_of(scores: Scores, by: str) -> str:
     value = scores.get(by)
     text = f"{NAMES.get(by, by)} {'none' if value is None else f'{value:.3f}'}"
     if scores.get("true") is not None:
-        text += f", {scores['predicted']:.0f} objects of {scores['true']:.0f}"
+        found = counted(round(scores["predicted"] or 0), "object")
+        text += f", {found} of {scores['true']:,.0f}"
     return text
 
 
