@@ -6,11 +6,13 @@
 namespace unet_fast::elastic_deform {
 
 // The derivative of the loss with respect to the value that a pixel read from a channel.
-template <int lean, typename T, typename A, int axes>
+template <typename T, typename A, int axes, int lean>
 __device__ A upstream(const Image<T, A, axes>& image, const Source<T, axes>& grad, int64_t n, int c,
-                      const Pixel<A, axes>& p) {
+                      const Tile<A, axes, lean>& tile, const Pixel<A, axes>& p) {
   if (p.state != kRead) return 0;
-  A result = static_cast<A>(grad.channel(n, c)[offset_of<lean>(grad.strides, p.place)]);
+  int32_t place[axes];
+  place_of(tile, p.row, place);
+  A result = static_cast<A>(grad.channel(n, c)[offset_of<lean>(grad.strides, place)]);
   if (image.curves) {
     with_channel<lean>(image, image.pixels.channel(n, c), n, c,
                        [&]<int order>(const auto* from, const auto& strides) {
@@ -57,9 +59,9 @@ __global__ void find_largest(Movement<axes> m, Image<T, A, axes> image, Source<T
   const int64_t n = tile.image;
   march<1>(m, tile, [&](Pixel<A, axes>(&pixels)[1]) {
     Pixel<A, axes>& p = pixels[0];
-    p.fold_into(m.input, m.boundary);
+    locate(m, tile, pixels);
     for (int c = 0; c < image.channels; ++c) {
-      const double value = fabs(static_cast<double>(upstream<lean>(image, grad, n, c, p)));
+      const double value = fabs(static_cast<double>(upstream(image, grad, n, c, tile, p)));
       unsigned long long bits;
       memcpy(&bits, &value, sizeof(bits));  // ordered like the values; NaN is the greatest
       most = bits > most ? bits : most;
@@ -103,9 +105,9 @@ __global__ void scatter(Movement<axes> m, Image<T, A, axes> image, Source<T, axe
   const int64_t n = tile.image;
   march<1>(m, tile, [&](Pixel<A, axes>(&pixels)[1]) {
     Pixel<A, axes>& p = pixels[0];
-    p.fold_into(m.input, m.boundary);
+    locate(m, tile, pixels);
     for (int c = 0; c < image.channels; ++c) {
-      const double g = static_cast<double>(upstream<lean>(image, grad, n, c, p)) * unit.scale;
+      const double g = static_cast<double>(upstream(image, grad, n, c, tile, p)) * unit.scale;
       unsigned long long* const channel = sums + (n * image.channels + c) * m.input.pixels();
       with_order<lean>(image.orders, c, [&]<int order>() {
         Weights<order, axes, A> w;
@@ -169,16 +171,19 @@ __global__ void position_gradient(Movement<axes> m, Image<T, A, axes> image, Sou
   const int64_t n = tile.image;
   march<1>(m, tile, [&](Pixel<A, axes>(&pixels)[1]) {
     Pixel<A, axes>& p = pixels[0];
+    int32_t place[axes];
+    place_of(tile, p.row, place);
     int64_t index = 0;  // in the output
-    for (int axis = 0; axis < axes; ++axis) index = index * m.output[axis] + p.place[axis];
+    for (int axis = 0; axis < axes; ++axis) index = index * m.output[axis] + place[axis];
     A along[axes];
     for (int axis = 0; axis < axes; ++axis) {
-      along[axis] = fold_slope(p.site[axis], static_cast<int32_t>(m.input[axis] - 1), m.boundary);
+      along[axis] = fold_slope(site(p.local[axis], tile.anchor[axis]),
+                               static_cast<int32_t>(m.input[axis] - 1), m.boundary);
     }
-    p.fold_into(m.input, m.boundary);
+    locate(m, tile, pixels);
     double sums[axes] = {};
     for (int c = 0; c < image.channels && p.state == kRead; ++c) {
-      const A g = upstream<lean>(image, grad, n, c, p);
+      const A g = upstream(image, grad, n, c, tile, p);
       with_channel<lean>(
           image, image.pixels.channel(n, c), n, c,
           [&]<int order>(const auto* from, const auto& strides) {
@@ -201,29 +206,63 @@ __global__ void position_gradient(Movement<axes> m, Image<T, A, axes> image, Sou
   });
 }
 
+// The pixels of an axis, [begin, end), that may depend on a coefficient of the field.
+struct Reach {
+  int64_t begin, end;
+
+  __device__ static Reach of(const GridAxis& axis, int64_t coefficient, int64_t pixels,
+                             double shift) {
+    // Where a cell begins, up to the rounding.
+    const auto pixel = [&](int64_t cell) {
+      const double at = static_cast<double>(cell) / axis.scale - shift;
+      return static_cast<int64_t>(fmin(fmax(at, 0.0), static_cast<double>(pixels)));
+    };
+    const int64_t begin = coefficient > 3 ? pixel(coefficient - 3) : 0;
+    const int64_t end = coefficient < axis.cells - 1 ? pixel(coefficient + 1) + 2 : pixels;
+    return {begin > 0 ? begin - 1 : 0, end < pixels ? end : pixels};
+  }
+};
+
 // Sums derivatives along an axis, of pixels so far, into those with respect to the coefficients
 // along it, in a fixed order: from (N, axes, .., output[axis], ..) to (N, axes, .., size, ..). The
-// axes before it are pixels, those behind it coefficients already. One block per result.
-template <int axes>
-__global__ void gather(Movement<axes> m, int axis, const double* from, double* out) {
-  __shared__ double shared[kThreads / kWarp];
+// axes before it are coefficients already, those behind it pixels. A block makes `blockDim.x` of
+// the `tiles` times that many results that lie side by side.
+template <int axes, int axis>
+__global__ void gather(Movement<axes> m, unsigned tiles, const double* from, double* out) {
+  __shared__ double weights[kThreads], sums[kThreads];
   const GridAxis& along = m.field[axis];
-  const int64_t i = blockIdx.x, step = m.field.sizes().step(axis), n = m.output[axis];
-  const int64_t outer = i / step / along.size(), q = i / step % along.size();
-  int64_t of_image = axes;
-  for (int before = 0; before < axis; ++before) of_image *= m.output[before];
+  const unsigned size = static_cast<unsigned>(along.size());
+  const unsigned line = blockIdx.x / tiles, outer = line / size, q = line - outer * size;
+  unsigned of_image = axes;
+  for (int before = 0; before < axis; ++before) of_image *= m.field[before].size();
   const double shift = m.motions[outer / of_image].shift[axis];
+  const int64_t n = m.output[axis], step = m.output.step(axis);
+  const int64_t column = static_cast<int64_t>(blockIdx.x - line * tiles) * blockDim.x + threadIdx.x;
+  const int threads = blockDim.x * blockDim.y;
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const Reach reach = Reach::of(along, q, n, shift);
   double sum = 0;
-  for (int64_t x = threadIdx.x; x < n; x += blockDim.x) {
-    const Spot<double> at = spot_of<double>(along, static_cast<double>(x) + shift);
-    const int64_t k = q - at.cell;
-    if (k >= 0 && k < 4) {
-      sum += from[(outer * n + x) * step + i % step] *
-             cubic_weight(m.field.grid, static_cast<int>(k), at.t);
+  for (int64_t begin = reach.begin; begin < reach.end; begin += threads) {
+    const int count = static_cast<int>(reach.end - begin < threads ? reach.end - begin : threads);
+    if (thread < count) {
+      const Spot<double> at = spot_of<double>(along, static_cast<double>(begin + thread) + shift);
+      const int64_t k = q - at.cell;
+      weights[thread] = k >= 0 && k < 4 ? cubic_weight(m.field.grid, static_cast<int>(k), at.t) : 0;
     }
+    __syncthreads();
+    const double* value = from + (outer * n + begin + threadIdx.y) * step + column;
+    for (int i = threadIdx.y; i < count && column < step; i += blockDim.y) {
+      sum += *value * weights[i];
+      value += blockDim.y * step;
+    }
+    __syncthreads();
   }
-  sum = block_sum(sum, shared);
-  if (threadIdx.x == 0) out[i] = sum;
+  sums[thread] = sum;
+  for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) sums[thread] += sums[thread + half * blockDim.x];
+  }
+  if (threadIdx.y == 0 && column < step) out[line * step + column] = sums[thread];
 }
 
 // The sum, over the coefficients that are made from a displacement at a place, of one component.
@@ -297,11 +336,11 @@ void launch_image_gradient(const Movement<axes>& m, const Image<T, A, axes>& ima
          static_cast<const unsigned long long*>(sums), m.images, image.channels, m.input, to, out);
 }
 
-/// The number of values that `gather` makes along an axis; along `axes`, the number it begins with.
+/// The number of values that `gather` begins with along an axis; along `axes`, what it ends with.
 template <int axes>
 int64_t gathered(const Movement<axes>& m, int axis) {
   int64_t result = axes * m.images;
-  for (int i = 0; i < axes; ++i) result *= i < axis ? m.output[i] : m.field[i].size();
+  for (int i = 0; i < axes; ++i) result *= i < axis ? m.field[i].size() : m.output[i];
   return result;
 }
 
@@ -313,6 +352,24 @@ int64_t displacement_scratch(const Movement<axes>& m) {
   return result;
 }
 
+// Gathers along all axes from `axis` on. Returns where the results are, behind `values`.
+template <int axes, int axis = 0, typename Stream>
+const double* launch_gather(const Movement<axes>& m, double* values, Stream stream) {
+  double* const to = values + gathered(m, axis);
+  const int64_t step = m.output.step(axis);
+  // A block of at least a warp, in which a thread adds at least some values.
+  int columns = 1, rows = 1;
+  while (columns < step && columns < 2 * kWarp) columns *= 2;
+  while (columns * rows < kWarp || (columns * rows < kThreads && 8 * rows < m.output[axis])) {
+    rows *= 2;
+  }
+  const unsigned tiles = tiles_along(step, columns);
+  launch(&gather<axes, axis>, dim3(static_cast<unsigned>(gathered(m, axis + 1) / step) * tiles),
+         dim3(columns, rows), stream, m, tiles, static_cast<const double*>(values), to);
+  if constexpr (axis + 1 < axes) return launch_gather<axes, axis + 1>(m, to, stream);
+  return to;
+}
+
 /// Writes the derivative with respect to the displacement, (N, axes, points).
 template <typename T, typename A, int axes, typename Stream>
 void launch_displacement_gradient(const Movement<axes>& m, const Image<T, A, axes>& image,
@@ -321,15 +378,9 @@ void launch_displacement_gradient(const Movement<axes>& m, const Image<T, A, axe
   const bool lean = lean_order(m, image, grad.strides) == 1;
   launch(lean ? &position_gradient<T, A, axes, 1> : &position_gradient<T, A, axes, kGeneral>,
          tiles(m), kTileThreads, stream, m, image, grad, scratch);
-  for (int axis = axes - 1; axis >= 0; --axis) {
-    const double* const from = scratch;
-    scratch += gathered(m, axis + 1);
-    const dim3 threads(axis == axes - 1 ? kThreads : 2 * kWarp);
-    launch(&gather<axes>, dim3(static_cast<unsigned>(gathered(m, axis))), threads, stream, m, axis,
-           from, scratch);
-  }
-  launch(&collect<axes>, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m,
-         static_cast<const double*>(scratch), out);
+  const double* const sums = launch_gather(m, scratch, stream);
+  launch(&collect<axes>, dim3(static_cast<unsigned>(m.images)), dim3(kThreads), stream, m, sums,
+         out);
 }
 
 }  // namespace unet_fast::elastic_deform

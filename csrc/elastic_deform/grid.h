@@ -170,6 +170,26 @@ struct GridAxes {
 constexpr double kPole = -0.26794919243112270647;  // sqrt(3) - 2
 constexpr int64_t kHorizon = 40;
 
+/// Replaces n values, `stride` apart, by `make(lane, value)`, one after the other. A GPU reads some
+/// ahead, as it waits for memory each time.
+template <int lanes, typename A, typename Make>
+UNET_FAST_HOST_DEVICE inline void replace(A* x, int64_t n, int64_t stride, Make&& make) {
+#if defined(__CUDA_ARCH__)
+  constexpr int kAhead = 8;
+#else
+  constexpr int kAhead = 1;
+#endif
+  for (int64_t k = 0; k < n; k += kAhead, x += kAhead * stride) {
+    A values[kAhead][lanes];
+    for (int j = 0; j < kAhead && k + j < n; ++j) {
+      for (int l = 0; l < lanes; ++l) values[j][l] = x[j * stride + l];
+    }
+    for (int j = 0; j < kAhead && k + j < n; ++j) {
+      for (int l = 0; l < lanes; ++l) x[j * stride + l] = make(l, values[j][l]);
+    }
+  }
+}
+
 /// Turns values, in place, into the coefficients of the cubic B-spline through them, mirrored at
 /// the ends (M. Unser, "Splines", IEEE Signal Processing Magazine 16(6), 1999). Takes `lanes` lines
 /// side by side, each of n values `stride` apart.
@@ -177,32 +197,31 @@ template <int lanes = 1, typename A>
 UNET_FAST_HOST_DEVICE inline void prefilter(A* x, int64_t n, int64_t stride) {
   if (n < 2) return;
   A* const last = x + (n - 1) * stride;
-  A state[lanes];
-  // The first value: the causal filter over the infinitely mirrored line.
-  const double to_end = n - 1 < 2 * kHorizon ? std::pow(kPole, static_cast<double>(n - 1)) : 0.0;
-  const double norm = 1 / (1 - to_end * to_end);
-  for (int l = 0; l < lanes; ++l) {
-    state[l] = static_cast<A>(norm) * x[l] + static_cast<A>(norm * to_end) * last[l];
+  const A pole = static_cast<A>(kPole);
+  // The first value: the causal filter over the infinitely mirrored line, that is, the sum of the
+  // values times kPole^distance, of those near by and of their mirror images behind the end.
+  double to_end = n - 1 < 2 * kHorizon ? 1.0 : 0.0;  // kPole^(n - 1), if that matters
+  for (int64_t k = 1; k < n && to_end != 0; ++k) to_end *= kPole;
+  A near[lanes] = {}, far[lanes] = {}, state[lanes];
+  for (int64_t k = (n - 1 < kHorizon ? n - 1 : kHorizon) - 1; k > 0; --k) {
+    for (int l = 0; l < lanes; ++l) near[l] = pole * (near[l] + x[k * stride + l]);
   }
-  double near = kPole, far = to_end * to_end / kPole;
-  for (int64_t k = 1; k < n - 1 && k < kHorizon; ++k, near *= kPole, far /= kPole) {
-    const A weight = static_cast<A>((near + far) * norm);
-    for (int l = 0; l < lanes; ++l) state[l] += weight * x[k * stride + l];
+  for (int64_t k = 1; k < n - 1 && to_end != 0; ++k) {
+    for (int l = 0; l < lanes; ++l) far[l] = pole * (far[l] + x[k * stride + l]);
+  }
+  const A norm = static_cast<A>(1 / (1 - to_end * to_end)), end_weight = static_cast<A>(to_end);
+  for (int l = 0; l < lanes; ++l) {
+    state[l] = norm * (x[l] + near[l] + end_weight * (last[l] + far[l]));
   }
   for (int l = 0; l < lanes; ++l) x[l] = state[l];
-  const A pole = static_cast<A>(kPole);
-  for (int64_t k = 1; k < n; ++k) {
-    A* const here = x + k * stride;
-    for (int l = 0; l < lanes; ++l) here[l] = state[l] = here[l] + pole * state[l];
-  }
+  replace<lanes>(x + stride, n - 1, stride,
+                 [&](int l, A value) { return state[l] = value + pole * state[l]; });
   const A end = static_cast<A>(6 * kPole / (kPole * kPole - 1));
   for (int l = 0; l < lanes; ++l) {
     last[l] = state[l] = end * (state[l] + pole * last[l - stride]);
   }
-  for (int64_t k = n - 2; k >= 0; --k) {
-    A* const here = x + k * stride;
-    for (int l = 0; l < lanes; ++l) here[l] = state[l] = pole * (state[l] - 6 * here[l]);
-  }
+  replace<lanes>(last - stride, n - 1, -stride,
+                 [&](int l, A value) { return state[l] = pole * (state[l] - 6 * value); });
 }
 
 /// The transpose of `prefilter`, in place. With the ends halved its matrix is symmetric.

@@ -1,225 +1,9 @@
 #pragma once
 
-#include "elastic_deform/prepare.cuh"
+#include "elastic_deform/tile.cuh"
 
 // CUDA kernels and launchers of the deformation.
 namespace unet_fast::elastic_deform {
-
-// A block covers kHigh x kWide output pixels of a plane, which is an image or, in a volume, one
-// place along the first axis. A warp takes kWide columns side by side, and each thread kMarch rows
-// of its column, along which the field stays one polynomial for long.
-constexpr int kWide = kWarp;
-constexpr int kMarch = 8;
-constexpr int kWarps = 8;
-constexpr int kHigh = kMarch * kWarps;
-
-// Kernels come in two kinds. The lean ones, for usual calls, interpolate all channels with one
-// order, 0 or 1, hold the field of a tile in shared memory, and count pixels from the start of
-// their channel in 32 bits; the general ones take any call. lean_order() chooses.
-constexpr int kGeneral = -1;
-// Blocks that a multiprocessor should hold at once, to hide how long memory takes. Those before
-// compute capability 8 hold four at most.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kLeanBlocks = 4;
-#else
-constexpr int kLeanBlocks = 5;
-#endif
-template <typename A, int axes, int lean>
-constexpr int kBlocks = sizeof(A) > 4 || axes > 2 ? 1
-                        : lean == kGeneral        ? 3
-                                                  : kLeanBlocks;
-// Over a lean tile the field has at most kWindow coefficients along each axis.
-constexpr int kWindow = kWarps;
-template <int lean>
-using Offset = std::conditional_t<lean == kGeneral, int64_t, int32_t>;
-
-__host__ __device__ inline unsigned tiles_along(int64_t side, int tile) {
-  return static_cast<unsigned>((side + tile - 1) / tile);
-}
-
-// --- Positions ---------------------------------------------------------------------------------
-
-// Data shared by the threads of a block.
-template <typename A, int axes, int lean>
-struct Tile {
-  struct Mark {
-    int32_t cell;  // counted from that of the first pixel
-    A t;
-  };
-  static constexpr int kHeld = lean == kGeneral ? 1 : kWindow;
-
-  int64_t image, plane;  // its plane, counted over all images
-  int32_t place[axes];   // its first pixel in the output
-  int64_t cell[2];       // of that pixel, down and across
-  double origin[axes];   // the field near it
-  int32_t anchor[axes];
-  A base[axes], down[axes], right[axes];  // first position less anchor and field, and its steps
-  Mark rows[kHigh], columns[kWide];
-  // If lean, the coefficients less origin, and the field along their rows.
-  A window[axes][kHeld][kWindow], along[axes][kHeld][kWide];
-
-  // A component of the field, less its origin, down a column of the tile within a cell.
-  __device__ Cubic<A> field(const Movement<axes>& m, int axis, int32_t down, int column) const {
-    A c[4];
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (lean != kGeneral) {
-        c[i] = along[axis][down + i][column];
-      } else {
-        const Mark at = columns[column];
-        const double* const four =
-            m.coefficient(plane, axis, cell[0] + down + i, cell[1] + at.cell);
-        const auto less = [&](int k) { return static_cast<A>(four[k] - origin[axis]); };
-        c[i] = cubic(m.field.grid, less(0), less(1), less(2), less(3))(at.t);
-      }
-    }
-    return cubic(m.field.grid, c[0], c[1], c[2], c[3]);
-  }
-};
-
-// Fills `tile`. Every thread of a block must call it before it looks at its own pixels.
-// Calls `start(image, source)` in one of them.
-template <typename A, int axes, int lean, typename Start>
-__device__ void set_up(const Movement<axes>& m, Tile<A, axes, lean>& tile, Start&& start) {
-  constexpr int kDown = axes - 2, kAcross = axes - 1;
-  const int thread = static_cast<int>(threadIdx.y * kWide + threadIdx.x);
-  if (thread < kWide + kHigh) {
-    const unsigned across = tiles_along(m.output[kAcross], kWide);
-    const unsigned down = tiles_along(m.output[kDown], kHigh);
-    const unsigned row = blockIdx.x / across, plane = row / down;
-    const int64_t image = plane / m.depth();
-    const Motion<axes>& motion = m.motions[image];
-    int32_t place[axes];
-    place[0] = plane - image * m.depth();
-    place[kDown] = (row - plane * down) * kHigh;
-    place[kAcross] = (blockIdx.x - row * across) * kWide;
-    const bool is_row = thread >= kWide;
-    const int axis = is_row ? kDown : kAcross, i = is_row ? thread - kWide : thread;
-    const GridAxis& along = m.field[axis];
-    const auto pixel = [&](int k) {
-      return static_cast<double>(place[axis] + k) + motion.shift[axis];
-    };
-    const int64_t first = along.cell(along.coordinate(pixel(0)));
-    const Spot<A> spot = spot_of<A>(along, pixel(i));
-    (is_row ? tile.rows : tile.columns)[i] = {static_cast<int32_t>(spot.cell - first), spot.t};
-    if (i == 0) tile.cell[is_row ? 0 : 1] = first;
-    if (thread == 0) {
-      tile.image = image;
-      tile.plane = plane;
-      start(image, motion.source);
-      for (int axis = 0; axis < axes; ++axis) tile.place[axis] = place[axis];
-    }
-  }
-  __syncthreads();
-  const auto origin_of = [&](int axis) {
-    const double field = *m.coefficient(tile.plane, axis, tile.cell[0] + 1, tile.cell[1] + 1);
-    return std::fabs(field) < kFarthest ? field : 0.0;  // 0 for NaN
-  };
-  if (thread >= kWide * kWarps - axes) {
-    const int axis = kWide * kWarps - 1 - thread;
-    const Motion<axes>& motion = m.motions[tile.image];
-    tile.origin[axis] = origin_of(axis);
-    const double first = motion.at(axis, tile.place) + tile.origin[axis];
-    tile.anchor[axis] = anchor_of(first);
-    tile.base[axis] = static_cast<A>(first - tile.anchor[axis]);
-    tile.down[axis] = static_cast<A>(motion.linear[axis][kDown]);
-    tile.right[axis] = static_cast<A>(motion.linear[axis][kAcross]);
-  }
-  if constexpr (lean != kGeneral) {
-    if (thread < axes * kWindow * kWindow) {
-      const int axis = thread / (kWindow * kWindow);
-      const int row = thread / kWindow % kWindow, column = thread % kWindow;
-      const int64_t down = tile.cell[0] + row, right = tile.cell[1] + column;
-      if (down < m.field[kDown].size() && right < m.field[kAcross].size()) {
-        tile.window[axis][row][column] =
-            static_cast<A>(*m.coefficient(tile.plane, axis, down, right) - origin_of(axis));
-      }
-    }
-    __syncthreads();
-    const int row = threadIdx.y;  // of coefficients
-    if (row < tile.rows[kHigh - 1].cell + 4) {
-      const auto at = tile.columns[threadIdx.x];
-      for (int axis = 0; axis < axes; ++axis) {
-        const A* const c = tile.window[axis][row] + at.cell;
-        tile.along[axis][row][threadIdx.x] = cubic(m.field.grid, c[0], c[1], c[2], c[3])(at.t);
-      }
-    }
-  }
-  __syncthreads();
-}
-
-// An output pixel. Holds the sites of its position first, then, once folded, those to read.
-template <typename A, int axes>
-struct Pixel {
-  int32_t place[axes];  // in the output
-  Site<A> site[axes];
-  int state;  // a State
-
-  __device__ void fold_into(const Sides<axes>& input, int32_t boundary) {
-    bool whole = true;  // as most are: all that is read lies in the image
-    for (int axis = 0; axis < axes; ++axis) {
-      whole &= static_cast<uint32_t>(site[axis].pixel) < static_cast<uint32_t>(input[axis] - 1);
-    }
-    state = kRead;
-    if (whole) [[likely]]
-      return;
-    for (int axis = 0; axis < axes; ++axis) {
-      const int along = state_of(site[axis], static_cast<int32_t>(input[axis] - 1), boundary);
-      state = along > state ? along : state;
-    }
-    for (int axis = 0; axis < axes; ++axis) {
-      const int32_t last = static_cast<int32_t>(input[axis] - 1);
-      site[axis] = state == kRead ? fold(site[axis], last, boundary) : Site<A>{0, 0};
-    }
-  }
-  template <int order>
-  __device__ void weigh(Weights<order, axes, A>& w) const {
-    for (int axis = 0; axis < axes; ++axis) tap_weights<order>(site[axis].t, w[axis]);
-  }
-};
-
-// Calls `work(pixels)` for the output pixels of this thread, `together` in a column at a time, the
-// first of them in the output; the sites are not folded.
-template <int together, typename A, int axes, int lean, typename Work>
-__device__ void march(const Movement<axes>& m, const Tile<A, axes, lean>& tile, Work&& work) {
-  constexpr int kDown = axes - 2, kAcross = axes - 1;
-  const int rows = static_cast<int>(m.output[kDown] - tile.place[kDown]);
-  const int column = static_cast<int>(threadIdx.x);
-  if (column >= m.output[kAcross] - tile.place[kAcross]) return;
-  A start[axes];
-  int32_t anchor[axes];
-  for (int axis = 0; axis < axes; ++axis) {
-    start[axis] = tile.base[axis] + tile.right[axis] * static_cast<A>(column);
-    anchor[axis] = tile.anchor[axis];
-  }
-  Cubic<A> field[axes];
-  int32_t cell = -1;
-  for (int k = 0; k < kMarch; k += together) {
-    const int first = static_cast<int>(threadIdx.y) * kMarch + k;
-    if (first >= rows) return;
-    Pixel<A, axes> pixels[together];
-    for (int j = 0; j < together; ++j) {
-      const int row = first + j;
-      const auto down = tile.rows[row];
-      if (down.cell != cell) {
-        cell = down.cell;
-        for (int axis = 0; axis < axes; ++axis) {
-          field[axis] = tile.field(m, axis, cell, column);
-        }
-      }
-      Pixel<A, axes>& pixel = pixels[j];
-      for (int axis = 0; axis < axes; ++axis) pixel.place[axis] = tile.place[axis];
-      pixel.place[kDown] += row;
-      pixel.place[kAcross] += column;
-      for (int axis = 0; axis < axes; ++axis) {
-        const A affine = start[axis] + tile.down[axis] * static_cast<A>(row);
-        pixel.site[axis] = site(affine + field[axis](down.t), anchor[axis]);
-      }
-    }
-    work(pixels);
-  }
-}
-
-// --- Values ------------------------------------------------------------------------------------
 
 // Calls `fn.operator()<order>()` with the order of a channel.
 template <int lean, typename Fn>
@@ -252,25 +36,28 @@ __device__ Offset<lean> offset_of(const Strides<axes>& strides, const int32_t (&
 // The values around a pixel of a channel, for `interpolate`.
 template <int order, int lean, typename T, int axes>
 struct Around {
-  const T* from;
-  Offset<lean> step[axes];
+  const T* channel;
+  Offset<lean> first = 0, step[axes];
 
   template <typename A>
-  __device__ Around(const T* channel, const Strides<axes>& strides, const Pixel<A, axes>& p) {
-    int32_t first[axes];
+  __device__ Around(const T* channel, const Strides<axes>& strides, const Pixel<A, axes>& p)
+      : channel(channel) {
     for (int axis = 0; axis < axes; ++axis) {
-      first[axis] = order == 0 ? nearest(p.site[axis]) : p.site[axis].pixel - kBefore<order>;
       step[axis] = step_of<lean>(strides, axis);
+      first += (p.site[axis].pixel - kBefore<order>)*step[axis];
     }
-    from = channel + offset_of<lean>(strides, first);
+    for (int axis = 0; axis < axes && order == 0; ++axis) {
+      if (rounds_up(p.site[axis])) first += step[axis];
+    }
   }
   template <typename... Places>
   __device__ T operator()(Places... places) const {
     const int at[]{places...};
-    const T* value = from;
-    for (int axis = 0; axis < axes; ++axis) value += at[axis] * step[axis];
-    return *value;
+    Offset<lean> index = first;
+    for (int axis = 0; axis < axes; ++axis) index += at[axis] * step[axis];
+    return channel[index];
   }
+  __device__ T nearest() const { return channel[first]; }
 };
 
 // What a channel has at the site of a pixel.
@@ -341,17 +128,33 @@ __global__ void __launch_bounds__(kWide* kWarps, kBlocks<A, axes, lean>)
   auto* const made = behind<T>(out, starts[2]);
   const auto* const ids = behind<const char>(labels.data, starts[3]);
   auto* const moved = behind<char>(labels.out, starts[4]);
+  constexpr int kDown = axes - 2;
+  int32_t place[axes];
+  place_of(tile, 0, place);
+  const Offset<lean> first = offset_of<lean>(to, place);
+  // Where this column enters the window of the labels: its first row, how many rows it has there,
+  // and the index of the tile's first row.
+  bool taken = true;
+  Offset<lean> window = 0;
+  for (int axis = 0; axis < axes; ++axis) {
+    const auto at = place[axis] - static_cast<int32_t>(labels.margin[axis]);
+    const auto side = static_cast<int32_t>(labels.window[axis]);
+    if (axis != kDown) taken &= static_cast<uint32_t>(at) < static_cast<uint32_t>(side);
+    window = window * side + at;
+  }
+  const int above = static_cast<int32_t>(labels.margin[kDown]) - place[kDown];
+  const auto height = static_cast<uint32_t>(taken ? labels.window[kDown] : 0);
   // What is read waits for memory: labels, and values of two pixels, do so at the same time.
   constexpr int kPair = 2;
   march<kPair>(m, tile, [&](Pixel<A, axes>(&pixels)[kPair]) {
-    for (auto& p : pixels) p.fold_into(m.input, m.boundary);
-    bool all_read = true;
-    for (const auto& p : pixels) all_read &= p.state == kRead;
+    locate(m, tile, pixels);
+    const bool all_read = (pixels[0].state | pixels[1].state) == kRead;
     uint64_t id[kPair];
     with_width(labels.bytes, [&]<typename Id>() {
       for (int j = 0; j < kPair; ++j) {
         const auto* const channel = reinterpret_cast<const Id*>(ids);
-        id[j] = *Around<0, lean, Id, axes>(channel, labels.strides, pixels[j]).from;
+        const Around<0, lean, Id, axes> around(channel, labels.strides, pixels[j]);
+        id[j] = pixels[j].state == kRead ? around.nearest() : Id(0);
       }
     });
     const auto take = [&](int c) {
@@ -373,8 +176,8 @@ __global__ void __launch_bounds__(kWide* kWarps, kBlocks<A, axes, lean>)
       }
       T* const to_channel = made + c * static_cast<Offset<lean>>(to.channel);
       for (int j = 0; j < kPair; ++j) {
-        if (pixels[j].place[axes - 2] < static_cast<int32_t>(m.output[axes - 2])) {
-          to_channel[offset_of<lean>(to, pixels[j].place)] = stored<T>(values[j]);
+        if (j == 0 || place[kDown] + pixels[j].row < static_cast<int32_t>(m.output[kDown])) {
+          to_channel[first + pixels[j].row * step_of<lean>(to, kDown)] = stored<T>(values[j]);
         }
       }
     };
@@ -385,16 +188,10 @@ __global__ void __launch_bounds__(kWide* kWarps, kBlocks<A, axes, lean>)
     }
     with_width(labels.bytes, [&]<typename Id>() {
       for (int j = 0; j < kPair; ++j) {
-        bool taken = true;
-        Offset<lean> at = 0;
-        for (int axis = 0; axis < axes; ++axis) {
-          const auto place = pixels[j].place[axis] - static_cast<int32_t>(labels.margin[axis]);
-          const auto side = static_cast<int32_t>(labels.window[axis]);
-          taken &= static_cast<uint32_t>(place) < static_cast<uint32_t>(side);
-          at = at * side + place;
+        if (static_cast<uint32_t>(pixels[j].row - above) < height) {
+          const auto side = static_cast<Offset<lean>>(labels.window.step(kDown));
+          reinterpret_cast<Id*>(moved)[window + pixels[j].row * side] = static_cast<Id>(id[j]);
         }
-        if (!all_read && pixels[j].state != kRead) id[j] = 0;
-        if (taken) reinterpret_cast<Id*>(moved)[at] = static_cast<Id>(id[j]);
       }
     });
   });

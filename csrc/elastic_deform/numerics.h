@@ -196,17 +196,17 @@ UNET_FAST_HOST_DEVICE inline void tap_slopes(A t, A (&w)[kTaps<order>]) {
   }
 }
 
-/// The pixel nearest to a folded position, halves rounded up; for order 0.
+/// Whether the pixel nearest to a folded position is the one behind it; for order 0.
 template <typename A>
-UNET_FAST_HOST_DEVICE inline int32_t nearest(Site<A> s) {
-  return s.pixel + (s.t >= A(0.5) ? 1 : 0);
+UNET_FAST_HOST_DEVICE inline bool rounds_up(Site<A> s) {
+  return s.t >= A(0.5);
 }
 
 /// The pixel that tap i reads, mirrored at the ends.
 template <int order, typename A>
 UNET_FAST_HOST_DEVICE inline int32_t tap(Site<A> s, int i, int32_t last) {
   if (last == 0) return 0;
-  if constexpr (order == 0) return nearest(s);
+  if constexpr (order == 0) return s.pixel + rounds_up(s);
   const int32_t pixel = s.pixel + i - kBefore<order>;
   return pixel < 0 ? -pixel : pixel > last ? 2 * last - pixel : pixel;
 }

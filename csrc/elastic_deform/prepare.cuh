@@ -102,6 +102,9 @@ struct LabelWindow {
 
 // --- Preparation -------------------------------------------------------------------------------
 
+// So many displacements of an image are filtered in shared memory.
+constexpr int kFewKnots = 1024;
+
 // Makes the motion, the knots and the coefficients of each image; one block per image.
 template <int axes>
 __global__ void prepare(Movement<axes> m) {
@@ -109,7 +112,9 @@ __global__ void prepare(Movement<axes> m) {
   const int32_t grid = m.field.grid;
   const Sides<axes>& points = m.field.points;
   const Sides<axes> sizes = m.field.sizes();
-  double* const knots = m.knots + n * axes * points.pixels();
+  __shared__ double few[kFewKnots];
+  double* const knots =
+      axes * points.pixels() <= kFewKnots ? few : m.knots + n * axes * points.pixels();
   Motion<axes> motion = Motion<axes>::of(m.affine, m.offset, m.spans_input, n);
   motion.source = m.source != nullptr ? m.source[n] : n;
   assert(motion.source >= 0 && motion.source < m.sources);

@@ -861,6 +861,18 @@ def test_cuda_derivatives_on_host(host_kernels, rng):
         compare_derivatives(host_kernels, image, options, grad)
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_cuda_derivatives_of_many_knots_on_host(host_kernels, rng, grid):
+    """Sums over parts of an axis: cells of less than a pixel to many, lines longer than a block."""
+    image, options = random_case(rng, torch.float64)
+    shape = 11, 600
+    displacement = torch.from_numpy(rng.normal(size=(image.shape[0], 2, 30, 9)))
+    options |= {"displacement": displacement, "grid": grid, "grid_spacing": None}
+    options |= {"output_shape": shape, "label_shape": shape}
+    grad = torch.randn(*image.shape[:2], *shape, dtype=torch.float64)
+    compare_derivatives(host_kernels, image, options, grad)
+
+
 @pytest.mark.thorough
 def test_lean_cuda_derivatives_on_host(host_kernels, rng):
     for _ in range(3):
