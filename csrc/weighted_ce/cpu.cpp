@@ -12,6 +12,7 @@
 #include "common/simd.h"
 #include "weighted_ce/numerics.h"
 #include "weighted_ce/operands.h"
+#include "weighted_ce/planes.h"
 
 namespace unet_fast::weighted_ce {
 namespace {
@@ -22,8 +23,7 @@ constexpr int64_t kChunk = 4096;
 // Pixels processed together: their data stays in the L1 cache between passes.
 constexpr int64_t kBlock = 256;
 constexpr int64_t kLeastBlock = 64;  // smallest block, for very many classes
-constexpr int64_t kTerms = 16384;    // target for classes x pixels of a block with kept terms
-constexpr int64_t kGroup = 4;        // classes per pass over a block
+constexpr int64_t kValues = 16384;   // target for classes x pixels of a block
 constexpr int64_t kLanes = 16;       // partial sums side by side
 
 // Data of a block of pixels; structure of arrays, so that loops over pixels vectorise.
@@ -33,71 +33,11 @@ struct Block {
   alignas(64) int32_t target[kBlock];  // -1 where ignored or out of range
   alignas(64) A weight[kBlock];        // 0 where target is -1
   alignas(64) A largest[kBlock], rest[kBlock], ties[kBlock], target_logit[kBlock], scale[kBlock];
-  alignas(64) A values[kGroup * kBlock];  // converted logits or gradients, unless used in place
-  std::vector<A> kept;                    // terms exp(x - m) of all classes, if needed
+  // Of all classes: logits, unless used in place; then terms exp(x - m); then gradients.
+  std::vector<A> values;
 
   Softmax<A> softmax(int64_t i) const { return {largest[i], rest[i]}; }
 };
-
-// Rows of pixels, one per class, `stride` elements apart.
-template <typename A>
-struct Planes {
-  A* data;
-  int64_t stride;
-
-  A* operator[](int64_t c) const { return data + c * stride; }
-};
-
-// Calls `fn.operator()<n>(c)` for groups of n classes from class c on; n <= kGroup is a constant,
-// so that loops over a group are unrolled.
-template <typename Fn>
-void for_groups(int64_t classes, Fn&& fn) {
-  int64_t c = 0;
-  for (; c + kGroup <= classes; c += kGroup) fn.template operator()<kGroup>(c);
-  if (classes - c == 1) fn.template operator()<1>(c);
-  if (classes - c == 2) fn.template operator()<2>(c);
-  if (classes - c == 3) fn.template operator()<3>(c);
-}
-
-// Reads logits of n classes into planes. Interleaved classes are separated while reading.
-template <int64_t n, typename T, typename A>
-UNET_FAST_SIMD void load(const T* source, int64_t class_stride, int64_t pixel_stride, int64_t size,
-                         Planes<A> planes) {
-  if (pixel_stride == n && class_stride == 1) {
-    for (int64_t i = 0; i < size; ++i) {
-      for (int64_t k = 0; k < n; ++k) planes[k][i] = static_cast<A>(source[i * n + k]);
-    }
-    return;
-  }
-  for (int64_t k = 0; k < n; ++k, source += class_stride) {
-    A* const plane = planes[k];
-    if (pixel_stride == 1) {
-      for (int64_t i = 0; i < size; ++i) plane[i] = static_cast<A>(source[i]);
-    } else {
-      for (int64_t i = 0; i < size; ++i) plane[i] = static_cast<A>(source[i * pixel_stride]);
-    }
-  }
-}
-
-// Writes planes of n classes as gradients.
-template <int64_t n, typename T, typename A>
-UNET_FAST_SIMD void store(Planes<A> planes, int64_t size, T* destination, int64_t class_stride,
-                          int64_t pixel_stride) {
-  if (pixel_stride == n && class_stride == 1) {
-    for (int64_t i = 0; i < size; ++i) {
-      for (int64_t k = 0; k < n; ++k) destination[i * n + k] = static_cast<T>(planes[k][i]);
-    }
-    return;
-  }
-  for (int64_t k = 0; k < n; ++k, destination += class_stride) {
-    const A* const plane = planes[k];
-    if (pixel_stride == 1) {
-      for (int64_t i = 0; i < size; ++i) destination[i] = static_cast<T>(plane[i]);
-    } else {
-      for (int64_t i = 0; i < size; ++i) destination[i * pixel_stride] = static_cast<T>(plane[i]);
-    }
-  }
-}
 
 // Reads targets and weights (null: 1); targets that are ignored or out of range become -1. Returns
 // whether all pixels count.
@@ -122,10 +62,10 @@ template <int64_t n, bool first, typename A>
 UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& block) {
   UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
-    Softmax<A> softmax = first ? Softmax<A>::of(planes[0][i]) : block.softmax(i);
-    A target_logit = first ? planes[0][i] : block.target_logit[i];
+    Softmax<A> softmax = first ? Softmax<A>::of(planes[c][i]) : block.softmax(i);
+    A target_logit = first ? planes[c][i] : block.target_logit[i];
     for (int64_t k = first; k < n; ++k) {
-      const A x = planes[k][i];
+      const A x = planes[c + k][i];
       softmax.add(x);
       target_logit = block.target[i] == static_cast<int32_t>(c + k) ? x : target_logit;
     }
@@ -137,22 +77,26 @@ UNET_FAST_SIMD void add_classes(Planes<const A> planes, int64_t c, Block<A>& blo
 
 // Updates the largest logit of each pixel with n more classes.
 template <int64_t n, bool first, typename A>
-UNET_FAST_SIMD void add_largest(Planes<const A> planes, Block<A>& block) {
+UNET_FAST_SIMD void add_largest(Planes<const A> planes, int64_t c, Block<A>& block) {
   UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
-    A largest = first ? Softmax<A>::of(planes[0][i]).largest : block.largest[i];
-    for (int64_t k = first; k < n; ++k) largest = planes[k][i] > largest ? planes[k][i] : largest;
+    A largest = first ? Softmax<A>::of(planes[c][i]).largest : block.largest[i];
+    for (int64_t k = first; k < n; ++k) {
+      const A x = planes[c + k][i];
+      largest = x > largest ? x : largest;
+    }
     block.largest[i] = largest;
   }
 }
 
-// Adds the terms of n classes to the sums, and keeps them.
+// Adds the terms of n classes to the sums, and keeps them, maybe in the place of the logits.
 template <int64_t n, bool first, typename A>
-UNET_FAST_SIMD void add_terms(Planes<const A> planes, Block<A>& block, Planes<A> kept) {
+UNET_FAST_SIMD void add_terms(Planes<const A> planes, int64_t c, Block<A>& block, Planes<A> kept) {
   UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
     Terms<A> terms = first ? Terms<A>{} : Terms<A>{block.rest[i], block.ties[i]};
-    for (int64_t k = 0; k < n; ++k) kept[k][i] = terms.add(planes[k][i], block.largest[i]);
+    const A largest = block.largest[i];
+    for (int64_t k = 0; k < n; ++k) kept[c + k][i] = terms.add(planes[c + k][i], largest);
     block.rest[i] = terms.rest;
     block.ties[i] = terms.largest;
   }
@@ -201,9 +145,12 @@ UNET_FAST_SIMD void write_losses(const Block<A>& block, A* loss) {
 // is null, from the one common to all.
 template <typename A>
 UNET_FAST_SIMD void scales(const A* upstream, double common, Block<A>& block) {
+  const Upstream<A> shared = Upstream<A>::of(common);
   for (int64_t i = 0; i < block.size; ++i) {
-    const double u = upstream == nullptr ? common : static_cast<double>(upstream[i]);
-    block.scale[i] = gradient_scale(block.softmax(i), block.weight[i], u);
+    const Softmax<A> softmax = block.softmax(i);
+    const A weight = block.weight[i];
+    block.scale[i] = upstream == nullptr ? shared.scale(softmax, weight)
+                                         : gradient_scale(softmax, weight, upstream[i]);
   }
 }
 
@@ -213,10 +160,12 @@ UNET_FAST_SIMD void gradients(Planes<const A> from, int64_t c, const Block<A>& b
                               Planes<A> out) {
   UNET_FAST_INDEPENDENT
   for (int64_t i = 0; i < block.size; ++i) {
+    const Softmax<A> softmax = block.softmax(i);
+    const int32_t target = block.target[i];
+    const A scale = block.scale[i];
     for (int64_t k = 0; k < n; ++k) {
-      const A e = of_two ? term_of_two(block.softmax(i), from[k][i]) : from[k][i];
-      const bool is_target = block.target[i] == static_cast<int32_t>(c + k);
-      out[k][i] = gradient(block.softmax(i), e, is_target, block.scale[i]);
+      const A e = of_two ? term_of_two(softmax, from[c + k][i]) : from[c + k][i];
+      out[c + k][i] = gradient(softmax, e, target == static_cast<int32_t>(c + k), scale);
     }
   }
 }
@@ -241,7 +190,10 @@ struct Traversal {
   const Id* const target;
   const A* const weight;  // or null: weight 1
   const int64_t ignore_index;
-  const int64_t block_pixels = kBlock;
+  // A multiple of the lanes, so that few pixels are left over.
+  const int64_t block_pixels =
+      std::clamp(kValues / std::max<int64_t>(layout.classes, 1), kLeastBlock, kBlock) / kLanes *
+      kLanes;
   FirstBad bad = {};
 
   int64_t chunks_per_image() const { return (layout.pixels + kChunk - 1) / kChunk; }
@@ -253,6 +205,7 @@ struct Traversal {
   void run(Work&& work) {
     torch::stable::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
       Block<A> block{};
+      block.values.resize(layout.classes * block_pixels);
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         const int64_t image = chunk / chunks_per_image();
         const int64_t first = chunk % chunks_per_image() * kChunk;
@@ -267,16 +220,22 @@ struct Traversal {
     report_bad(bad, target, layout.classes, ignore_index);
   }
 
-  // The logits of n classes, in place if possible, else copied to the block.
-  template <int64_t n>
-  Planes<const A> read(Block<A>& block, int64_t image, int64_t p, int64_t c) const {
-    const T* const source = logits + layout.offset(image, p) + c * layout.class_stride;
+  // Whether planes of `x` are read or written where they lie.
+  static bool in_place(const Layout& x) { return !kConverts && x.pixel_stride == 1; }
+
+  Planes<A> planes_of(Block<A>& block) const { return {block.values.data(), block_pixels}; }
+
+  // The logits of a block as planes, in place if possible, else as `copy_logits` left them.
+  Planes<const A> logits_of(Block<A>& block, int64_t image, int64_t p) const {
     if constexpr (!kConverts) {
-      if (layout.pixel_stride == 1) return {source, layout.class_stride};
+      if (in_place(layout)) return {logits + layout.offset(image, p), layout.class_stride};
     }
-    const Planes<A> planes{block.values, kBlock};
-    load<n>(source, layout.class_stride, layout.pixel_stride, block.size, planes);
-    return {planes.data, planes.stride};
+    return planes_of(block);
+  }
+
+  void copy_logits(Block<A>& block, int64_t image, int64_t p) const {
+    if (in_place(layout)) return;
+    copy_to_planes(logits, layout, image, p, block.size, planes_of(block));
   }
 
   // Loads targets and weights of a block. Returns how many pixels count.
@@ -297,45 +256,40 @@ struct Traversal {
 
   // Computes the softmax of a block, reading each logit once.
   void read_logits(Block<A>& block, int64_t image, int64_t p) const {
+    copy_logits(block, image, p);
+    const Planes<const A> x = logits_of(block, image, p);
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
-      const Planes<const A> planes = read<n>(block, image, p, c);
-      c == 0 ? add_classes<n, true>(planes, c, block) : add_classes<n, false>(planes, c, block);
+      c == 0 ? add_classes<n, true>(x, c, block) : add_classes<n, false>(x, c, block);
     });
   }
 
   // Computes the softmax of a block and keeps its terms: one exponential per logit, not two.
-  void read_logits(Block<A>& block, int64_t image, int64_t p, A* terms) const {
+  void read_terms(Block<A>& block, int64_t image, int64_t p) const {
+    copy_logits(block, image, p);
+    const Planes<const A> x = logits_of(block, image, p);
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
-      const Planes<const A> planes = read<n>(block, image, p, c);
-      c == 0 ? add_largest<n, true>(planes, block) : add_largest<n, false>(planes, block);
+      c == 0 ? add_largest<n, true>(x, c, block) : add_largest<n, false>(x, c, block);
     });
+    const Planes<A> terms = planes_of(block);
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
-      const Planes<const A> planes = read<n>(block, image, p, c);
-      const Planes<A> kept{terms + c * block_pixels, block_pixels};
-      c == 0 ? add_terms<n, true>(planes, block, kept) : add_terms<n, false>(planes, block, kept);
+      c == 0 ? add_terms<n, true>(x, c, block, terms) : add_terms<n, false>(x, c, block, terms);
     });
     finish_terms(block);
   }
 
   // Writes the gradients of a block whose scales are known.
-  void write_gradients(Block<A>& block, int64_t image, int64_t p, const A* terms, T* out,
-                       const Layout& to) const {
+  void write_gradients(Block<A>& block, int64_t image, int64_t p, T* out, const Layout& to) const {
+    Planes<A> planes = planes_of(block);
+    const Planes<const A> logits_or_terms =
+        layout.classes > 2 ? planes : logits_of(block, image, p);
+    if constexpr (!kConverts) {
+      if (in_place(to)) planes = {out + to.offset(image, p), to.class_stride};
+    }
     for_groups(layout.classes, [&]<int64_t n>(int64_t c) {
-      T* const destination = out + to.offset(image, p) + c * to.class_stride;
-      Planes<A> planes{block.values, kBlock};
-      bool direct = false;
-      if constexpr (!kConverts) {
-        direct = to.pixel_stride == 1;
-        if (direct) planes = {destination, to.class_stride};
-      }
-      if (terms == nullptr) {
-        gradients<n, true>(read<n>(block, image, p, c), c, block, planes);
-      } else {
-        gradients<n, false>(Planes<const A>{terms + c * block_pixels, block_pixels}, c, block,
-                            planes);
-      }
-      if (!direct) store<n>(planes, block.size, destination, to.class_stride, to.pixel_stride);
+      layout.classes > 2 ? gradients<n, false>(logits_or_terms, c, block, planes)
+                         : gradients<n, true>(logits_or_terms, c, block, planes);
     });
+    if (!in_place(to)) copy_from_planes(planes, out, to, image, p, block.size);
   }
 };
 
@@ -383,28 +337,20 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
   dispatch_floating(logits.scalar_type(), "weighted_ce_backward", [&]<typename T>() {
     using A = Accumulator<T>;
     dispatch_ids(target.scalar_type(), "weighted_ce_backward", [&]<typename Id>() {
-      const int64_t classes = in.layout.classes;
-      const int64_t pixels = std::clamp(kTerms / classes, kLeastBlock, kBlock);
-      Traversal<T, Id> traversal{in.layout,
-                                 in.logits.const_data_ptr<T>(),
-                                 in.target.const_data_ptr<Id>(),
-                                 in.weight_data<A>(),
-                                 ignore_index,
-                                 classes > 2 ? pixels : kBlock};
+      Traversal<T, Id> traversal{in.layout, in.logits.const_data_ptr<T>(),
+                                 in.target.const_data_ptr<Id>(), in.weight_data<A>(), ignore_index};
       const A* const g = upstream.const_data_ptr<A>();
       const double common =
           reduction == kNone ? 0.0 : normalised(*g, *divisor.const_data_ptr<double>());
       T* const to = result.tensor.mutable_data_ptr<T>();
       traversal.run([&](Block<A>& block, int64_t, int64_t image, int64_t p, int64_t) {
-        block.kept.resize(classes > 2 ? classes * pixels : 0);
-        A* const terms = classes > 2 ? block.kept.data() : nullptr;
-        if (terms == nullptr) {
-          traversal.read_logits(block, image, p);
+        if (in.layout.classes > 2) {
+          traversal.read_terms(block, image, p);
         } else {
-          traversal.read_logits(block, image, p, terms);
+          traversal.read_logits(block, image, p);
         }
         scales(reduction == kNone ? g + image * in.layout.pixels + p : nullptr, common, block);
-        traversal.write_gradients(block, image, p, terms, to, result.layout);
+        traversal.write_gradients(block, image, p, to, result.layout);
       });
     });
   });

@@ -69,8 +69,8 @@ struct Terms {
 
   UNET_FAST_HOST_DEVICE T add(T x, T m) {
     const T e = exp_nonpositive(x - m);
-    rest += x == m ? T(0) : e;
-    largest += x == m ? T(1) : T(0);
+    rest = x == m ? rest : rest + e;
+    largest = x == m ? largest + T(1) : largest;
     return e;
   }
   UNET_FAST_HOST_DEVICE Softmax<T> softmax(T m) const {
