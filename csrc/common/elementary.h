@@ -16,8 +16,9 @@ inline float exp_nonpositive_host(float x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693145751953125f;  // 16 bits: products with small integers are exact
   constexpr float kLn2Low = 1.42860682030941723e-6f;
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
-  constexpr float kLowest = -88.1f;      // at or below it n is -127, for which `scale` is 0
+  // 1.5 * 2^23, plus the bias of exponents: adding it rounds to the nearest integer.
+  constexpr float kMagic = 12583039.0f;
+  constexpr float kLowest = -88.1f;  // at or below it n is -127, for which `scale` is 0
   x = x < kLowest ? kLowest : x;
   const float shifted = x * kLog2E + kMagic;
   const float n = shifted - kMagic;
@@ -30,8 +31,7 @@ inline float exp_nonpositive_host(float x) {
   p = p * r + 0.49999994f;
   p = p * r + 1.0f;
   const float y = p * r + 1.0f;
-  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) + 127u;  // low bits hold n
-  const float scale = std::bit_cast<float>(exponent << 23);
+  const float scale = std::bit_cast<float>(std::bit_cast<uint32_t>(shifted) << 23);  // 2^n
   return y * scale;
 }
 

@@ -33,8 +33,11 @@ struct Block {
   alignas(64) int32_t target[kBlock];  // -1 where ignored or out of range
   alignas(64) A weight[kBlock];        // 0 where target is -1
   alignas(64) A largest[kBlock], rest[kBlock], ties[kBlock], target_logit[kBlock], scale[kBlock];
+  struct alignas(64) Lanes {
+    A data[kLanes];
+  };
   // Of all classes: logits, unless used in place; then terms exp(x - m); then gradients.
-  std::vector<A> values;
+  std::vector<Lanes> values;
 
   Softmax<A> softmax(int64_t i) const { return {largest[i], rest[i]}; }
 };
@@ -205,7 +208,7 @@ struct Traversal {
   void run(Work&& work) {
     torch::stable::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
       Block<A> block{};
-      block.values.resize(layout.classes * block_pixels);
+      block.values.resize(layout.classes * block_pixels / kLanes);
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         const int64_t image = chunk / chunks_per_image();
         const int64_t first = chunk % chunks_per_image() * kChunk;
@@ -223,7 +226,7 @@ struct Traversal {
   // Whether planes of `x` are read or written where they lie.
   static bool in_place(const Layout& x) { return !kConverts && x.pixel_stride == 1; }
 
-  Planes<A> planes_of(Block<A>& block) const { return {block.values.data(), block_pixels}; }
+  Planes<A> planes_of(Block<A>& block) const { return {block.values.data()->data, block_pixels}; }
 
   // The logits of a block as planes, in place if possible, else as `copy_logits` left them.
   Planes<const A> logits_of(Block<A>& block, int64_t image, int64_t p) const {
