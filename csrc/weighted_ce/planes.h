@@ -10,7 +10,7 @@
 namespace unet_fast::weighted_ce {
 
 constexpr int64_t kGroup = 4;   // classes per pass over a block
-constexpr int64_t kPiece = 64;  // pixels that are copied together
+constexpr int64_t kPiece = 64;  // pixels of channels-last tensors that are copied together
 
 // Rows of pixels, one per class, `stride` elements apart.
 template <typename A>
@@ -92,8 +92,9 @@ UNET_FAST_SIMD void store(Planes<A> planes, int64_t size, T* destination, int64_
 template <typename T, typename Move>
 void for_pieces(T* data, const Layout& x, int64_t image, int64_t p, int64_t pixels, Move&& move) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < pixels; i += kPiece) {
-    const int64_t size = std::min(kPiece, pixels - i), next = p + i + size;
+  const int64_t piece = x.class_stride == 1 ? kPiece : pixels;
+  for (int64_t i = 0; i < pixels; i += piece) {
+    const int64_t size = std::min(piece, pixels - i), next = p + i + size;
     if (x.class_stride == 1 && x.pixel_stride == x.classes) {
       const int64_t end = x.offset(image, std::min(next + size, x.pixels));
       for (int64_t j = x.offset(image, next); j < end; j += kLine) __builtin_prefetch(data + j);
