@@ -42,6 +42,9 @@ OURS = ["unet_fast.cli", "unet_fast.training.check", "unet_fast.prediction.files
 OTHERS = ["zarr", "torch._dynamo", "matplotlib.backends.backend_agg", "scipy.sparse.csgraph"]
 FORKS.set_forkserver_preload([*OURS, "unet_fast.training.loop", *OTHERS, "pytest", "hypothesis"])
 
+LOST = 255
+"""What multiprocessing says if the server of forks did not tell how a process ended."""
+
 WATCHED = dict.fromkeys(("replace", "rename", "link", "unlink"), os)
 WATCHED |= dict.fromkeys(("draw_curves", "draw_previews"), previews)
 WATCHED |= {"draw_tiles": loop, "draw_overlay": files}
@@ -58,6 +61,7 @@ class Points:
             self.passed.append(name)
             if len(self.passed) == self.die_at:
                 last_deed()
+                Path(f"{os.getpid()}.dead").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self, owner, name):
@@ -132,6 +136,8 @@ def finish(process, folder):
     code = process.exitcode
     process.kill()  # if it hangs
     process.join()
+    if code == LOST and (folder / f"{process.pid}.dead").exists():
+        code = -signal.SIGKILL
     told = folder / f"{process.pid}.told"  # a killed one may not have come that far
     return code, told.read_text() if told.exists() else ""
 
