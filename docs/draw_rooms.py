@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unet_fast"
 FLOORS = [
     ("_files", "_memory", "_progress", "_library", "_program", "contracts"),
-    ("_device", "_gray_curves", "_max_pool", "objects", "ops", "reference"),
+    ("_device", "_gray_curves", "_layers", "objects", "ops", "reference"),
     ("augment", "images", "unet", "weights"),
     ("plots", "model_file"),
     ("prediction",),

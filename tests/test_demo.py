@@ -11,21 +11,41 @@ from PIL import Image
 
 from unet_fast import UNet, demo, load_model, plots
 from unet_fast.cli import main
+from unet_fast.images.pairing import Reading
 from unet_fast.training.checkpoint import read_log
 from unet_fast.training.samples import load_samples
 
 
 def test_sample():
     parts = {
-        part: load_samples(demo.SAMPLE / part / "images", demo.SAMPLE / part / "labels")
+        part: load_samples(demo.SAMPLES[2] / part / "images", demo.SAMPLES[2] / part / "labels")
         for part in ("train", "test")
     }
     names = {part: {s.name for s in samples} for part, samples in parts.items()}
     assert (len(names["train"]), len(names["test"])) == (27, 9)
     assert not names["train"] & names["test"]
-    assert sum(f.stat().st_size for f in demo.SAMPLE.rglob("*.*")) < 2_000_000
-    readme = (demo.SAMPLE / "README.md").read_text()
+    assert sum(f.stat().st_size for f in demo.SAMPLES[2].rglob("*.*")) < 2_000_000
+    readme = (demo.SAMPLES[2] / "README.md").read_text()
     assert "CC0" in readme
+
+
+def test_demo_of_a_volume(tmp_path, monkeypatch, capsys):
+    """The same on a volume of which some planes are annotated."""
+    small = {"steps": 2, "base_channels": 2, "depth": 1, "tile": (8, 16, 16)}
+    monkeypatch.setitem(demo.SETTINGS, 3, demo.SETTINGS[3] | small)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--dims", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^ovule +[01]\.\d{3} .* 17$", printed, re.MULTILINE)
+    picture = np.asarray(Image.open(tmp_path / "unet_fast_demo_3d" / "demo.png"))
+    assert picture.shape[0] > 500
+    sample = demo.SAMPLES[3]
+    assert sum(f.stat().st_size for f in sample.rglob("*.tif")) < 1_000_000
+    assert "Copyright (c) 2019 Heidelberg Collaboratory" in (sample / "README.md").read_text()
+    labels = load_samples(
+        sample / "train" / "images", sample / "train" / "labels", reading=Reading(dims=3)
+    )[0].labels
+    assert 0.2 < (labels > 0).mean() < 0.25
 
 
 def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
@@ -33,13 +53,11 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     few = tmp_path / "sample"
     for kind in ("images", "labels"):
         (few / "train" / kind).mkdir(parents=True)
-        for file in sorted((demo.SAMPLE / "train" / kind).iterdir())[:3]:
+        for file in sorted((demo.SAMPLES[2] / "train" / kind).iterdir())[:3]:
             (few / "train" / kind / file.name).symlink_to(file)
-    (few / "test").symlink_to(demo.SAMPLE / "test")
-    monkeypatch.setattr(demo, "SAMPLE", few)
-    monkeypatch.setattr(demo, "STEPS", 2)
-    monkeypatch.setattr(demo, "BASE_CHANNELS", 2)
-    monkeypatch.setattr(demo, "TILE", 20)
+    (few / "test").symlink_to(demo.SAMPLES[2] / "test")
+    monkeypatch.setitem(demo.SAMPLES, 2, few)
+    monkeypatch.setitem(demo.SETTINGS, 2, {"steps": 2, "base_channels": 2, "tile": 20})
     out = tmp_path / "new" / "folder"
     assert main(["demo", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -55,7 +73,7 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
 
     # Without the picture it was stopped, and goes on.
     (out / "demo.png").unlink()
-    monkeypatch.setattr(demo, "STEPS", 3)
+    monkeypatch.setitem(demo.SETTINGS, 2, {"steps": 3, "base_channels": 2, "tile": 20})
     capsys.readouterr()
     assert main(["demo", "--out", str(out)]) == 0
     said = f"demo: goes on where it was stopped, in {out / 'model'}\n"

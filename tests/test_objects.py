@@ -19,7 +19,20 @@ from unet_fast.images.files import read_labels
 from unet_fast.model_file import pack, unpack
 from unet_fast.objects import REACH, ObjectRule
 
-maps = hnp.arrays(np.int32, (7, 9), elements=st.sampled_from([0, 0, 0, 1, 2, 3]))
+
+def arrays(dtype, values):
+    """Small images and volumes."""
+    shapes = st.sampled_from([(7, 9), (3, 4, 5)])
+    return shapes.flatmap(lambda x: hnp.arrays(dtype, x, elements=st.sampled_from(values)))
+
+
+def neighbours(place, shape):
+    """Pixels one step along an axis away."""
+    for axis in range(len(shape)):
+        for step in (-1, 1):
+            other = (*place[:axis], place[axis] + step, *place[axis + 1 :])
+            if 0 <= other[axis] < shape[axis]:
+                yield other
 
 
 def steps_from(labels, value):
@@ -28,17 +41,29 @@ def steps_from(labels, value):
     steps = np.where(labels == value, 0, far)
     queue = deque(map(tuple, np.argwhere(labels == value)))
     while queue:
-        row, column = queue.popleft()
-        for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            inside = 0 <= r < steps.shape[0] and 0 <= c < steps.shape[1]
-            if inside and steps[r, c] == far:
-                steps[r, c] = steps[row, column] + 1
-                queue.append((r, c))
+        at = queue.popleft()
+        for other in neighbours(at, steps.shape):
+            if steps[other] == far:
+                steps[other] = steps[at] + 1
+                queue.append(other)
     return steps
 
 
+def flooded(objects, free):
+    """Objects that grow step by step into what is free; the smaller number comes first."""
+    result = objects.copy()
+    queue = deque(sorted(map(tuple, np.argwhere(objects)), key=lambda at: objects[at]))
+    while queue:
+        at = queue.popleft()
+        for other in neighbours(at, result.shape):
+            if free[other] and result[other] == 0:
+                result[other] = result[at]
+                queue.append(other)
+    return result
+
+
 @examples(100, deadline=None, derandomize=True)
-@given(maps, st.integers(0, 3))
+@given(arrays(np.int32, [0, 0, 0, 1, 2, 3]), st.integers(0, 3))
 def test_grown_equals_the_distances_to_all_objects(labels, grow):
     ids = [i for i in np.unique(labels) if i]
     steps = {i: steps_from(labels, i) for i in ids}
@@ -77,54 +102,29 @@ def test_growing_back_mends_real_nuclei():
 
 
 @examples(100, deadline=None, derandomize=True)
-@given(hnp.arrays(np.uint8, (6, 8), elements=st.sampled_from([0, 1, 1, 2])))
+@given(arrays(np.uint8, [0, 1, 1, 2]))
 def test_seeds_grow_into_foreground(states):
     """Each pixel of foreground goes to the seed that reaches it first through foreground."""
     found = ObjectRule().of(states)
     seeds = ObjectRule().of_mask(states == 2)
     np.testing.assert_array_equal(found[states == 2], seeds[states == 2])
     assert not found[states == 0].any()
-    expected = seeds.copy()
-    queue = deque(sorted(map(tuple, np.argwhere(seeds)), key=lambda at: seeds[at]))
-    while queue:  # first come, first served, the smaller number first
-        row, column = queue.popleft()
-        for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            inside = 0 <= r < states.shape[0] and 0 <= c < states.shape[1]
-            if inside and states[r, c] == 1 and expected[r, c] == 0:
-                expected[r, c] = expected[row, column]
-                queue.append((r, c))
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, flooded(seeds, states == 1))
 
 
 @examples(100, deadline=None, derandomize=True)
-@given(hnp.arrays(np.uint8, (6, 8), elements=st.sampled_from([0, 1, 2, 3, 4, 4])))
+@given(arrays(np.uint8, [0, 1, 2, 3, 4, 4]))
 def test_objects_grow_from_the_clearer_to_the_fainter(states):
     """Three levels: each is flooded by itself, from what the levels above have given."""
     rule = ObjectRule(levels=3)
     expected = ObjectRule().of_mask(states == rule.seed)
     for level in (3, 2, 1):
-        two = np.where(expected > 0, 2, states >= level)
-        flooded = expected.copy()
-        queue = deque(sorted(map(tuple, np.argwhere(expected)), key=lambda at: expected[at]))
-        while queue:
-            at = queue.popleft()
-            for r, c in neighbours(at, states.shape):
-                if two[r, c] == 1 and flooded[r, c] == 0:
-                    flooded[r, c] = flooded[at]
-                    queue.append((r, c))
-        # Of floods that meet, the smaller number is first; a queue sorted by it once keeps that.
-        expected = flooded
+        expected = flooded(expected, states >= level)
     np.testing.assert_array_equal(rule.of(states), expected)
 
 
-def neighbours(at, shape):
-    for r, c in ((at[0] - 1, at[1]), (at[0] + 1, at[1]), (at[0], at[1] - 1), (at[0], at[1] + 1)):
-        if 0 <= r < shape[0] and 0 <= c < shape[1]:
-            yield r, c
-
-
 @examples(100, deadline=None, derandomize=True)
-@given(hnp.arrays(bool, (7, 9), elements=st.sampled_from([True, True, False])), st.integers(0, 5))
+@given(arrays(bool, [True, True, True, False]), st.integers(0, 5))
 def test_small_holes_are_filled(mask, holes):
     """Background parts of up to so many pixels that do not reach the rim, within one object."""
     plain, found = ObjectRule().of_mask(mask), ObjectRule(holes=holes).of_mask(mask)
@@ -132,8 +132,7 @@ def test_small_holes_are_filled(mask, holes):
     parts, count = ndimage.label(plain == 0)
     for part in range(1, count + 1):
         inside = parts == part
-        rows, columns = np.nonzero(inside)
-        rim = {0, 6} & set(rows.tolist()) or {0, 8} & set(columns.tolist())
+        rim = inside.sum() > inside[(slice(1, -1),) * inside.ndim].sum()
         around = set(plain[ndimage.binary_dilation(inside) & ~inside].tolist())
         if not rim and inside.sum() <= holes and len(around) == 1:
             expected[inside] = around.pop()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unet_fast import UNet, load_model, predict, save_model
-from unet_fast._max_pool import max_pool_by_selection
+from unet_fast._layers import BatchRenorm, MaxPool3d, max_pool_by_selection
 
 
 def parameters(**options):
@@ -106,7 +106,7 @@ def test_wrong_sizes_name_the_nearest_valid_ones():
 
 
 @pytest.mark.parametrize("upsampling", ["transpose", "release_2015", "bilinear"])
-@pytest.mark.parametrize("norm", [None, "batch", "group", "instance"])
+@pytest.mark.parametrize("norm", [None, "batch", "batch_renorm", "group", "instance"])
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_variants_run_and_train(padding, norm, upsampling):
     net = UNet(3, 4, base_channels=6, depth=2, padding=padding, norm=norm, upsampling=upsampling)
@@ -119,7 +119,7 @@ def test_variants_run_and_train(padding, norm, upsampling):
 
 
 @pytest.mark.parametrize("upsampling", ["transpose", "release_2015", "bilinear"])
-@pytest.mark.parametrize("norm", [None, "batch", "group", "instance"])
+@pytest.mark.parametrize("norm", [None, "batch", "batch_renorm", "group", "instance"])
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_volumes_of_flat_voxels_run_and_train(tmp_path, padding, norm, upsampling):
     net = UNet(
@@ -144,8 +144,15 @@ def test_volumes_of_flat_voxels_run_and_train(tmp_path, padding, norm, upsamplin
     save_model(net, tmp_path)
     again = load_model(tmp_path)
     assert (again.config, again.kernels) == (net.config, net.kernels)
-    with pytest.raises(ValueError, match="predict: model must have two axes, kernels of 3 x 3"):
-        predict(again, torch.zeros(1, 44, 44))
+    assert predict(again, torch.rand(3, 9, 7)).shape == (2, 3, 9, 7)
+
+
+def test_volumes_are_pooled_in_the_precision_of_autocast():
+    x = torch.rand(1, 2, 4, 4, 4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = MaxPool3d((2, 2, 2))(x)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.nn.functional.max_pool3d(x, 2))
 
 
 kernels = st.sampled_from([1, 3, 5])
@@ -196,6 +203,47 @@ def test_pooling_by_selection_equals_torch(window, dtype):
         grads.append((y, leaf.grad))
     assert torch.equal(grads[0][0], grads[1][0])
     assert torch.equal(grads[0][1], grads[1][1])
+
+
+def test_batch_renorm_is_that_of_the_paper():
+    """Algorithm 1, written out; the corrections have no gradient, limits rise from 1 and 0."""
+    generator = torch.Generator().manual_seed(0)
+    norm, plain = BatchRenorm(3), torch.nn.BatchNorm3d(3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
+    plain.load_state_dict(norm.state_dict())
+    x = torch.randn(2, 3, 4, 5, 6, generator=generator) * 3 + 1
+    assert torch.allclose(norm(x), plain(x), atol=1e-6)  # at first it is batch norm
+    assert torch.allclose(norm.running_var, plain.running_var)
+    for steps, most, least, size in ((500, 2.0, 2.5, 9), (10**6, 3.0, 5.0, 99)):
+        norm.num_batches_tracked.fill_(steps)
+        mean, sd = norm.running_mean.clone(), (norm.running_var + norm.eps).sqrt()
+        x = (torch.randn(2, 3, 4, 5, 6, generator=generator) * size + size).requires_grad_()
+        other = x.detach().clone().requires_grad_()
+        axes = 0, 2, 3, 4
+        batch, width = other.mean(axes), (other.var(axes, correction=0) + norm.eps).sqrt()
+        r = (width / sd).detach().clamp(1 / most, most)
+        d = ((batch - mean) / sd).detach().clamp(-least, least)
+        assert (r == most).any()
+        assert (d == least).any()
+
+        def shaped(v):
+            return v.view(-1, 1, 1, 1)
+
+        expected = (other - shaped(batch)) / shaped(width) * shaped(r) + shaped(d)
+        expected = expected * shaped(norm.weight.detach()) + shaped(norm.bias.detach())
+        change = torch.randn(x.shape, generator=generator)
+        found = norm(x)
+        (found * change).sum().backward()
+        (expected * change).sum().backward()
+        assert torch.allclose(found, expected, atol=1e-3)
+        assert torch.allclose(x.grad, other.grad, atol=1e-4)
+    x = torch.randn(2, 3, 4, 5, 6, generator=generator)
+    with torch.no_grad():
+        for _ in range(200):
+            trained = norm(x)
+    assert torch.allclose(norm.eval()(x), trained, atol=0.02)
 
 
 def test_bottleneck_norm_and_dropout_places():

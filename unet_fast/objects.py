@@ -1,6 +1,8 @@
 """Objects, the connected components of a mask, whole or block by block."""
 
-from collections.abc import Callable
+import itertools
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,18 +55,22 @@ def label_components(mask: Tensor, connectivity: int = 1, *, dims: int | None = 
     return result.to(mask.device)
 
 
-Reader = Callable[[slice, slice], NDArray[np.integer]]
-Writer = Callable[[slice, slice, NDArray[np.integer]], None]
+Part = tuple[slice, ...]
+"""A part of an image or volume: a slice along each axis."""
+Reader = Callable[[Part], NDArray[np.integer]]
+Writer = Callable[[Part, NDArray[np.integer]], None]
 
 
 REACH = 16
 """Largest number of steps that an object grows into the foreground of each level."""
+_NO_ID = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
 class ObjectRule:
     """The rule that turns predicted probabilities of foreground into objects.
 
+    It holds for images, (H, W), and for volumes, (D, H, W), whose voxels are called pixels here.
     Each connected component (along the axes) of the seeds, the pixels of clear foreground, makes an
     object. Small ones are left out; the others grow into the rest of the foreground, from high to
     low probability, and back over the ridge that training carved between touching objects.
@@ -137,17 +143,17 @@ class ObjectRule:
         return states.masked_fill_(foreground & (share > self.seed_threshold), self.seed)
 
     def of(self, states: NDArray[np.integer]) -> NDArray[np.int32]:
-        """Returns the objects, (H, W), numbered from 1, of pixels in given :meth:`states`."""
+        """Returns the objects of pixels in given :meth:`states`, in the order of first pixels."""
         parts, _ = ndimage.label(states == self.seed)
         sizes = np.bincount(parts.ravel(), minlength=1)
         return self.grown(_numbers(sizes >= self.min_area)[parts], states)
 
     def of_mask(self, mask: NDArray[np.generic]) -> NDArray[np.int32]:
-        """Returns the objects of a mask, (H, W), all of whose nonzero pixels are seeds."""
+        """Returns the objects of a mask, all of whose nonzero pixels are seeds."""
         return self.of(np.where(mask != 0, self.seed, 0))
 
     def grown(self, labels: NDArray[np.integer], states: NDArray[np.integer]) -> NDArray[np.int32]:
-        """Grows objects, (H, W), into the foreground around them and over the ridge between them.
+        """Grows objects into the foreground around them and over the ridge between them.
 
         First they grow into the rest of the foreground, which includes seeds that were left out:
         into pixels of the highest level, step by step along the axes, at most :data:`REACH` steps,
@@ -162,22 +168,24 @@ class ObjectRule:
         """
         reach = max(1, 2 * self.grow)
         padded = np.pad(labels.astype(np.int32), reach)
-        width = padded.shape[1]
+        inner = padded[(slice(reach, -reach),) * padded.ndim]
         flat = padded.ravel()
-        inner = padded[reach:-reach, reach:-reach]
+        # How far apart neighbours along each axis are in it.
+        strides = [stride // padded.itemsize for stride in padded.strides]
         for level in range(self.levels, 0, -1):
-            _spread(flat, _inner((states >= level) & (inner == 0), reach), width, REACH)
+            free = np.pad((states >= level) & (inner == 0), reach)
+            _spread(flat, np.flatnonzero(free), strides, REACH)
         if self.holes:
             _fill(inner, self.holes)
         if self.grow:
-            own = flat.copy()
-            places, distance = _spread(own, _inner(inner == 0, reach), width, self.grow)
+            own, free = flat.copy(), np.pad(inner == 0, reach)
+            places, distance = _spread(own, np.flatnonzero(free), strides, self.grow)
             owner, room = own[places], 2 * self.grow + 1 - distance
             faces = np.zeros(len(places), bool)
-            for row in range(-reach, reach + 1):
-                for column in range(abs(row) - reach, reach - abs(row) + 1):
-                    other = flat[places + row * width + column]
-                    steps = abs(row) + abs(column)
+            for move in itertools.product(range(-reach, reach + 1), repeat=inner.ndim):
+                steps = sum(map(abs, move))
+                if steps <= reach:
+                    other = flat[places + sum(map(operator.mul, move, strides))]
                     faces |= (other > 0) & (other != owner) & (steps <= room)
             flat[places[faces]] = owner[faces]
         return inner
@@ -188,11 +196,12 @@ def _fill(labels: NDArray[np.int32], largest: int) -> None:
     holes, count = ndimage.label(labels == 0)
     sizes = np.bincount(holes.ravel(), minlength=1)
     small = sizes <= largest
-    for rim in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
-        small[rim] = False  # it may continue outside
     small[0] = False
     least, most = np.full(count + 1, _NO_ID, np.int32), np.zeros(count + 1, np.int32)
-    for ids, parts in ((labels, holes), (labels.T, holes.T)):
+    along = [(labels.swapaxes(0, k), holes.swapaxes(0, k)) for k in range(labels.ndim)]
+    for _, parts in along:
+        small[parts[[0, -1]]] = False  # it may continue outside
+    for ids, parts in along:
         for own, other in ((ids[1:], parts[:-1]), (ids[:-1], parts[1:])):
             met = (own > 0) & small[other]
             np.minimum.at(least, other[met], own[met])
@@ -201,31 +210,23 @@ def _fill(labels: NDArray[np.int32], largest: int) -> None:
     np.copyto(labels, owner[holes], where=holes > 0)
 
 
-_NO_ID = np.iinfo(np.int32).max
-
-
-def _inner(mask: NDArray[np.bool_], margin: int) -> NDArray[np.int64]:
-    """Returns a mask's flat indices in an array that is `margin` pixels wider on each side."""
-    rows, columns = np.nonzero(mask)
-    width = mask.shape[1] + 2 * margin
-    places: NDArray[np.int64] = (rows + margin) * width + columns + margin
-    return places
-
-
 def _spread(
-    ids: NDArray[np.int32], free: NDArray[np.int64], width: int, steps: int
+    ids: NDArray[np.int32], free: NDArray[np.int64], strides: Sequence[int], steps: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Spreads ids over free places, in place, one step along the axes at a time.
+
+    Neighbours along the axes are `strides` apart.
 
     Returns:
         The places that were reached, and the number of steps to each.
     """
+    moves = [move for stride in strides for move in (-stride, stride)]
     places, distances = [], []
     open_ = np.zeros(ids.shape, bool)
     open_[free] = True
     for step in range(1, steps + 1):
         near = np.full(len(free), _NO_ID, np.int32)
-        for move in (-width, -1, 1, width):
+        for move in moves:
             other = ids[free + move]
             np.minimum(near, np.where(other > 0, other, _NO_ID), out=near)
         reached = near < _NO_ID
@@ -237,7 +238,7 @@ def _spread(
         ids[front] = near[reached]
         open_[front] = False
         # Only neighbours of the front can be reached next.
-        beside = np.concatenate([front - width, front - 1, front + 1, front + width])
+        beside = np.concatenate([front + move for move in moves])
         free = np.unique(beside[open_[beside]])
     if not places:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -252,8 +253,8 @@ def _numbers(kept: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def label_in_blocks(
-    size: tuple[int, int],
-    block: tuple[int, int],
+    size: tuple[int, ...],
+    block: tuple[int, ...],
     objects: ObjectRule,
     states: Reader,
     parts: Reader,
@@ -262,68 +263,72 @@ def label_in_blocks(
 ) -> int:
     """Makes objects one block at a time, with the same result as :meth:`ObjectRule.of`.
 
-    Components are numbered block by block, and joined where they meet at the border of blocks.
-    Objects are numbered in the order of their first pixels, row by row.
+    Components are numbered block by block, and joined where they meet at the border of blocks, of
+    which only the pixels along borders are kept. Objects are numbered in the order of their first
+    pixels, row by row.
 
     Args:
-        size: Size of the image, (H, W).
+        size: Size of the image or volume, (H, W) or (D, H, W).
         block: Sides of a block.
         objects: What counts as an object.
-        states: Reads rows and columns of the states of the pixels; see :meth:`ObjectRule.states`.
-        parts: Reads rows and columns of the components that were written.
-        write_parts: Writes rows and columns of the components, int32; each block once.
-        write: Writes rows and columns of the result, int32; each block once.
+        states: Reads a part of the states of the pixels; see :meth:`ObjectRule.states`.
+        parts: Reads a part of the components that were written.
+        write_parts: Writes the components of a part, int32; each block once.
+        write: Writes the result in a part, int32; each block once.
 
     Returns:
         The number of objects.
     """
-    rows, columns = (
-        [slice(start, min(start + side, n)) for start in range(0, n, side)]
-        for n, side in zip(size, block, strict=True)
+    blocks: list[Part] = list(
+        itertools.product(
+            *(
+                [slice(start, min(start + side, n)) for start in range(0, n, side)]
+                for n, side in zip(size, block, strict=True)
+            )
+        )
     )
+    axes = range(len(size))
     first = [np.zeros(1, np.int64)]  # first pixel of each component
     areas = [np.zeros(1, np.int64)]
-    pairs: list[NDArray[np.int64]] = []
+    pairs: list[NDArray[np.integer]] = []
     count = 0
-    above = np.zeros(size[1], np.int64)
-    for row in rows:
-        left = np.zeros(row.stop - row.start, np.int64)
-        for column in columns:
-            found, number = ndimage.label(states(row, column) == objects.seed)
-            values, at, area = np.unique(found, return_index=True, return_counts=True)
-            pixel = np.unravel_index(at[values > 0], found.shape)
-            first.append((pixel[0] + row.start) * size[1] + pixel[1] + column.start)
-            areas.append(area[values > 0])
-            ids = np.where(found > 0, found.astype(np.int64) + count, 0)
-            count += number
-            write_parts(row, column, ids.astype(np.int32))
-            for mine, others in ((ids[0], above[column]), (ids[:, 0], left)):
-                met = (mine > 0) & (others > 0)
-                pairs.append(np.unique(np.stack([mine[met], others[met]]), axis=1))
-            left, above[column] = ids[:, -1], ids[-1]
+    # For each axis the components along the last borders across it.
+    borders = [np.zeros(size[:axis] + size[axis + 1 :], np.int32) for axis in axes]
+    for at in blocks:
+        found, number = ndimage.label(states(at) == objects.seed)
+        values, index, area = np.unique(found, return_index=True, return_counts=True)
+        pixel = np.unravel_index(index[values > 0], found.shape)
+        start = [i + part.start for i, part in zip(pixel, at, strict=True)]
+        first.append(np.ravel_multi_index(start, size))
+        areas.append(area[values > 0])
+        ids = np.where(found > 0, found + count, 0)
+        count += number
+        write_parts(at, ids)
+        for axis, border in enumerate(borders):
+            before = border[at[:axis] + at[axis + 1 :]]
+            mine = ids.take(0, axis)
+            met = (mine > 0) & (before > 0)
+            pairs.append(np.unique(np.stack([mine[met], before[met]]), axis=1))
+            before[...] = ids.take(-1, axis)
     one, other = np.concatenate(pairs, axis=1)
     links = sparse.coo_array((np.ones(len(one)), (one, other)), (count + 1, count + 1))
     _, group = sparse.csgraph.connected_components(links, directed=False)
     groups = int(group.max()) + 1
-    start = np.full(groups, np.iinfo(np.int64).max)
-    np.minimum.at(start, group, np.concatenate(first))
-    start[group[0]] = -1  # background comes first
+    start_of = np.full(groups, np.iinfo(np.int64).max)
+    np.minimum.at(start_of, group, np.concatenate(first))
+    start_of[group[0]] = -1  # background comes first
     total = np.bincount(group, np.concatenate(areas), groups)
-    order = np.argsort(start)
+    order = np.argsort(start_of)
     number_of = np.zeros(groups, np.int32)
     number_of[order] = _numbers(total[order] >= objects.min_area)
     final = number_of[group]
     margin = objects.margin
-    for row in rows:
-        for column in columns:
-            wide = [
-                slice(max(0, s.start - margin), min(n, s.stop + margin))
-                for s, n in zip((row, column), size, strict=True)
-            ]
-            grown = objects.grown(final[parts(*wide)], states(*wide))
-            inner = [
-                slice(s.start - w.start, s.stop - w.start)
-                for s, w in zip((row, column), wide, strict=True)
-            ]
-            write(row, column, grown[tuple(inner)])
+    for at in blocks:
+        pairs_of = list(zip(at, size, strict=True))
+        wide = tuple(
+            slice(max(0, part.start - margin), min(n, part.stop + margin)) for part, n in pairs_of
+        )
+        grown = objects.grown(final[parts(wide)], states(wide))
+        inner = (slice(s.start - w.start, s.stop - w.start) for s, w in zip(at, wide, strict=True))
+        write(at, grown[tuple(inner)])
     return int(number_of.max())

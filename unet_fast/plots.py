@@ -16,7 +16,8 @@ from PIL import Image
 from ._files import replace_file
 from ._progress import counted
 from .contracts.border_weight_map import IGNORED
-from .images.intensity import as_float32, range_of
+from .images.intensity import Range, as_float32, range_of
+from .images.sections import composed
 from .images.signs import outlines
 
 Gray = NDArray[np.floating]
@@ -66,27 +67,40 @@ def error_colours(truth: Labels, prediction: Labels) -> NDArray[np.floating]:
     return picture
 
 
-def draw_overlay(path: Path, *, image: NDArray[np.generic], labels: Labels) -> None:
+def draw_overlay(path: Path, *sections: tuple[NDArray[np.generic], Labels]) -> None:
     """Draws objects over their image, pixel by pixel: tinted, with bright outlines.
 
     Args:
         path: The PNG to write.
-        image: (C, H, W), any values; three channels are shown as colours, otherwise their mean.
-        labels: (H, W), 0 background.
+        sections: Image, (C, H, W), any values, of which three channels are shown as colours and
+            others as their mean; and labels, (H, W), 0 background. Or three such sections of a
+            volume: the second, (D, W), is drawn below the first, the third, (H, D), at its right.
     """
+    values = range_of(lambda: (image[:, r] for image, _ in sections for r in _strips(image[0])))
+    picture, *beside = (_overlaid(image, labels, values) for image, labels in sections)
+    if beside:
+        picture = composed(picture, *beside)
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "png")
+    replace_file(path, png.getvalue())
+
+
+def _strips(plane: NDArray[np.generic]) -> list[slice]:
+    """Returns rows that are drawn at once, to save memory."""
+    return [slice(row, row + 256) for row in range(0, len(plane), 256)]
+
+
+def _overlaid(image: NDArray[np.generic], labels: Labels, values: Range) -> NDArray[np.uint8]:
+    """Returns objects over their image, (H, W, 3); see :func:`draw_overlay`."""
     edges = outlines(labels)
     picture = np.empty((*labels.shape, 3), np.uint8)
-    strips = [slice(row, row + 256) for row in range(0, len(labels), 256)]  # to save memory
-    values = range_of(lambda: (image[:, rows] for rows in strips))
-    for rows in strips:
+    for rows in _strips(labels):
         ground = values.apply(as_float32(image[:, rows])).clip(0, 1)
         ground = ground if len(ground) == 3 else ground.mean(0, keepdims=True).repeat(3, 0)
         share = np.where(edges[rows], 1.0, np.where(labels[rows] > 0, 0.2, 0.0))[..., None]
         mixed = np.moveaxis(ground, 0, -1) * (1 - share) + instance_colours(labels[rows]) * share
         picture[rows] = 255 * mixed + 0.5
-    png = io.BytesIO()
-    Image.fromarray(picture).save(png, "png")
-    replace_file(path, png.getvalue())
+    return picture
 
 
 def draw_summary(
@@ -102,6 +116,7 @@ def draw_summary(
     unseen_labels: Labels,
     probability: Gray,
     prediction: Labels,
+    paired: NDArray[np.bool_],
     title: str,
 ) -> None:
     """Draws the recipe on one page: data, weights, augmentation, training, prediction, errors.
@@ -118,6 +133,7 @@ def draw_summary(
         unseen_labels: True instances of the unseen image, (H', W').
         probability: Predicted foreground probability of the unseen image, (H', W').
         prediction: Predicted instances of the unseen image, (H', W').
+        paired: Where predicted instances have a true one as partner, (H', W').
         title: Title of the page.
     """
     figure = Figure(figsize=(16, 8.6), layout="constrained")
@@ -132,8 +148,10 @@ def draw_summary(
     _show(axes[5], _with_outlines(unseen_image, unseen_labels), "unseen image, true outlines")
     _show(axes[6], probability, "predicted probability", vmin=0, vmax=1)
     figure.colorbar(axes[6].images[0], ax=axes[6], shrink=0.8)
-    _show(axes[7], error_colours(unseen_labels, prediction), "errors")
-    _draw_legend(axes[7])
+    errors = error_colours(unseen_labels, prediction)
+    errors[(unseen_labels > 0) & (prediction > 0) & ~paired] = CONFUSED
+    _show(axes[7], errors, "errors")
+    _draw_legend(axes[7], "no partner")
     _save(figure, path)
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ._max_pool import MaxPool3d
+from ._layers import BatchRenorm, MaxPool3d
 from .contracts.types import unbatched
 
 if TYPE_CHECKING:
     from .objects import ObjectRule
 
-Norm = Literal["none", "batch", "group", "instance"]
+Norm = Literal["none", "batch", "batch_renorm", "group", "instance"]
 """Kinds of normalisation, by the names of settings."""
 
 _CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -61,8 +61,11 @@ class UNet(nn.Module):
         widening: Where channels double: ``"after_pooling"`` (2015), in the first convolution of a
             level; or ``"before_pooling"`` (2016): the first convolution of the uppermost level has
             `base_channels`, the second of each level doubles them, up-convolutions keep them.
-        norm: None (2015), ``"batch"`` (2016), ``"group"`` (32 groups or what divides the channels)
-            or ``"instance"``, between each convolution of a level and its ReLU.
+        norm: None (2015), ``"batch"`` (2016, with running statistics in evaluation),
+            ``"batch_renorm"`` (:class:`BatchRenorm`, for batches of few tiles), ``"group"`` (32
+            groups or what divides the channels) or ``"instance"``, between each convolution of a
+            level and its ReLU. The statistics of 2016, of the one volume that the network sees, are
+            those of ``"instance"``.
         bottleneck_norm: None or ``"batch"``: at the bottom convolution, ReLU, batch norm, twice.
         dropout: Probability of dropout after the last block before the bottom (before both its
             pooling and its skip) and after the bottom; in [0, 1).
@@ -114,7 +117,7 @@ class UNet(nn.Module):
             ("dims", dims, (2, 3)),
             ("padding", padding, ("valid", "same")),
             ("widening", widening, ("after_pooling", "before_pooling")),
-            ("norm", norm, (None, "batch", "group", "instance")),
+            ("norm", norm, (None, "batch", "batch_renorm", "group", "instance")),
             ("bottleneck_norm", bottleneck_norm, (None, "batch")),
             ("upsampling", upsampling, ("transpose", "release_2015", "bilinear")),
         ):
@@ -387,6 +390,8 @@ def _block(
 def _norm(kind: str, channels: int, dims: int) -> nn.Module:
     if kind == "batch":
         return _BATCH_NORMS[dims](channels)
+    if kind == "batch_renorm":
+        return BatchRenorm(channels)
     if kind == "group":
         return nn.GroupNorm(math.gcd(32, channels), channels)
     return _INSTANCE_NORMS[dims](channels, affine=True)

@@ -1,6 +1,5 @@
 """Files in, files out: formats, images larger than memory, kills, clusters, what is refused."""
 
-import functools
 import os
 import resource
 import signal
@@ -16,19 +15,16 @@ import pytest
 import tifffile
 import torch
 import zarr
-from budget import examples, first
-from hypothesis import given
-from hypothesis import strategies as st
+from budget import first
 from ome_zarr_models.v05.image import Image as OmeImage
 from ome_zarr_models.v05.image_label import ImageLabel
 from PIL import Image
 
-from unet_fast import UNet, label_components, load_model, predict, save_model
+from unet_fast import UNet, load_model, predict, save_model
 from unet_fast.cli import main
 from unet_fast.images import formats
 from unet_fast.images.source import open_source
 from unet_fast.images.zarr import create
-from unet_fast.objects import ObjectRule, label_in_blocks
 from unet_fast.prediction.cluster import cluster
 from unet_fast.prediction.options import Options
 from unet_fast.prediction.out_of_core import Worker, is_begun, predict_blocks, remove_rest
@@ -250,47 +246,6 @@ def test_imagej_pixel_size(tmp_path):
     assert sizes == pytest.approx({"X": 0.002, "Y": 0.004, "Z": 0.002})
     tifffile.imwrite(tmp_path / "x.tif", pixels(9, 9), resolution=(300, 300), resolutionunit="INCH")
     assert open_source(tmp_path / "x.tif", 1).pixel_size == {}  # of paper
-
-
-@examples(200, deadline=None)
-@given(
-    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
-    block=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    density=st.sampled_from([0.2, 0.5, 0.6, 0.7, 0.9, 1.0]),
-    objects=st.builds(
-        ObjectRule,
-        min_area=st.sampled_from([0, 2, 5]),
-        grow=st.sampled_from([0, 1, 3]),
-        levels=st.sampled_from([1, 2, 4]),
-        holes=st.sampled_from([0, 1, 6]),
-    ),
-    seedless=st.sampled_from([0.0, 0.1, 0.9]),
-    seed=st.integers(0, 10**6),
-)
-def test_objects_in_blocks_are_those_of_the_whole(size, block, density, objects, seedless, seed):
-    generator = np.random.default_rng(seed)
-    seeds = generator.random(size) >= seedless
-    faint = generator.integers(1, objects.seed, size)
-    states = np.where(generator.random(size) < density, np.where(seeds, objects.seed, faint), 0)
-    parts, result = np.zeros(size, np.int32), np.zeros(size, np.int32)
-
-    def write(array, rows, columns, ids):
-        array[rows, columns] = ids
-
-    count = label_in_blocks(
-        size,
-        block,
-        objects,
-        lambda *at: states[at],
-        lambda *at: parts[at],
-        functools.partial(write, parts),
-        functools.partial(write, result),
-    )
-    whole = objects.of(states)
-    assert np.array_equal(result, whole)
-    assert count == whole.max()
-    if objects == ObjectRule() and not seedless:
-        assert np.array_equal(whole, label_components(torch.from_numpy(states)).numpy())
 
 
 WORKER = """

@@ -22,8 +22,9 @@ from unet_fast.prediction.predictor import Predictor
 def integer_net(seed=0, corner=None, **options):
     """A network whose every sum is exact in float32, whatever its order.
 
-    Each convolution adds up two inputs, times 1 or -1. With `corner` these lie in that corner of
-    the kernel, so that every output looks as far as it can in one direction.
+    Each convolution adds up two inputs, times 1 or -1. With `corner`, 0 or -1 along each axis,
+    these lie in that corner of the kernel, so that every output looks as far as it can in one
+    direction.
     """
     net = UNet(**{"base_channels": 2, "depth": 2} | options).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -31,16 +32,17 @@ def integer_net(seed=0, corner=None, **options):
     def draw(high, *shape):
         return torch.randint(high, shape, generator=generator)
 
+    raising = nn.ConvTranspose2d, nn.ConvTranspose3d
     with torch.no_grad():
         for module in net.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d, *raising)):
                 weight = module.weight.zero_()
-                outputs = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+                outputs = 1 if isinstance(module, raising) else 0
                 for out in range(weight.shape[outputs]):
-                    kernel = weight.select(outputs, out)  # (inputs, rows, columns)
+                    kernel = weight.select(outputs, out)  # (inputs, *sides)
                     for i in range(2):
                         tap = [int(draw(n, 1)) for n in kernel.shape]
-                        if corner is not None and kernel.shape[-1] == 3:
+                        if corner is not None and not isinstance(module, raising):
                             tap[1:] = corner
                         kernel[tuple(tap)] = 1 if i == 0 or draw(3, 1) else -1
                 module.bias.copy_(draw(3, *module.bias.shape) - 1)
@@ -51,45 +53,70 @@ def integers(*shape, seed=0):
     return torch.randint(4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-def on_the_plane(net, image, margin=None):
-    """The prediction by its definition: one pass over the mirrored image, far beyond its border."""
-    margin = 8 * 2**net.depth if margin is None else margin
-    height, width = image.shape[-2:]
-    begin = margin + net.shrink // 2
-    shape = net.input_shape((height + 2 * margin, width + 2 * margin))
-    rows, columns = (
-        [min(i % max(2 * n - 2, 1), (-i) % max(2 * n - 2, 1)) for i in range(-begin, m - begin)]
-        for n, m in zip((height, width), shape, strict=True)
-    )
+def on_the_plane(net, image):
+    """The prediction by its definition: one pass over the mirrored image, far beyond its border.
+
+    Beyond what an unpadded network loses, and what interpolation adds.
+    """
+    unpadded = UNet(**net.config | {"base_channels": 1, "padding": "valid"})
+    size = image.shape[1:]
+    margins = [
+        -(-(lost // 2) // step) * step + 2 * step
+        for lost, step in zip(unpadded.shrinkage, net.alignment, strict=True)
+    ]
+    shape = net.input_shape([n + 2 * m for n, m in zip(size, margins, strict=True)])
+    sides = zip(size, shape, margins, net.shrinkage, strict=True)
+    for axis, (n, length, margin, lost) in enumerate(sides, 1):
+        begin = margin + lost // 2
+        period = max(2 * n - 2, 1)
+        image = image.index_select(
+            axis,
+            torch.tensor([min(i % period, -i % period) for i in range(-begin, length - begin)]),
+        )
     with torch.inference_mode():
-        scores = net(image[None][..., rows, :][..., columns])[0]
-    return scores[:, margin : margin + height, margin : margin + width]
+        scores = net(image[None])[0]
+    return scores[:, *(slice(m, m + n) for m, n in zip(margins, size, strict=True))]
 
 
-networks = st.fixed_dictionaries(
-    {
-        "seed": st.integers(0, 10**6),
-        "corner": st.sampled_from([None, (0, 0), (0, 2), (2, 0), (2, 2)]),
-        "in_channels": st.sampled_from([1, 3]),
-        "depth": st.integers(1, 3),
-        "padding": st.sampled_from(["valid", "same"]),
-        "upsampling": st.sampled_from(["transpose", "release_2015", "bilinear"]),
+@st.composite
+def networks(draw):
+    """Arguments of `integer_net`: two axes or three, half with kernels and poolings of any size."""
+    dims, other = draw(st.sampled_from([2, 3])), draw(st.booleans())
+    depth = draw(st.integers(1, 2 if other or dims == 3 else 3))
+    options = {
+        "seed": draw(st.integers(0, 10**6)),
+        "corner": draw(st.none() | st.tuples(*[st.sampled_from([0, -1])] * dims)),
+        "dims": dims,
+        "in_channels": draw(st.sampled_from([1, 3])),
+        "depth": depth,
+        "padding": draw(st.sampled_from(["valid", "same"])),
+        "widening": draw(st.sampled_from(["after_pooling", "before_pooling"])),
+        "upsampling": draw(st.sampled_from(["transpose", "release_2015", "bilinear"])),
     }
-)
+    if other:
+        small = dims + depth == 5  # else there are too many voxels for a test
+        exact = [1, 2] if small or options["upsampling"] == "bilinear" else [1, 2, 3]
+        for name, levels, numbers in (
+            ("kernels", depth + 1, [1, 3] if small else [1, 3, 5]),
+            ("poolings", depth, exact),
+        ):
+            row = st.tuples(*[st.sampled_from(numbers)] * dims)
+            options[name] = draw(st.lists(row, min_size=levels, max_size=levels))
+    return options
 
 
 @pytest.mark.filterwarnings("ignore:predict. tile .* becomes")
-@examples(150, deadline=None)
-@given(
-    options=networks,
-    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
-    tile=st.integers(1, 80) | st.tuples(st.integers(1, 80), st.integers(1, 80)),
-    batch_size=st.none() | st.integers(1, 5),
-)
-def test_tiles_equal_the_whole_bit_for_bit(options, size, tile, batch_size):
+@examples(200, deadline=None)
+@given(options=networks(), data=st.data(), batch_size=st.none() | st.integers(1, 5))
+def test_tiles_equal_the_whole_bit_for_bit(options, data, batch_size):
+    dims = options["dims"]
+    side = st.integers(1, 70 if dims == 2 else 24)
+    size = data.draw(st.tuples(*[side] * dims))
+    tile = st.integers(1, 80) if dims == 2 else st.integers(12, 30)  # tiles of volumes are many
     net = integer_net(**options)
     image = integers(options["in_channels"], *size, seed=options["seed"])
     whole = on_the_plane(net, image)
+    tile = data.draw(tile | st.tuples(*[tile] * dims))
     tiled = predict(net, image, tile=tile, batch_size=batch_size, output="scores")
     assert torch.equal(tiled, whole)
 
@@ -106,22 +133,44 @@ def test_tiles_equal_the_whole_at_the_papers_depth(padding):
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("upsampling", ["transpose", "bilinear"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_the_halo_is_needed(monkeypatch, padding, upsampling, depth):
-    """One step of 2^depth less, and tiles no longer agree: the test of equality can fail."""
-    options = {"depth": depth, "padding": padding, "upsampling": upsampling}
-    halo = tiling.halo_of(UNet(base_channels=1, **options))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 1},
+        {"depth": 2},
+        {"depth": 3},
+        {"depth": 2, "kernels": [(3, 5), (1, 3), (3, 7)], "poolings": [(4, 1), (2, 2)]},
+        {"depth": 1, "dims": 3},
+        {"depth": 1, "dims": 3, "kernels": [(1, 3, 3), (3, 3, 5)], "poolings": [(1, 2, 2)]},
+    ],
+    ids=str,
+)
+def test_the_halo_is_needed(monkeypatch, padding, upsampling, options):
+    """One step less along one axis, and tiles no longer agree: the test of equality can fail."""
+    options = options | {"padding": padding, "upsampling": upsampling}
+    model = UNet(base_channels=1, **options)
+    halo = tiling.halo_of(model)
     if padding == "valid" and upsampling == "transpose":
-        assert halo == 0
+        assert not any(halo)
         return
-    monkeypatch.setattr(tiling, "halo_of", lambda model: halo - 2**depth)
-    image = integers(1, 64, 64)
-    cases = itertools.product(range(20), ((0, 0), (2, 2)))
-    nets = (integer_net(seed, corner, **options) for seed, corner in cases)
-    assert any(
-        not torch.equal(predict(net, image, tile=16, output="scores"), on_the_plane(net, image))
-        for net in nets
-    )
+    image = integers(1, *[64 if model.dims == 2 else 16] * model.dims)
+    tile = 16 if model.dims == 2 else 8
+    cases = [(seed, (end,) * model.dims) for seed in range(20) for end in (0, -1)]
+    wholes = {}
+    for axis in (axis for axis in range(model.dims) if halo[axis]):
+        less = [
+            h - (a == axis) * step
+            for a, (h, step) in enumerate(zip(halo, model.alignment, strict=True))
+        ]
+        monkeypatch.setattr(tiling, "halo_of", lambda model, less=less: tuple(less))
+        for case in cases:
+            net = integer_net(*case, **options)
+            if case not in wholes:
+                wholes[case] = on_the_plane(net, image)
+            if not torch.equal(predict(net, image, tile=tile, output="scores"), wholes[case]):
+                break
+        else:
+            pytest.fail(f"no difference along axis {axis}")
 
 
 def test_tiles_that_are_not_aligned_differ():
@@ -190,32 +239,76 @@ def test_averages_agree_between_tiles(tta, padding):
         assert torch.equal(tiled, whole)
 
 
-@pytest.mark.parametrize(("tta", "views"), [("flips", 4), ("rotations", 4), ("square", 8)])
-def test_averages_are_those_of_turned_images(tta, views):
+@pytest.mark.parametrize("tta", first("square", "flips", "rotations", [30, -100]))
+def test_averages_of_volumes_agree_between_tiles(tta):
+    net = integer_net(1, dims=3, depth=1, kernels=[(1, 3, 3), (3, 3, 3)], padding="same")
+    volume = integers(1, 12, 21, 30)
+    whole = predict(net, volume, tile=40, output="scores", tta=tta)
+    assert not torch.equal(whole, predict(net, volume, output="scores"))
+    tiled = predict(net, volume, tile=(4, 12, 16), output="scores", tta=tta, batch_size=3)
+    if isinstance(tta, str):
+        assert torch.equal(tiled, whole)
+    else:
+        torch.testing.assert_close(tiled, whole)
+
+
+@pytest.mark.parametrize("tta", [None, "flips", "rotations", "square", [30, -100]], ids=str)
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_a_network_of_flat_kernels_sees_each_plane(tta, padding):
+    """Of a volume it gives what the same network of two axes gives of its planes."""
+    flat = integer_net(5, padding=padding, depth=1)
+    flats = {"kernels": [(1, 3, 3)] * 2, "poolings": [(1, 2, 2)]}
+    net = UNet(base_channels=2, dims=3, depth=1, padding=padding, **flats).eval()
+    net.load_state_dict(
+        {name: x.unsqueeze(2) if x.dim() == 4 else x for name, x in flat.state_dict().items()}
+    )
+    volume = integers(1, 3, 20, 33)
+    planes = [predict(flat, plane, output="scores", tta=tta) for plane in volume[0]]
+    found = predict(net, volume, output="scores", tta=tta, tile=(1, 8, 16))
+    torch.testing.assert_close(found, torch.stack(planes, 1))
+
+
+@pytest.mark.parametrize(
+    ("tta", "dims", "views"),
+    [("flips", 2, 4), ("rotations", 2, 4), ("square", 2, 8), ("flips", 3, 8), ("square", 3, 8)],
+)
+def test_averages_are_those_of_turned_images(tta, dims, views):
     """Where the poolings of the turned image fall on the same pixels, as here, by definition."""
-    net = UNet(base_channels=2, depth=2).eval()
-    size = 64 + 4 * 2**2 - 4  # the input's sides keep their residue when it is turned
-    image = torch.rand(1, size, size)
-    shape = net.input_shape((size, size))
-    padded = torch.nn.functional.pad(image, [(shape[0] - size) // 2] * 4, mode="reflect")
+    depth = 4 - dims
+    net = UNet(base_channels=2, depth=depth, dims=dims).eval()
+    # The input's sides keep their residue when it is turned.
+    size = (64 if dims == 2 else 16) + 4 * 2**depth - 4
+    image = torch.rand(1, *[size] * dims)
+    rim = (net.input_shape([size] * dims)[0] - size) // 2
+    padded = torch.nn.functional.pad(image, [rim] * 2 * dims, mode="reflect")
+    flips = [f for n in range(dims + 1) for f in itertools.combinations(range(1, dims + 1), n)]
     group = {
-        "flips": [((), 0), ((1,), 0), ((2,), 0), ((1, 2), 0)],
+        "flips": [(f, 0) for f in flips],
         "rotations": [((), k) for k in range(4)],
-        "square": [(f, k) for f in ((), (2,)) for k in range(4)],
+        "square": [(f, k) for f in ((), (dims,)) for k in range(4)],
     }[tta]
     assert len(group) == views
     results = []
     with torch.inference_mode():
         for flip, turns in group:
-            turned = torch.rot90(padded.flip(flip), turns, (1, 2))
-            results.append(torch.rot90(net(turned[None])[0], -turns, (1, 2)).flip(flip))
-    kept = slice(None, size)
+            turned = torch.rot90(padded.flip(flip), turns, (-2, -1))
+            results.append(torch.rot90(net(turned[None])[0], -turns, (-2, -1)).flip(flip))
+    kept = (slice(None, size),) * dims
     for average, mean in (
         ("scores", torch.stack(results).mean(0).softmax(0)),
         ("probabilities", torch.stack(results).softmax(1).mean(0)),
     ):
         found = predict(net, image, tta=tta, average=average)
-        torch.testing.assert_close(found, mean[:, kept, kept])
+        torch.testing.assert_close(found, mean[:, *kept])
+
+
+def test_refuses_quarter_turns_where_rows_and_columns_differ():
+    net = UNet(base_channels=2, depth=1, kernels=[(3, 3), (3, 5)]).eval()
+    image = torch.rand(20, 20)
+    for tta in ("rotations", "square", [0, 90]):
+        with pytest.raises(ValueError, match="tta must be without quarter turns where kernels or"):
+            predict(net, image, tta=tta)
+    assert predict(net, image, tta="flips").shape == predict(net, image, tta=[180]).shape
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
@@ -290,7 +383,9 @@ def test_plans_within_the_budget(options, budget):
     made = tiling.plan(net, (3000, 5000), memory_budget=budget)
     assert all(t % 16 == 0 or t == n for t, n in zip(made.tile, made.image, strict=True))
     assert made.batch * tiling.tile_bytes(net, made, 4) <= budget
-    assert net.output_shape(made.input) >= tuple(t + 2 * made.halo for t in made.tile)
+    assert net.output_shape(made.input) >= tuple(
+        t + 2 * h for t, h in zip(made.tile, made.halo, strict=True)
+    )
     covered = np.zeros((3000, 5000), np.uint8)
     for row, column in made.origins:
         assert row % 16 == column % 16 == 0
@@ -298,6 +393,23 @@ def test_plans_within_the_budget(options, budget):
     assert (covered == 1).all()
     more = tiling.plan(net, (3000, 5000), memory_budget=2 * budget)
     assert math.prod(more.tile) >= math.prod(made.tile)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("budget", [2**27, 2**31])
+def test_plans_of_volumes_within_the_budget(padding, budget):
+    flat = {"kernels": [(1, 3, 3), *[(3, 3, 3)] * 3], "poolings": [(1, 2, 2), *[(2, 2, 2)] * 2]}
+    net = UNet(dims=3, base_channels=4, depth=3, padding=padding, **flat)
+    assert net.alignment == (4, 8, 8)
+    made = tiling.plan(net, (100, 500, 300), memory_budget=budget)
+    pairs = zip(made.tile, made.image, net.alignment, strict=True)
+    assert all(t % step == 0 or t == n for t, n, step in pairs)
+    assert made.batch * tiling.tile_bytes(net, made, 4) <= budget
+    assert made.halo == ((0, 0, 0) if padding == "valid" else (24, 48, 48))
+    covered = np.zeros(made.image, np.uint8)
+    for origin in made.origins:
+        covered[tuple(slice(o, o + n) for o, n in zip(origin, made.tile, strict=True))] += 1
+    assert (covered == 1).all()
 
 
 def test_plans():
@@ -334,16 +446,37 @@ def test_numbers_of_a_pass(norm, bottleneck_norm, upsampling, padding, depth, ba
     names = "norm", "bottleneck_norm", "upsampling", "padding", "depth"
     settings = dict(zip(names, (norm, bottleneck_norm, upsampling, padding, depth), strict=True))
     net = UNet(base_channels=base, **settings)
-    found = tiling._values(net.config, shape)
+    found = tiling._values(net, shape)
     assert found == (counted if norm is None else pytest.approx(counted, rel=0.01))
 
 
-@pytest.mark.parametrize("base", [16, 32])
-def test_memory_of_a_tile_is_what_a_pass_allocates(base):
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("widening", ["after_pooling", "before_pooling"])
+def test_numbers_of_a_pass_on_a_volume(padding, widening):
+    """A network of flat kernels takes as much for each plane; one of all kernels takes no more."""
+    options = {"base_channels": 4, "depth": 2, "padding": padding, "widening": widening}
+    counted = tiling._values(UNet(**options), (104, 84))
+    flat = UNet(dims=3, kernels=[(1, 3, 3)] * 3, poolings=[(1, 2, 2)] * 2, **options)
+    assert tiling._values(flat, (60, 104, 84)) == 60 * counted
+    assert tiling._values(UNet(dims=3, **options), (60, 104, 84)) <= 60 * counted
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((300, 400), {"base_channels": 16}),
+        ((300, 400), {"base_channels": 32}),
+        ((70, 66, 72), {"dims": 3, "base_channels": 16, "depth": 2}),
+        ((70, 66, 72), {"dims": 3, "base_channels": 8, "depth": 2, "padding": "same"}),
+    ],
+    ids=str,
+)
+def test_memory_of_a_tile_is_what_a_pass_allocates(size, options):
     """Against the profiler's count of what torch allocates on the CPU."""
-    net = UNet(base_channels=base).eval()
-    made = tiling.plan(net, (300, 400))
-    inputs = torch.rand(1, 1, *made.input).contiguous(memory_format=torch.channels_last)
+    net = UNet(**options).eval()
+    made = tiling.plan(net, size)
+    layout = torch.channels_last if net.dims == 2 else torch.channels_last_3d
+    inputs = torch.rand(1, 1, *made.input).contiguous(memory_format=layout)
     activity = [torch.profiler.ProfilerActivity.CPU]
     with torch.inference_mode():
         net(inputs)
@@ -465,7 +598,9 @@ def test_normalisation_only_for_trained_models():
 
 def test_says_that_a_tile_is_too_small_for_the_depth():
     image = torch.rand(9, 11)
-    with pytest.warns(UserWarning, match="tile 7 becomes 8 where the image is larger: 2.3 is the"):
+    with pytest.warns(
+        UserWarning, match="tile 7 becomes 8 where the image is larger: 8, the product"
+    ):
         predict(UNet(base_channels=1, depth=3), image, tile=7)
     predict(UNet(base_channels=1, depth=2), image, tile=7)  # rounded, as documented: no warning
 
@@ -476,12 +611,19 @@ def test_predict_rejects():
         predict(model, torch.zeros(2, 5, 5))
     with pytest.raises(ValueError, match=r"got \(0, 5\)"):
         predict(model, torch.zeros(0, 5))
+    with pytest.raises(
+        ValueError, match=r"got \(1, 4, 5, 6\) \(volumes need a network with dims=3"
+    ):
+        predict(model, torch.zeros(1, 4, 5, 6))
+    with pytest.raises(ValueError, match=r"image must be \(D, H, W\) or \(C, D, H, W\) with C = 1"):
+        predict(UNet(base_channels=1, depth=1, dims=3), torch.zeros(5, 5))
     with pytest.raises(ValueError, match=r"output must be one of .*got 'mask'"):
         predict(model, torch.zeros(5, 5), output="mask")
     image = torch.zeros(5, 5)
     for options, message in (
         ({"tile": 0}, "tile must be one or two sides >= 1, got 0"),
         ({"tile": (4, 4, 4)}, "tile must be one or two sides"),
+        ({"tile": "4,x"}, "tile must be like 512 or 32,128,128, got 4,x"),
         ({"memory_budget": 0}, "memory_budget must be >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"tta": "all"}, "tta must be flips, rotations, square or a list of angles, got 'all'"),

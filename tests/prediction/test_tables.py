@@ -114,6 +114,44 @@ def test_planes_of_a_stack(run, tmp_path):
     assert features[-1]["geometry"]["plane"] == {"c": -1, "z": 2, "t": 1}
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_table_of_volumes(tmp_path, known):
+    """Two volumes of a movie, each with objects of its own; the last one is flat."""
+    shape = (2, 5, 30, 40)
+    sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 2.0} if known else {}
+    image = np.random.default_rng(0).integers(0, 2000, shape).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "x.ome.tif", image, metadata={"axes": "TZYX", **sizes})
+    source = open_source(tmp_path / "x.ome.tif", 1, dims=3)
+    result = np.zeros(shape, np.int32)
+    result[0, 1:4, 2:9, 3:9], result[0, 2:, 20:25, 3:9], result[1, 4, 9:19, 30:] = 1, 4, 2
+    result[0, 3, 8, 8] = 0
+    (tmp_path / "tables").mkdir()
+    tables.write_objects(tmp_path, "x", source, result, table=True, rois=False)
+    rows = rows_of(tmp_path / "tables" / "x.csv")
+    unit, cubed = ("um", "um3") if known else ("px", "px")
+    assert list(rows[0]) == ["image", "plane", "id", "voxels", f"volume_{cubed}", f"x_{unit}",
+                             f"y_{unit}", f"z_{unit}", "z_first", "z_last", "mean_1"]  # fmt: skip
+    spacing = np.array([2.0, 0.25, 0.5] if known else [1, 1, 1])
+    assert [(row["image"], row["plane"], row["id"]) for row in rows] == [
+        ("x", "0", "1"), ("x", "0", "4"), ("x", "1", "2"),
+    ]  # fmt: skip
+    for row in rows:
+        mask = result[int(row["plane"])] == int(row["id"])
+        places = np.argwhere(mask)
+        assert int(row["voxels"]) == len(places)
+        assert float(row[f"volume_{cubed}"]) == pytest.approx(
+            len(places) * spacing.prod(), rel=1e-4
+        )
+        centroid = [float(row[f"{axis}_{unit}"]) for axis in "zyx"]
+        assert centroid == pytest.approx(places.mean(0) * spacing, rel=1e-4)
+        assert [int(row["z_first"]), int(row["z_last"])] == [places[0][0], places[-1][0]]
+        mean = image[int(row["plane"])][mask].mean()
+        assert float(row["mean_1"]) == pytest.approx(mean, rel=1e-4)
+    assert tables.table_of("x", source, 0 * result).count(b"\n") == 1
+    with pytest.raises(ValueError, match="--rois must go with images of one plane, got volumes"):
+        tables.write_objects(tmp_path, "x", source, result, table=True, rois=True)
+
+
 def test_nothing_found(tmp_path):
     image = open_source(zarr_in(tmp_path / "x.zarr", pixels(20, 20)), 1)
     empty = np.zeros((20, 20), np.int32)

@@ -185,7 +185,7 @@ def test_what_is_ignored_does_not_count(folders):
     for i, image in enumerate(truth):
         image[:, :9] = 7
         write_labels(place / "labels" / f"{i}.png", image)
-    result = evaluate_files(place / "found", place / "labels", ignore_label=7)
+    result = evaluate_files(place / "found", place / "labels", reading=Reading(ignore_label=7))
     cut = truth[:, :, 9:], found[:, :, 9:]
     assert result.summary["pixel_error"] == pytest.approx(metrics.pixel_error(*cut))
     assert result.summary["seg"] == metrics.seg(*map(list, cut))
@@ -202,7 +202,10 @@ def test_ignored_pixels_neither_tear_nor_join(tmp_path):
     for grow in (0, 1):
         objects = ObjectRule(grow=grow)
         result = evaluate_files(
-            tmp_path / "found", tmp_path / "labels", objects=objects, ignore_label=255
+            tmp_path / "found",
+            tmp_path / "labels",
+            objects=objects,
+            reading=Reading(ignore_label=255),
         )
         assert result.summary["seg"] == result.summary["ap_50_95"] == result.summary["iou"] == 1
 
@@ -257,7 +260,7 @@ def test_a_background_that_is_not_0_is_told(tmp_path, capsys):
         assert f"warning: weights: labels: {text}" in capsys.readouterr().err
     write_labels(Path(file), labels)
     assert main(["evaluate", file, file, "--ignore-label", "9"]) == 0
-    assert "evaluate: labels: no pixel is 9, the label to ignore" in capsys.readouterr().err
+    assert "evaluate: labels: no pixel has the label to ignore" in capsys.readouterr().err
 
 
 def test_weights_of_masks_are_those_of_their_parts(tmp_path):
@@ -471,7 +474,7 @@ def test_errors_object_by_object():
     expected = np.zeros((6, 30), int)
     expected[1:5, :29] = [int(code) for code in row]
     assert (object_errors(truth, found) == expected).all()
-    assert (object_errors(truth, found, 4) == expected[::4, ::4]).all()
+    assert (object_errors(truth, found, np.s_[::4, ::4]) == expected[::4, ::4]).all()
     assert not object_errors(truth * 0, found * 0).any()
 
 

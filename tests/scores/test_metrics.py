@@ -19,6 +19,8 @@ from unet_fast.metrics import (
     info_split_merge,
     iou,
     isbi2012,
+    isbi2012_scores,
+    matched,
     pixel_error,
     rand_error,
     rand_split_merge,
@@ -31,7 +33,13 @@ from unet_fast.metrics import (
 )
 from unet_fast.scores.topology import Warping, left_over, warp
 
-maps = hnp.arrays(np.int32, (5, 6), elements=st.sampled_from([0, 1, 2, 300]))
+shapes = st.sampled_from([(5, 6), (2, 3, 4)])
+"""Of images and of volumes."""
+pairs_of_maps = shapes.flatmap(
+    lambda shape: st.tuples(
+        *[hnp.arrays(np.int32, shape, elements=st.sampled_from([0, 1, 2, 300]))] * 2
+    )
+)
 
 
 def brute_seg(truth, prediction):
@@ -47,8 +55,9 @@ def brute_seg(truth, prediction):
 
 
 @examples(100, deadline=None, derandomize=True)
-@given(maps, maps)
-def test_equal_brute_force(truth, prediction):
+@given(pairs_of_maps)
+def test_equal_brute_force(maps):
+    truth, prediction = maps
     a, b = truth > 0, prediction > 0
     union = (a | b).sum()
     assert iou(truth, prediction) == ((a & b).sum() / union if union else 1)
@@ -99,9 +108,10 @@ def brute_shares(truth, prediction):
 
 
 @examples(200, deadline=None, derandomize=True)
-@given(maps, maps)
-def test_split_and_merge_scores(truth, prediction):
+@given(pairs_of_maps)
+def test_split_and_merge_scores(maps):
     """Against sums over all pairs of labels, and against scikit-image."""
+    truth, prediction = maps
     if not (truth > 0).any():
         return
     a, b = brute_shares(truth, prediction)
@@ -160,8 +170,9 @@ def test_golden_split_and_merge_scores():
 
 
 @examples(200, deadline=None, derandomize=True)
-@given(maps, maps, st.sampled_from([0.5, 0.7, 0.9]))
-def test_detection(truth, prediction, threshold):
+@given(pairs_of_maps, st.sampled_from([0.5, 0.7, 0.9]))
+def test_detection(maps, threshold):
+    truth, prediction = maps
     pairs = []
     for r in set(truth[truth > 0]):
         for s in set(prediction[prediction > 0]):
@@ -211,8 +222,21 @@ def test_dice_and_rand_error():
     assert rand_error(truth, truth) == 0
 
 
+@examples(50, deadline=None, derandomize=True)
+@given(pairs_of_maps)
+def test_a_volume_of_one_plane_scores_as_that_plane(maps):
+    truth, prediction = (x.reshape(-1, x.shape[-1]) for x in maps)
+    for metric in (iou, dice, pixel_error, detection, average_precision):
+        assert metric(truth[None], prediction[None]) == metric(truth, prediction)
+    assert np.array_equal(matched(truth[None], prediction[None])[0], matched(truth, prediction))
+    assert np.array_equal(thinned(truth[None])[0], thinned(truth))
+    if truth.any():
+        for metric in (seg, v_rand, v_info, rand_error):
+            assert metric(truth[None], prediction[None]) == metric(truth, prediction)
+
+
 @examples(30, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(maps, maps), min_size=2, max_size=4), st.booleans())
+@given(st.lists(pairs_of_maps, min_size=2, max_size=4), st.booleans())
 def test_seg_equals_the_cell_tracking_challenges(tmp_path_factory, pairs, tensors):
     """Of a published implementation, over all objects of all images."""
     folder = tmp_path_factory.mktemp("ctc")
@@ -221,7 +245,8 @@ def test_seg_equals_the_cell_tracking_challenges(tmp_path_factory, pairs, tensor
         files = [folder / f"{i}{kind}.tif" for kind in "rs"]
         for file, labels in zip(files, pair, strict=True):
             # Background must be there, and one object: else the labels are not those it takes.
-            tifffile.imwrite(file, np.pad(labels, ((0, 1), (0, 1))).astype(np.int64))
+            padded = np.pad(labels, (0, 1)).astype(np.int64)
+            tifffile.imwrite(file, padded, photometric="minisblack")
         of_image = ctc_match(*map(str, files))
         objects.append(of_image[0])
         ious.append(of_image[4])
@@ -419,12 +444,13 @@ def test_isbi2012_of_the_truth_is_perfect():
 
 
 @examples(100, deadline=None, derandomize=True)
-@given(masks)
+@given(shapes.flatmap(lambda shape: hnp.arrays(np.bool_, shape)))
 def test_thinned_borders(mask):
     objects = ndimage.label(mask)[0]
     thin = thinned(objects)
     np.testing.assert_array_equal(thin[mask], objects[mask])  # nothing is lost
-    for a, b in ((thin[1:], thin[:-1]), (thin[:, 1:], thin[:, :-1])):
+    for axis in range(mask.ndim):
+        a, b = thin.swapaxes(0, axis)[1:], thin.swapaxes(0, axis)[:-1]
         assert ((a == b) | (a == 0) | (b == 0)).all()  # still apart
     steps = np.stack(
         [
@@ -438,6 +464,17 @@ def test_thinned_borders(mask):
     if objects.max(initial=0) > 1:  # and a line runs where two are as near, or nearly
         two = np.sort(steps, 0)[:2]
         assert (two[1] - two[0])[thin == 0].max(initial=0) <= 2
+
+
+def test_slices_are_scored_one_by_one():
+    """And what is made for images says so; all else takes volumes."""
+    truth, probability = np.ones((2, 3, 3), int), np.ones((2, 3, 3))
+    said = r"isbi2012_scores: truth and probability must be a slice, \(H, W\), got \(2, 3, 3\)"
+    with pytest.raises(ValueError, match=said):
+        isbi2012_scores(truth, probability)
+    for metric in (warping, warping_error):
+        with pytest.raises(ValueError, match=r"truth must be \(H, W\) with .*, got \(2, 3, 3\)"):
+            metric(truth, truth)
 
 
 def test_isbi2012_is_refused():
@@ -457,9 +494,10 @@ def test_isbi2012_is_refused():
 
 
 @examples(100, deadline=None, derandomize=True)
-@given(maps, maps, st.sampled_from([np.int64, np.uint64, np.uint16]), st.booleans())
-def test_what_objects_are_called_does_not_matter(truth, prediction, dtype, many):
+@given(pairs_of_maps, st.sampled_from([np.int64, np.uint64, np.uint16]), st.booleans())
+def test_what_objects_are_called_does_not_matter(maps, dtype, many):
     """Ids so large that they are numbered first, few or as many as pixels."""
+    truth, prediction = maps
     if many:
         truth = np.arange(1, truth.size + 1).reshape(truth.shape)
     top = np.iinfo(dtype).max

@@ -453,7 +453,7 @@ def test_command_line_rejects_bad_data(tmp_path, capsys):
 
 def test_says_that_the_network_takes_no_such_tile(discs, tmp_path, capsys):
     more = ["--steps", "1", "--depth", "2", "--previews", "0"]
-    said = "train: tile 17 becomes 20, the next side for depth 2; a smaller depth has sides closer"
+    said = "train: tile 17 becomes 20, the next for depth 2; a smaller depth has sides closer"
     for tile in ("17", "20"):
         assert main(arguments(discs, tmp_path / tile, *more, "--tile", tile)) == 0
         assert (said in capsys.readouterr().err) == (tile == "17")

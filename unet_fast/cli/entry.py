@@ -44,6 +44,8 @@ app = cyclopts.App(
 )
 SUFFIX = Parameter(allow_leading_hyphen=True)
 """How a suffix such as -labels is parsed."""
+SEVERAL = Parameter(n_tokens=-1, consume_multiple=True)
+"""How an option of several values is parsed: it takes all words up to the next option."""
 ReadingOptions = Annotated[Reading, Parameter(name="*")]
 """The options by which images and labels are found and read."""
 AS_FOUND = Reading()
@@ -57,6 +59,7 @@ def parse_as(settings: Any, name: str, parameter: Parameter) -> None:
 
 
 parse_as(Reading, "label_suffix", SUFFIX)
+parse_as(Reading, "voxel_size", SEVERAL)
 app.register_install_completion_command(help="Complete commands and options with Tab.")
 
 

@@ -18,7 +18,6 @@ def weights(
     images: Path | None = None,
     preset: Literal["paper-2015", "falk-2019"] = "paper-2015",
     label_type: Literal["auto", "instances", "semantic"] = "auto",
-    ignore_label: int | None = None,
     reading: ReadingOptions = AS_FOUND,
     overwrite: bool = False,
 ) -> None:
@@ -29,8 +28,8 @@ def weights(
     ```
 
     For NAME.png the map is NAME.tif (float32), the picture NAME.png; of a stack the map is a stack,
-    the picture its middle plane. Balanced class weights (paper-2015) are counted over all files, as
-    in training.
+    the picture its middle plane, or with --dims 3 its sections. Balanced class weights (paper-2015)
+    are counted over all files, as in training.
 
     Parameters
     ----------
@@ -46,8 +45,6 @@ def weights(
     label_type:
         instances: the labels number the objects; semantic: the connected components of what is not
         0 are the objects; auto: by the values.
-    ignore_label:
-        Label of pixels that do not count.
     overwrite:
         Replace files of the same names in the output folder.
     """
@@ -59,8 +56,9 @@ def weights(
     from ..images.files import write_tiff
     from ..images.folders import label_type_of
     from ..images.pairing import find_labels
+    from ..images.sections import cut_of
     from ..images.signs import LABELS_HINT, Background, Doubts
-    from ..images.source import Plane, Source, open_labels, open_source, planes_of
+    from ..images.source import Plane, Source, open_labels, open_source, planes_of, ratio_of
     from ..objects import label_components
     from ..plots import draw_weights
 
@@ -71,13 +69,14 @@ def weights(
     def opened(file: Path, image: Path | None) -> Source:
         like = None
         if image is not None and is_outlines(file):
-            like = open_source(image, None, axes=reading.axes)
-        return open_labels(file, like, told.add)
+            like = open_source(image, None, axes=reading.axes, dims=reading.dims)
+        return open_labels(file, like, told.add, dims=reading.dims)
 
-    maps = {
-        name: [torch.from_numpy(plane.labels(told.add)) for plane in planes_of(opened(*pair))]
-        for name, pair in found.items()
-    }
+    def read(plane: Plane) -> torch.Tensor:
+        return torch.from_numpy(reading.marked(plane.path, plane.labels(told.add)))
+
+    maps = {name: [read(x) for x in planes_of(opened(*pair))] for name, pair in found.items()}
+    ignore_label = reading.ignored
     for text in sorted(told):
         warnings.warn(text, stacklevel=1)
     results = [[out / (name + end) for end in (".tif", ".png")] for name in found]
@@ -89,29 +88,35 @@ def weights(
     doubts = Doubts("weights: labels", LABELS_HINT, background=Background(ignore_label))
     for name, planes in maps.items():
         for ids in planes:
-            doubts.look(name, ids.numpy(), masks=label_type == "semantic")
+            if reading.dims == 2:  # what it looks for is seen in planes
+                doubts.look(name, ids.numpy(), masks=label_type == "semantic")
             if label_type == "semantic":
                 ignored = ids == (-1 if ignore_label is None else ignore_label)
-                parts = label_components((ids != 0) & ~ignored)
+                parts = label_components((ids != 0) & ~ignored, dims=reading.dims)
                 if ignore_label is not None:  # no part is numbered as what is ignored
                     parts += (parts > 0) & (parts >= ignore_label)
                 ids.copy_(torch.where(ignored, ids, parts))
     doubts.tell(refuse=True)
-    weigh = replace(presets[preset], ignore_label=ignore_label).balanced(every)
+    weigh = replace(presets[preset], ignore_label=ignore_label).balanced(every, dims=reading.dims)
     with bar(len(found), "weights", "image") as shown:
         for name, (tiff, png) in zip(found, results, strict=True):
             source = opened(*found[name])  # not all at once: a mapped file counts as open
             axes, shape = source.layout(())
             stack = np.empty(shape, np.float32)
             for number, (plane, ids) in enumerate(zip(source.planes, maps[name], strict=True)):
-                target, weight_map = (x.numpy() for x in weigh(ids))
-                stack[source.place(stack, plane, slice(None), slice(None))] = weight_map
+                size = reading.voxel_size or source.spacing
+                if size is not None and reading.dims == 3:
+                    weigh = replace(weigh, spacing=ratio_of(size))
+                target, weight_map = (x.numpy() for x in weigh(ids, dims=reading.dims))
+                stack[source.place(stack, plane, *[slice(None)] * reading.dims)] = weight_map
                 if number == len(source.planes) // 2:
+                    depth = (weigh.spacing or (1.0,))[0]
+                    cut = cut_of(np.where(ids == ignore_label, 0, ids.numpy()), depth)
                     draw_weights(
                         png,
-                        labels=ids.numpy(),
-                        target=target,
-                        weights=weight_map,
+                        labels=cut(ids.numpy()),
+                        target=cut(target),
+                        weights=cut(weight_map),
                         title=f"{Plane(source, plane).name}, {preset}",
                     )
             write_tiff(tiff, stack, axes, source.pixel_size)
@@ -171,6 +176,8 @@ def augment(
 
     if not 1 <= samples <= 100:
         raise ValueError(f"samples must be from 1 to 100, got {samples}")
+    if reading.dims == 3:
+        raise ValueError("dims must be 2, because sheets show planes, got 3")
     aug = {"paper-2015": Augmentation.paper_2015(), "falk-2019": Augmentation.falk_2019()}[preset]
     still = Augmentation(
         sigma=0, rotation=0, gray_black=(0, 0), gray_white=(1, 1), gray_slope=(1, 1)

@@ -57,7 +57,7 @@ def predict(
         Folder of a training run.
     images:
         Images (PNG, JPEG, BMP, TIFF, OME-Zarr), folders of images, or quoted patterns such as
-        'more/*.png'. Stacks are predicted plane by plane.
+        'more/*.png'. Stacks are predicted plane by plane, or as volumes if the network is of such.
     out:
         Folder for the predictions, which are named like the images; made if it is missing.
     instances:
@@ -67,7 +67,7 @@ def predict(
         OME-Zarr and of very large images as OME-Zarr. Instances and labels have 16 bits; a TIFF
         with numbers above 65535 has 32.
     overlay:
-        Draw the objects over each image: overlays/NAME.png.
+        Draw the objects over each image: overlays/NAME.png; of volumes three sections.
     table:
         Measure the objects, tables/NAME.csv: area, centroid, axes, mean intensity of each channel;
         in micrometres where the image says how large its pixels are.
@@ -82,7 +82,7 @@ def predict(
     missing_chunks:
         Read chunks that an OME-Zarr lacks as its fill value.
     axes:
-        Axes of images whose files do not say, as ZYX (planes) or CYX (channels).
+        Axes of images whose files do not say, as ZYX (planes or a volume) or CYX (channels).
     recursive:
         Take images of nested folders, too; results are in folders of the same names.
     resume:
@@ -161,7 +161,6 @@ def evaluate(
     min_area: int | None = None,
     grow: int | None = None,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
-    ignore_label: int | None = None,
     missing_chunks: bool = False,
     only_predicted: Annotated[bool, Parameter(negative="")] = False,
     reading: ReadingOptions = AS_FOUND,
@@ -178,8 +177,8 @@ def evaluate(
     precision (AP), panoptic quality (PQ), F-score (F1), segmentation accuracy (SEG) and the
     intersection over union (IoU) of the foreground. Of membrane masks: the F-scores of pairs of
     pixels (V_rand) and of information (V_info). Of probabilities (TIFF or Zarr of floats): the
-    scores of the ISBI 2012 challenge. Stacks are scored plane by plane. All objects of an image
-    without a result count as missed.
+    scores of the ISBI 2012 challenge. Stacks are scored plane by plane, or as volumes with
+    --dims 3. All objects of an image without a result count as missed.
 
     Parameters
     ----------
@@ -206,8 +205,6 @@ def evaluate(
     label_type:
         instances: the labels number the objects; semantic: the connected components of what is not
         0 are the objects; auto: by the values.
-    ignore_label:
-        Label of pixels that do not count.
     missing_chunks:
         Read chunks that predictions in OME-Zarr lack as its fill value.
     only_predicted:
@@ -244,7 +241,6 @@ def evaluate(
         images=images,
         label_type=label_type,
         objects=replace(rule, **typed) if instances else None,  # type: ignore[arg-type]
-        ignore_label=ignore_label,
         missing_chunks=missing_chunks,
         only_predicted=only_predicted,
         reading=reading,

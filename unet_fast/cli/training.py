@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ..augment import PER_AXIS, Augmentation
 from ..training.config import FITTED, TrainConfig
 from ..weights import BorderWeights
-from .entry import AS_FOUND, SUFFIX, ReadingOptions, app, parse_as
+from .entry import AS_FOUND, SEVERAL, SUFFIX, ReadingOptions, app, parse_as
 
 if TYPE_CHECKING:
     from ..unet import UNet
@@ -19,13 +19,14 @@ SUGGESTED = """# Settings that fit the images, for `unet-fast train --config THI
 # `unet-fast train --help` explains each. More base_channels and steps take longer and train better.
 """
 
-# An option of several values takes all words up to the next option.
-_SEVERAL = Parameter(n_tokens=-1, consume_multiple=True)
 for _name in ("class_weight", "spacing"):
-    parse_as(BorderWeights, _name, _SEVERAL)
+    parse_as(BorderWeights, _name, SEVERAL)
 for _name in PER_AXIS:
-    parse_as(Augmentation, _name, _SEVERAL)
+    parse_as(Augmentation, _name, SEVERAL)
 parse_as(TrainConfig, "label_suffix", SUFFIX)
+for _name in ("tile", "voxel_size"):
+    parse_as(TrainConfig, _name, SEVERAL)
+parse_as(TrainConfig, "ignore_label", Parameter(alias="--unlabelled"))
 
 # Help shows what `train` takes, not the default of TrainConfig.
 for _name in FITTED:
@@ -35,23 +36,28 @@ for _name in FITTED:
 
 
 @app.command
-def demo(*, out: Path = Path("unet_fast_demo")) -> None:
+def demo(*, out: Path | None = None, dims: Literal[2, 3] = 2) -> None:
     """Train on bundled images of nuclei, predict unseen ones, draw what happened.
 
     ```
     unet-fast demo
     ```
 
+    With --dims 3 it is a volume of plant cells, ten planes of which are annotated.
+
     Takes a few minutes without a GPU. After Ctrl-C the same command goes on.
 
     Parameters
     ----------
     out:
-        Folder for the model and the picture; made if it is missing.
+        Folder for the model and the picture, made if it is missing; unet_fast_demo, or
+        unet_fast_demo_3d.
+    dims:
+        2: images; 3: a volume.
     """
     from ..demo import run as run_demo
 
-    scores, picture = run_demo(out)
+    scores, picture = run_demo(out or Path(f"unet_fast_demo{'' if dims == 2 else '_3d'}"), dims)
     print(f"{'unseen image':<20}  pixel IoU    SEG     PQ  objects: predicted, true")
     for name, row in scores.items():
         seg = math.nan if row["seg"] is None else row["seg"]
@@ -72,7 +78,6 @@ def check(
     classes: Path | None = None,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
     reading: ReadingOptions = AS_FOUND,
-    ignore_label: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -98,8 +103,6 @@ def check(
         Folder of class maps, for instance labels of several classes.
     label_type:
         As for train.
-    ignore_label:
-        Label of pixels that do not count.
     strict:
         Exit code 1 on warnings.
     overwrite:
@@ -122,7 +125,6 @@ def check(
         out=Path("run"),
         classes=classes,
         label_type=label_type,
-        ignore_label=ignore_label,
         reading=reading,
         picture=picture,
     )

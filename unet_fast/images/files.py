@@ -28,7 +28,7 @@ def read_image(path: Path) -> NDArray[np.float32]:
 
 
 def as_image(path: Path, array: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Converts the pixels of a file, (C, H, W), to float32.
+    """Converts the pixels of a file, or some of them, to float32.
 
     Raises:
         ValueError: If they are not real and finite; one line that names the file.

@@ -157,4 +157,4 @@ def label_type_of(
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} x {shape[1]}"
+    return " x ".join(map(str, shape))

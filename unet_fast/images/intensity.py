@@ -19,8 +19,9 @@ class Range:
     width: tuple[float, ...]
 
     def apply(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalises an image, or a part of it, (C, H, W), to values in about [0, 1]."""
-        low, width = (np.array(x, np.float32)[:, None, None] for x in (self.low, self.width))
+        """Normalises an image or volume, or a part of it, (C, ...), to values in about [0, 1]."""
+        shape = -1, *[1] * (image.ndim - 1)
+        low, width = (np.array(x, np.float32).reshape(shape) for x in (self.low, self.width))
         result: NDArray[np.float32] = (image - low) / width
         return result
 
@@ -34,8 +35,8 @@ def range_of(parts: Callable[[], Iterable[NDArray[np.generic]]]) -> Range:
     value take their place; a channel of one value becomes 0.
 
     Args:
-        parts: Starts a pass over the image: yields parts (C, h, w), real, in any order, that make
-            up the whole.
+        parts: Starts a pass over the image: yields parts (C, ...), real, in any order, that make up
+            the whole.
 
     Raises:
         ValueError: If a value is not finite in float32.
@@ -102,7 +103,7 @@ def normalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Maps the 1st percentile of each channel to 0 and the 99.8th to 1: see :func:`range_of`.
 
     Args:
-        image: (C, H, W).
+        image: (C, H, W) or (C, D, H, W).
 
     Raises:
         ValueError: If a value is not finite.

@@ -1,11 +1,16 @@
 """Pairs images with their labels by name."""
 
+import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .._progress import counted
 from .annotations import OUTLINES, Tell, is_outlines, silent
@@ -18,6 +23,10 @@ _LABELS = re.compile(
 )
 _IMAGES = re.compile(r"[ _.-](images?|img|im|raw|original|orig)$", re.IGNORECASE)
 """What programs add to a name, for labels and for the image."""
+
+
+UNKNOWN = 2**31 - 1
+"""Value of pixels that do not count, in labels whose background is not 0."""
 
 
 def check_axes(axes: str | None) -> None:
@@ -45,11 +54,59 @@ class Reading:
     skip_unlabelled: bool = False
     """Leave out images without labels."""
     axes: str | None = None
-    """Axes of images whose files do not say, as ZYX (planes, each an image) or CYX (channels)."""
+    """Axes of images whose files do not say, as ZYX (planes, or depth) or CYX (channels)."""
+    dims: Literal[2, 3] = 2
+    """2: each plane is an image, also of a stack; 3: stacks along Z are volumes."""
+    voxel_size: tuple[float, ...] | None = None
+    """Micrometres along Z, Y and X, for volumes whose files do not say; 1 1 1: as deep as wide."""
+    ignore_label: int | None = None
+    """Label of pixels that do not count, as those that nobody looked at."""
+    background_label: int | None = None
+    """Label of the background, if that is not 0; ignore_label may be 0 then."""
 
     def __post_init__(self) -> None:
-        """Checks the axes."""
+        """Checks the values."""
         check_axes(self.axes)
+        if self.dims not in (2, 3):
+            raise ValueError(f"dims must be 2 or 3, got {self.dims}")
+        size = self.voxel_size
+        if size is not None and (len(size) != 3 or not all(0 < x < math.inf for x in size)):
+            raise ValueError(f"voxel_size must be three sizes > 0, along Z, Y and X, got {size}")
+        if size is not None and self.dims == 2:
+            raise ValueError(f"voxel_size must go with dims 3, got {size} with dims 2")
+        marked = {"ignore_label": self.ignore_label, "background_label": self.background_label}
+        for name, value in marked.items():
+            if value is not None and not 0 <= value < UNKNOWN:
+                raise ValueError(f"{name} must be in [0, {UNKNOWN - 1}], got {value}")
+        if self.ignore_label == (self.background_label or 0):
+            raise ValueError(
+                f"ignore_label must not be that of the background, got {self.ignore_label} "
+                "(background_label says which value is background)"
+            )
+
+    @property
+    def ignored(self) -> int | None:
+        """The value of pixels that do not count, in labels as :meth:`marked` returns them."""
+        if self.ignore_label is None or not self.background_label:
+            return self.ignore_label
+        return UNKNOWN
+
+    def marked(self, file: Path, labels: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Returns labels in which background is 0, and pixels that do not count are `ignored`.
+
+        Raises:
+            ValueError: If 0 is neither background nor ignored; one line that names the file.
+        """
+        if not self.background_label:
+            return labels
+        if self.ignore_label != 0 and (labels == 0).any():
+            raise ValueError(
+                f"{file}: labels must hold no 0 with background_label {self.background_label} "
+                "(--ignore-label 0 says that such pixels do not count)"
+            )
+        result = np.where(labels == self.background_label, np.int32(0), labels)
+        result[labels == self.ignore_label] = UNKNOWN
+        return result
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,14 @@ class Background:
     def look(self, ids: Ids) -> None:
         """Looks at a map, (H, W)."""
         self.maps += 1
-        values, counts = np.unique(edge_of(ids), return_counts=True)
+        edge = edge_of(ids)
+        values, counts = np.unique(edge[edge != self.ignore_label], return_counts=True)
         self.edges.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         found = {*np.unique(ids).tolist()}
         self.ignored |= self.ignore_label in found
         self.values |= found - {self.ignore_label}
         if len(found - {0, self.ignore_label}) == 1:
-            self.inverted += inverted(ids != 0)
+            self.inverted += inverted((ids != 0) & (ids != self.ignore_label))
 
     def doubts(self) -> list[str]:
         """Returns a line for each sign."""
@@ -65,7 +66,7 @@ class Background:
                 "background; if those are the objects, invert the masks (Fiji: Edit > Invert)"
             )
         if self.maps and self.ignore_label is not None and not self.ignored:
-            lines.append(f"no pixel is {self.ignore_label}, the label to ignore")
+            lines.append("no pixel has the label to ignore")
         return lines
 
 
@@ -137,10 +138,10 @@ def outlines(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 
 def parts_of(labels: Ids, ignore_label: int | None = None) -> dict[int, int]:
-    """Returns the number of connected components (8 neighbours) of each object."""
+    """Returns the number of connected components, also along diagonals, of each object."""
     parts: dict[int, int] = {}
     for value, box in boxes_of(labels, ignore_label):
-        parts[value] = int(ndimage.label(labels[box] == value, np.ones((3, 3)))[1])
+        parts[value] = int(ndimage.label(labels[box] == value, np.ones((3,) * labels.ndim))[1])
     return parts
 
 
@@ -170,7 +171,7 @@ def merged_parts(mask: NDArray[np.bool_]) -> int:
     parts, count = ndimage.label(mask)
     if count == 0:
         return 0
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[(slice(1, -1),) * mask.ndim]
     most = ndimage.maximum(depth, parts, np.arange(count + 1))
     most[0] = 0
     cores, cores_count = ndimage.label(mask & (depth > 0.6 * most[parts]) & (most[parts] >= 3))

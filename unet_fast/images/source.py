@@ -1,5 +1,7 @@
 """Images read region by region, even if larger than memory: pictures, TIFF, OME-Zarr."""
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,18 +14,24 @@ from numpy.typing import NDArray
 from .._files import reason_of
 from .._progress import counted
 from .annotations import Tell, draw_outlines, is_outlines, silent
-from .files import as_labels
+from .files import as_image, as_labels
 from .folders import SUFFIXES, check_size, contents, find_files, left_out, stem_of, unique
 from .formats import Opened, open_file, plausible
 from .zarr import is_zarr, open_zarr
 
-Pixels = Callable[[slice, slice], NDArray[np.generic]]
-"""Reads rows and columns of an image, (C, rows, columns), real values of any dtype."""
+Pixels = Callable[..., NDArray[np.generic]]
+"""Reads a part of an image, given a slice along each spatial axis: (C, rows, columns), or (C,
+planes, rows, columns) of a volume; real values of any dtype."""
+
+SPATIAL = {2: "YX", 3: "ZYX"}
+"""Spatial axes of an image and of a volume."""
+_PART = 2**22
+"""Pixels that are read at once, if no more are stored together."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image file or folder: a plane of pixels, or a stack of planes."""
+    """An image file or folder: a plane of pixels or a volume, or a stack of such."""
 
     path: Path
     array: Any
@@ -36,17 +44,31 @@ class Source:
     """Number of channels at the end that are not colours."""
     pixel_size: dict[str, float]
     """Micrometres along X, Y and Z, as far as the file says."""
+    dims: int = 2
+    """2: each plane is an image; 3: Z is an axis of volumes."""
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Size of a plane, (H, W)."""
-        return self.array.shape[self.axes.index("Y")], self.array.shape[self.axes.index("X")]
+    def spatial(self) -> str:
+        """The spatial axes, YX or ZYX."""
+        return SPATIAL[self.dims]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Size of a plane, (H, W), or of a volume, (D, H, W)."""
+        return tuple(self.array.shape[self.axes.index(axis)] for axis in self.spatial)
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Micrometres along each spatial axis; None: the file does not say all of them."""
+        if not {*self.spatial} <= self.pixel_size.keys():
+            return None
+        return tuple(self.pixel_size[axis] for axis in self.spatial)
 
     @property
     def stack(self) -> dict[str, int]:
-        """Axes of the stack, with their lengths; empty for a single plane."""
+        """Axes of the stack, with their lengths; empty for a single plane or volume."""
         pairs = zip(self.axes, self.array.shape, strict=True)
-        return {axis: n for axis, n in pairs if axis not in "CSYX" and n > 1}
+        return {axis: n for axis, n in pairs if axis not in "CS" + self.spatial and n > 1}
 
     @property
     def found(self) -> int:
@@ -63,7 +85,7 @@ class Source:
 
     @property
     def planes(self) -> list[tuple[int, ...]]:
-        """The indices of all planes."""
+        """The indices of all planes, or volumes."""
         return list(np.ndindex(*self.stack.values()))
 
     def layout(self, channels: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
@@ -73,16 +95,17 @@ class Source:
             ValueError: If there is no place for the axes of the stack.
         """
         lengths = self.in_result(tuple(self.stack.values()))
-        lengths |= dict(zip("YX", self.size, strict=True)) | dict(zip("C", channels, strict=False))
+        lengths |= dict(zip(self.spatial, self.size, strict=True))
+        lengths |= dict(zip("C", channels, strict=False))
         axes = "".join(axis for axis in "TCZYX" if axis in lengths)
         return axes, tuple(lengths[axis] for axis in axes)
 
-    def place(self, result: Any, plane: tuple[int, ...], rows: slice, columns: slice) -> Any:
-        """Returns the index of a part of a plane in a result of that :meth:`layout`."""
-        place: dict[str, Any] = {**self.in_result(plane)}
-        if result.ndim > len(place) + 2:
+    def place(self, result: Any, plane: tuple[int, ...], *part: slice) -> Any:
+        """Returns the index of a part of a plane or volume in a result of that :meth:`layout`."""
+        place: dict[str, Any] = self.in_result(plane) | dict(zip(self.spatial, part, strict=True))
+        if result.ndim > len(place):
             place["C"] = slice(None)
-        return (*(place[axis] for axis in "TCZ" if axis in place), rows, columns)
+        return tuple(place[axis] for axis in "TCZYX" if axis in place)
 
     def in_result(self, plane: tuple[int, ...]) -> dict[str, int]:
         """Returns the index of a plane along T and Z, the axes of the stack in a result.
@@ -90,10 +113,12 @@ class Source:
         Raises:
             ValueError: If the stack has other axes; a single one, as a row of pages, counts as Z.
         """
-        stack = "".join(self.stack)
-        if len(stack) > 1 and set(stack) != {"T", "Z"}:
-            raise ValueError(f"{self.path}: stacks must have axes T and Z, got {stack}")
-        names = stack if len(stack) != 1 or stack == "T" else "Z"
+        stack, outer = "".join(self.stack), "TZ" if self.dims == 2 else "T"
+        if len(stack) > 1 and set(stack) != {*outer}:
+            raise ValueError(
+                f"{self.path}: stacks must have axes {' and '.join(outer)}, got {stack}"
+            )
+        names = stack if len(stack) != 1 or stack == "T" else outer[-1]
         return dict(zip(names, plane, strict=True))
 
     def name_of(self, plane: tuple[int, ...]) -> str:
@@ -103,35 +128,40 @@ class Source:
         return " ".join(f"{axis}{i}" for axis, i in zip(axes, plane, strict=False))
 
     def pixels(self, plane: tuple[int, ...] = ()) -> Pixels:
-        """Returns a reader of regions of a plane: rows and columns to (C, rows, columns)."""
+        """Returns a reader of parts of a plane or volume."""
         place = dict(zip(self.stack, plane, strict=True))
         channel = self._channel_axis
         given: dict[str, Any] = {axis: place.get(axis, 0) for axis in self.axes}
         if channel is not None:
             given[channel] = slice(None)
 
-        def read(rows: slice, columns: slice) -> NDArray[np.generic]:
-            index = tuple((given | {"Y": rows, "X": columns}).values())
+        def read(*part: slice) -> NDArray[np.generic]:
+            index = tuple((given | dict(zip(self.spatial, part, strict=True))).values())
             try:
-                part = _read(self.array, index)
+                values = _read(self.array, index)
             except Exception as error:  # decoders of broken files raise whatever they stumble over
                 raise ValueError(f"{self.path}: cannot be read: {reason_of(error)}") from None
-            left = [axis for axis in self.axes if axis in ("Y", "X", channel)]
-            order = [left.index(axis) for axis in "YX"]
+            left = [axis for axis in self.axes if axis in (*self.spatial, channel)]
+            order = [left.index(axis) for axis in self.spatial]
             if channel is None:
-                return self._fitted(part.transpose(order)[None])
-            part = part.transpose([left.index(channel), *order])
-            return self._fitted(part[: self.found])
+                return self._fitted(values.transpose(order)[None])
+            values = values.transpose([left.index(channel), *order])
+            return self._fitted(values[: self.found])
 
         return read
 
-    def parts(self, plane: tuple[int, ...], side: int = 2048) -> Iterator[NDArray[np.generic]]:
-        """Yields a plane once, in regions of at most `side` pixels along each axis."""
+    def parts(self, plane: tuple[int, ...]) -> Iterator[NDArray[np.generic]]:
+        """Yields a plane or volume once, in parts of whole chunks."""
         read = self.pixels(plane)
-        height, width = self.size
-        for row in range(0, height, side):
-            for column in range(0, width, side):
-                yield read(slice(row, row + side), slice(column, column + side))
+        stored = getattr(self.array, "chunks", None) or (1,) * self.array.ndim
+        chunk = [stored[self.axes.index(axis)] for axis in self.spatial]
+        sides = [*chunk]
+        for axis in reversed(range(self.dims)):
+            times = _PART // math.prod(sides)
+            sides[axis] = min(chunk[axis] * max(1, times), self.size[axis])
+        ranges = (range(0, n, side) for n, side in zip(self.size, sides, strict=True))
+        for first in itertools.product(*ranges):
+            yield read(*(slice(i, i + side) for i, side in zip(first, sides, strict=True)))
 
     def _fitted(self, part: NDArray[np.generic]) -> NDArray[np.generic]:
         if len(part) == self.channels:
@@ -148,11 +178,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane of a file, which is read on demand."""
+    """A plane of a file, or a volume of a file that is read so; it is read on demand."""
 
     source: Source
     index: tuple[int, ...] = ()
-    """Index of the plane in its stack; empty for a single plane."""
+    """Index of the plane in its stack; empty for a single one."""
 
     @property
     def name(self) -> str:
@@ -171,12 +201,48 @@ class Plane:
         return f"[{name}]" if name else ""
 
     def pixels(self, step: int = 1) -> NDArray[np.generic]:
-        """Every `step`-th pixel, (C, H, W), with the values of the file."""
-        return self.source.pixels(self.index)(slice(None, None, step), slice(None, None, step))
+        """Every `step`-th pixel, (C, H, W) or (C, D, H, W), with the values of the file."""
+        return self.source.pixels(self.index)(*[slice(None, None, step)] * self.source.dims)
 
     def labels(self, tell: Tell = silent) -> NDArray[np.int32]:
-        """Reads the pixels as an instance map, (H, W); see :func:`as_labels`."""
+        """Reads the pixels as an instance map, (H, W) or (D, H, W); see :func:`as_labels`."""
         return as_labels(self.path, self.pixels(), tell, coloured="S" in self.source.axes)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Pixels of a volume that stay in their file, (C, D, H, W); what is indexed is read.
+
+    Raises ValueError where pixels are not real and finite.
+    """
+
+    plane: Plane
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, with channels."""
+        return self.plane.source.channels, *self.plane.source.size
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[np.float32]:
+        """Reads a part: a slice of channels, then slices or numbers; all that is left is whole."""
+        channels, *part = index
+        part += [slice(None)] * (self.plane.source.dims - len(part))
+        spans = [slice(i, i + 1) if isinstance(i, int) else i for i in part]
+        pixels = self.plane.source.pixels(self.plane.index)(*spans)
+        kept = (channels, *(0 if isinstance(i, int) else slice(None) for i in part))
+        return as_image(self.plane.path, pixels[kept])
+
+    def parts(self) -> Iterator[NDArray[np.generic]]:
+        """Yields all pixels once, part by part, as they are stored."""
+        return self.plane.source.parts(self.plane.index)
+
+
+def ratio_of(size: tuple[float, ...]) -> tuple[float, ...]:
+    """Returns sizes of a pixel along each axis in units of that along X, to three digits."""
+    return tuple(float(f"{x / size[-1]:.3g}") for x in size)
 
 
 def planes_of(source: Source) -> Iterator[Plane]:
@@ -197,14 +263,17 @@ def check_alike(one: Source, other: Source) -> None:
     check_size(one.path, one.size, other.path, other.size)
     if one.stack != other.stack and [*one.stack.values()] != [*other.stack.values()]:
         raise ValueError(
-            f"{other.path}: must have the planes of {one.path}, {_planes_in(one)}, "
+            f"{other.path}: must have the {_KINDS[one.dims]}s of {one.path}, {_planes_in(one)}, "
             f"got {_planes_in(other)}"
         )
 
 
+_KINDS = {2: "plane", 3: "volume"}
+
+
 def _planes_in(source: Source) -> str:
     *outer, inner = [*source.stack.values()] or [1]
-    return "".join(f"{n} x " for n in outer) + counted(inner, "plane")
+    return "".join(f"{n} x " for n in outer) + counted(inner, _KINDS[source.dims])
 
 
 def find_sources(
@@ -247,7 +316,12 @@ def list_sources(path: Path, *, recursive: bool = False) -> list[Path]:
 
 
 def open_labels(
-    path: Path, image: Source | None, tell: Tell = silent, *, missing_chunks: bool = False
+    path: Path,
+    image: Source | None,
+    tell: Tell = silent,
+    *,
+    missing_chunks: bool = False,
+    dims: int = 2,
 ) -> Source:
     """Opens labels: pixels, or outlines, which are filled.
 
@@ -256,23 +330,27 @@ def open_labels(
         image: The image that they belong to, or one of its size: outlines need it.
         tell: Gets a line for each thing that is left out of outlines.
         missing_chunks: As for :func:`open_source`.
+        dims: As for :func:`open_source`, where there is no image.
 
     Raises:
         ValueError: One line, if they cannot be read, or outlines have no image of one plane.
     """
+    dims = dims if image is None else image.dims
     if not is_outlines(path):
-        return open_source(path, None, missing_chunks=missing_chunks, palette_as_colour=False)
+        options: dict[str, Any] = {"missing_chunks": missing_chunks, "dims": dims}
+        return open_source(path, None, palette_as_colour=False, **options)
     if image is None:
         raise ValueError(
             f"{path}: outlines must go with an image, whose size they need, got none "
             "(--images FOLDER)"
         )
-    if image.stack:
+    if image.stack or dims == 3:
         raise ValueError(
             f"{path}: outlines must go with an image of one plane, got the stack {image.path}: "
             "save labels as a stack of label images"
         )
-    return Source(path, draw_outlines(path, image.size, tell), "YX", 1, 0, {})
+    height, width = image.size
+    return Source(path, draw_outlines(path, (height, width), tell), "YX", 1, 0, {})
 
 
 def open_source(
@@ -282,8 +360,9 @@ def open_source(
     missing_chunks: bool = False,
     palette_as_colour: bool = True,
     axes: str | None = None,
+    dims: int = 2,
 ) -> Source:
-    """Opens an image.
+    """Opens an image, or a volume.
 
     Args:
         path: PNG, JPEG, BMP; TIFF (also OME and ImageJ), mapped into memory or decoded tile by tile
@@ -294,9 +373,11 @@ def open_source(
             as indices, as in labels.
         axes: A letter for each axis, of TZCYX, for files of as many axes, RGB aside, whatever they
             say themselves; None: as they say.
+        dims: 2: each plane is an image; 3: each stack along Z, or along its one axis without a
+            name, is a volume.
 
     Raises:
-        ValueError: One line, if it cannot be read, or has another number of channels.
+        ValueError: One line, if it cannot be read, is no volume, or has another number of channels.
     """
     try:
         if is_zarr(path):
@@ -320,18 +401,39 @@ def open_source(
         raise ValueError(f"{path}: must have at least one pixel, got shape {array.shape}")
     if array.dtype.kind not in "buif":
         raise ValueError(f"{path}: pixels must be real numbers, got {array.dtype}")
-    source = Source(path, array, axes, channels or 0, opened.alpha, opened.pixel_size)
+    if dims == 3:
+        axes = _with_depth(path, axes, array.shape)
+    source = Source(path, array, axes, channels or 0, opened.alpha, opened.pixel_size, dims)
     if sum(axis in "CS" and n > 1 for axis, n in zip(axes, array.shape, strict=True)) > 1:
         raise ValueError(f"{path}: must have one axis of channels, got axes {axes}")
     if channels is None:
         return replace(source, channels=source.found)
     if source.found != channels and {source.found, channels} != {1, 3}:
         hint = " (--axes CYX if its planes are channels)" if source.stack else ""
+        hint = " (--axes CZYX or ZYX says which axis is which)" if dims == 3 else hint
         raise ValueError(
             f"{path}: must have {counted(channels, 'channel')} as the model, got "
             f"{source.found}{hint}"
         )
     return source
+
+
+def _with_depth(path: Path, axes: str, shape: tuple[int, ...]) -> str:
+    """Returns the axes of a volume, in which the one axis without a name is called Z.
+
+    Raises:
+        ValueError: If there is no such axis.
+    """
+    if "Z" in axes:
+        return axes
+    pairs = zip(axes, shape, strict=True)
+    unnamed = [axis for axis, n in pairs if axis not in "TCSYX" and n > 1]
+    if len(unnamed) != 1:
+        raise ValueError(
+            f"{path}: must be a volume with an axis Z, got axes {axes} of shape {shape} (--axes "
+            "ZYX says that the first one is Z; planes are for networks of images, --dims 2)"
+        )
+    return axes.replace(unnamed[0], "Z")
 
 
 def _read(array: Any, index: tuple[Any, ...]) -> NDArray[np.generic]:

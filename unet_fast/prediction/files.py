@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ class Predicted:
     kept: int = 0
     """Number of results that were there before, and are kept."""
     objects: int = 0
-    """Number of objects in the other results, all planes together; 0 unless instances were asked
-    for."""
+    """Number of objects in the other results, all planes or volumes together; 0 unless instances
+    were asked for."""
     skipped: list[str] = field(default_factory=list)
     """Of each image that could not be predicted, a line that names it and says why."""
 
@@ -73,7 +74,8 @@ def predict_files(
     Args:
         run: A model, as for :func:`load_model`.
         images: An image (PNG, JPEG, BMP, TIFF, Zarr), a folder of such, a pattern like
-            `more/*.png`, or several of these; stacks are predicted plane by plane.
+            `more/*.png`, or several of these; stacks are predicted plane by plane, or volume by
+            volume if the model has three axes.
         out: Folder for the results, named like the images; made if it is missing.
         options: What to predict, and how; "labels" are written with the values of the training
             labels.
@@ -82,7 +84,7 @@ def predict_files(
             :data:`LARGE_PIXELS` pixels. PNG and TIFF of labels and instances are uint16, TIFF of
             larger numbers uint32.
         overlay: Whether `overlays/NAME.png` shows the objects over the image (of a stack the
-            middle plane).
+            middle plane, of a volume three sections through its middle).
         table: Whether `tables/NAME.csv` measures the objects; see :func:`table_of`.
         rois: Whether `rois/NAME_rois.zip` (ImageJ) and `rois/NAME.geojson` (QuPath) outline them.
         device: auto, cpu, cuda or cuda:N.
@@ -109,9 +111,9 @@ def predict_files(
         raise ValueError(f"{asked[0]} must go with output instances, got {options.output}")
     if asked and format == "ome-zarr":
         raise ValueError(f"{asked[0]} must go with format png, tiff or ome-tiff, got {format}")
-    need_libraries(table=table, rois=rois)
     check_axes(axes)
     predictor = Predictor(load_model(run, device=find_device(device)), options)
+    need_libraries(table=table, rois=rois, dims=predictor.model.dims)
     files = _listed(images, out, recursive)
     call = _Call(
         run,
@@ -130,7 +132,7 @@ def predict_files(
         resume=resume,
         overwrite=overwrite,
     )
-    results = [out / (name + _end(x, format, options.output)) for name, x in files.items()]
+    results = [out / (name + _end(x, format, predictor)) for name, x in files.items()]
     # Checked for all before the first is made, or a folder.
     there = [call.is_there(name, x) for name, x in zip(files, results, strict=True)]
     make_folder(out)
@@ -224,8 +226,9 @@ class _Call:
 
     def _at_once(self, name: str, source: Source, result: Path, chosen: str) -> tuple[Path, int]:
         """Predicts an image in memory. Returns the file of the result and the number of objects."""
-        if chosen == "png" and source.stack:
-            raise ValueError("a stack must go into tiff or ome-tiff, got png")
+        if chosen == "png" and (source.stack or source.dims == 3):
+            kind = "volume" if source.dims == 3 else "stack"
+            raise ValueError(f"a {kind} must go into tiff or ome-tiff, got png")
         with locked(result):
             found, objects = _in_memory(self.predictor, source)
             if chosen == "png" and self.format == "auto" and found.max() > 65535:
@@ -273,18 +276,31 @@ class _Call:
         return self.out / OVERLAYS / f"{name}.png"
 
     def _draw(self, name: str, source: Source, result: Any) -> None:
-        """Draws the overlay of the middle plane."""
+        """Draws the overlay of the middle plane, or of the middle volume."""
         plane = tuple(n // 2 for n in source.stack.values())
         every = slice(0, None, -(-max(source.size) // OVERLAY))
-        labels = np.asarray(result[source.place(result, plane, every, every)])
-        labels = labels.argmax(0) if self.predictor.shape(()) else labels
-        pixels = source.pixels(plane)(every, every)
-        draw_overlay(self._overlay_of(name), image=pixels, labels=labels)
+        read = source.pixels(plane)
+
+        def section(*part: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+            labels = np.asarray(result[source.place(result, plane, *part)])
+            return read(*part), labels.argmax(0) if self.predictor.shape(()) else labels
+
+        parts = [[every] * source.dims for _ in range(source.dims)]
+        if source.dims == 2:
+            draw_overlay(self._overlay_of(name), section(*parts[0]))
+            return
+        for axis, n in enumerate(source.size):
+            parts[axis][axis] = slice(n // 2, n // 2 + 1)
+        spacing = source.spacing or (1.0, 1.0, 1.0)
+        cuts = (
+            [_to_scale(x, axis, spacing) for x in section(*part)] for axis, part in enumerate(parts)
+        )
+        draw_overlay(self._overlay_of(name), *((image, labels) for image, labels in cuts))
 
     def _open(self, file: Path) -> Source:
         channels = self.predictor.model.config["in_channels"]
         options: Any = {"missing_chunks": self.missing_chunks, "axes": self.axes}
-        source = open_source(file, channels, **options)
+        source = open_source(file, channels, dims=self.predictor.model.dims, **options)
         if set(source.stack) - {*"TZ"}:  # letters for axes that the file does not name
             count = counted(len(source.planes), "plane")
             text = (
@@ -295,6 +311,21 @@ class _Call:
             text = f"grey images are repeated as the {channels} channels that the model takes"
             warnings.warn(text, stacklevel=2)
         return source
+
+
+def _to_scale(
+    section: NDArray[np.generic], across: int, spacing: tuple[float, ...]
+) -> NDArray[Any]:
+    """Returns a section across an axis of a volume, (..., D, H, W), as a plane to the scale of X.
+
+    Z points down, or to the right in a section across X.
+    """
+    plane = section.squeeze(across - 3)
+    for axis, size in zip((-2, -1), spacing[:across] + spacing[across + 1 :], strict=True):
+        n = plane.shape[axis]
+        length = min(max(1, round(n * size / spacing[2])), OVERLAY)
+        plane = plane.take(np.arange(length) * n // length, axis)
+    return plane.swapaxes(-2, -1) if across == 2 else plane
 
 
 def _listed(images: Path | Sequence[Path], out: Path, recursive: bool) -> dict[str, Path]:
@@ -337,7 +368,7 @@ def _listed(images: Path | Sequence[Path], out: Path, recursive: bool) -> dict[s
 
 
 def _in_memory(predictor: Predictor, source: Source) -> tuple[NDArray[Any], int]:
-    """Predicts all planes. Returns the result and its number of objects."""
+    """Predicts all planes or volumes. Returns the result and its number of objects."""
     objects = 0
     tiling = predictor.plan(source.size)
     _, shape = source.layout(predictor.shape(()))
@@ -352,7 +383,7 @@ def _in_memory(predictor: Predictor, source: Source) -> tuple[NDArray[Any], int]
             found = predictor.image(tiling, source.pixels(plane), values, shown.update).numpy()
             if predictor.output == "instances":
                 objects += int(found.max())
-            result[source.place(result, plane, slice(None), slice(None))] = found
+            result[source.place(result, plane, *[slice(None)] * source.dims)] = found
     values_of = predictor.model.class_values
     if predictor.output == "labels" and values_of is not None:
         result = np.asarray(values_of)[result]  # as in the training labels
@@ -371,15 +402,16 @@ def _write(
 
 def _format(source: Source, output: str) -> str:
     """Returns the format of a result if none is asked for."""
-    large = len(source.planes) * source.size[0] * source.size[1] >= LARGE_PIXELS
+    large = len(source.planes) * math.prod(source.size) >= LARGE_PIXELS
     if is_zarr(source.path) or (large and zarr_library() is not None):
         return "ome-zarr"
-    return "png" if output in ("labels", "instances") and not source.stack else "tiff"
+    plane = not source.stack and source.dims == 2
+    return "png" if output in ("labels", "instances") and plane else "tiff"
 
 
-def _end(file: Path, format: str, output: str) -> str:
+def _end(file: Path, format: str, predictor: Predictor) -> str:
     """Guesses the suffix of the result from the name of a file."""
     if format == "auto":
-        picture = output in ("labels", "instances")
+        picture = predictor.output in ("labels", "instances") and predictor.model.dims == 2
         format = "ome-zarr" if is_zarr(file) else "png" if picture else "tiff"
     return SUFFIXES[format]

@@ -37,11 +37,13 @@ class Options:
     """Holes in an instance of up to this many pixels, in [0, 1024], are filled. Default: as
     trained."""
     tta: str | Sequence[float] | None = None
-    """Average over views: flips (4), rotations (4), square (8), or angles in degrees: 0,30,60."""
+    """Average over views: flips (4, of volumes 8), rotations (4), square (8), or angles in degrees:
+    0,30,60. Of volumes each plane is rotated."""
     average: Literal["scores", "probabilities"] | None = None
     """What is averaged. Default: scores."""
-    tile: int | Sequence[int] | None = None
-    """Side of a tile in pixels, >= 1; the result does not depend on it. Default: chosen."""
+    tile: int | Sequence[int] | str | None = None
+    """Side of a tile in pixels, >= 1, or one for each axis: 32,128,128; the result does not depend
+    on it. Default: chosen."""
     memory_budget: int | str | None = None
     """Memory for the tiles being processed, in bytes or like 500MB or 2GiB."""
     batch_size: int | None = None
@@ -58,9 +60,17 @@ class Options:
             self._set("precision", str(self.precision).removeprefix("torch."))
         if isinstance(self.memory_budget, str):
             self._set("memory_budget", _bytes_in(self.memory_budget))
+        if isinstance(self.tile, str):
+            self._set("tile", _sides_in(self.tile))
         if isinstance(self.tta, str):
             with contextlib.suppress(ValueError):  # the name of a group of views
                 self._set("tta", tuple(float(word) for word in self.tta.split(",")))
+
+    @property
+    def sides(self) -> int | Sequence[int] | None:
+        """The side or sides of a tile."""
+        assert not isinstance(self.tile, str)
+        return self.tile
 
     @property
     def budget(self) -> int | None:
@@ -76,6 +86,15 @@ class Options:
         """Settings of the object rule that are given; the model has the others."""
         names = ("min_area", "grow", "seed_threshold", "foreground_threshold", "holes")
         return {k: v for k in names if (v := getattr(self, k)) is not None}
+
+
+def _sides_in(text: str) -> int | tuple[int, ...]:
+    """Parses sides like 512 or 32,128,128."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise ValueError(f"predict: tile must be like 512 or 32,128,128, got {text}")
+    sides = tuple(map(int, words))
+    return sides if len(sides) > 1 else sides[0]
 
 
 def _bytes_in(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Prediction of one image into an OME-Zarr, block by block, in one process or in many.
+"""Prediction of one image or volume into an OME-Zarr, block by block, in one process or in many.
 
 `OUT.part` holds all that is needed to resume a killed run: the job, the image so far, and an empty
 file for each block that has reached the disk. At the end the image is renamed to OUT.
@@ -27,17 +27,18 @@ from ..images.intensity import Range, range_of
 from ..images.source import Source, open_source
 from ..images.zarr import create, need_zarr, open_level
 from ..model_file import find_model, load_model
-from ..objects import ObjectRule, label_in_blocks
+from ..objects import ObjectRule, Part, label_in_blocks
 from .cluster import distribute
 from .options import Options
 from .predictor import Predictor
-from .tiling import Tiling
+from .tiling import Shape, Tiling
 
-SIDE = 512
-"""Side of a chunk along Y and X, in pixels, up to which smaller tiles are combined."""
+SIDE = {2: 512, 3: 128}
+"""Side of a block up to which smaller tiles are combined, by the number of axes; longest side of
+a chunk of a volume."""
 
-Block = tuple[tuple[int, ...], int, int]
-"""Index of a plane, first row, first column."""
+Block = tuple[Shape, Shape]
+"""Index of a plane or volume, and the first pixel of the block in it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Job:
     options: Options
     """The options, with the tiles that were chosen."""
     ranges: list[Range] | None = None
-    """Normalisation of every plane; None: values as they are."""
+    """Normalisation of every plane or volume; None: values as they are."""
 
 
 def predict_blocks(
@@ -75,9 +76,9 @@ def predict_blocks(
 
     Args:
         run: A model, as for :func:`load_model`.
-        source: The image, a plane or a stack.
-        out: Folder to make, `NAME.ome.zarr`; each chunk is one channel of a block. Objects are
-            numbered as if predicted at once, each plane by itself.
+        source: The image, a plane or a stack, or a volume or a stack of such, as the model takes.
+        out: Folder to make, `NAME.ome.zarr`; each chunk is one channel of a block, or of a part of
+            it. Objects are numbered as if predicted at once, each plane or volume by itself.
         options: What to predict, and how.
         device: auto, cpu, cuda or cuda:N; with `client`, that of the workers.
         missing_chunks: As for :func:`open_source`.
@@ -88,7 +89,7 @@ def predict_blocks(
         progress: Called with the number of finished blocks and the number of all blocks.
 
     Returns:
-        Number of objects, all planes together; 0 for outputs other than instances.
+        Number of objects, all planes or volumes together; 0 for outputs other than instances.
 
     Raises:
         ValueError: One line, if an argument breaks its rule, the image cannot be read, or a file
@@ -203,8 +204,12 @@ class Worker:
         if stamps != (job.image_stamp, job.model_stamp):
             raise ValueError(f"{part}: image and model must stay as they were when it was begun")
         self.part = part
-        self.source = open_source(  # its chunks were counted when the job began
-            Path(job.image), model.config["in_channels"], missing_chunks=True, axes=job.axes
+        self.source = open_source(
+            Path(job.image),
+            model.config["in_channels"],
+            missing_chunks=True,  # they were counted when the job began
+            axes=job.axes,
+            dims=model.dims,
         )
         self.predictor = Predictor(model, job.options)
         self.tiling = self.predictor.plan(self.source.size)
@@ -217,13 +222,13 @@ class Worker:
     def blocks(self) -> list[Block]:
         """All blocks, plane by plane, row by row."""
         sides = zip(self.source.size, block_of(self.tiling), strict=True)
-        rows, columns = (range(0, n, side) for n, side in sides)
-        return [(p, r, c) for p in self.source.planes for r in rows for c in columns]
+        firsts = [*itertools.product(*(range(0, n, side) for n, side in sides))]
+        return [*itertools.product(self.source.planes, firsts)]
 
     def marker(self, block: Block) -> Path:
         """Returns the file whose existence says that a block is done."""
-        plane, row, column = block
-        return self.part / "blocks" / ".".join(map(str, (*plane, row, column)))
+        plane, first = block
+        return self.part / "blocks" / ".".join(map(str, (*plane, *first)))
 
     def run(self, blocks: list[Block], done: Callable[[Block], None] = lambda block: None) -> None:
         """Computes blocks and writes them; calls `done` for each that has reached the disk."""
@@ -235,21 +240,20 @@ class Worker:
     def _run(
         self, blocks: list[Block], values: Range | None, done: Callable[[Block], None]
     ) -> None:
-        """Computes and writes blocks of one plane; see :meth:`run`."""
+        """Computes and writes blocks of one plane or volume; see :meth:`run`."""
         groups = [self._tiles(block) for block in blocks]
         owner = {tile: b for b, group in zip(blocks, groups, strict=True) for tile in group}
         left = {block: len(group) for block, group in zip(blocks, groups, strict=True)}
         buffers: dict[Block, NDArray[np.generic]] = {}
 
-        def write(origin: tuple[int, int], tile: Tensor) -> None:
+        def write(origin: Shape, tile: Tensor) -> None:
             block = owner[origin]
-            row, column = origin[0] - block[1], origin[1] - block[2]
             if block not in buffers:
-                rows, columns = self._place(block)
-                shape = rows.stop - rows.start, columns.stop - columns.start
+                shape = tuple(part.stop - part.start for part in self._place(block))
                 buffers[block] = np.empty(self.predictor.shape(shape), tile.numpy().dtype)
-            height, width = tile.shape[-2:]
-            buffers[block][..., row : row + height, column : column + width] = tile.numpy()
+            starts = zip(origin, block[1], tile.shape[-len(origin) :], strict=True)
+            place: list[Any] = [slice(o - first, o - first + n) for o, first, n in starts]
+            buffers[block][(..., *place)] = tile.numpy()
             left[block] -= 1
             if left[block] == 0:
                 self._write(block, buffers.pop(block))
@@ -257,22 +261,19 @@ class Worker:
 
         self.predictor.run(self.tiling, self.source.pixels(blocks[0][0]), values, write, groups)
 
-    def _place(self, block: Block) -> tuple[slice, slice]:
-        """Returns the rows and columns of a block in the image."""
-        sides = zip(block[1:], block_of(self.tiling), self.source.size, strict=True)
-        rows, columns = (slice(start, min(start + side, n)) for start, side, n in sides)
-        return rows, columns
+    def _place(self, block: Block) -> list[slice]:
+        """Returns where a block lies in the image, along each axis."""
+        sides = zip(block[1], block_of(self.tiling), self.source.size, strict=True)
+        return [slice(start, min(start + side, n)) for start, side, n in sides]
 
-    def _tiles(self, block: Block) -> list[tuple[int, int]]:
+    def _tiles(self, block: Block) -> list[Shape]:
         """Returns the first pixels of the tiles of a block."""
         pairs = zip(self._place(block), self.tiling.tile, strict=True)
-        rows, columns = (range(part.start, part.stop, side) for part, side in pairs)
-        return [(row, column) for row in rows for column in columns]
+        return [*itertools.product(*(range(p.start, p.stop, side) for p, side in pairs))]
 
     def _write(self, block: Block, values: NDArray[np.generic]) -> None:
         """Writes a block and flushes it to disk, so that it outlives a crash or a power failure."""
-        rows, columns = self._place(block)
-        index = self.source.place(self.array, block[0], rows, columns)
+        index = self.source.place(self.array, block[0], *self._place(block))
         self.array[index] = values if self.class_values is None else self.class_values[values]
         root = self.part / _folder(self.predictor.output) / "0"
         sides = zip(index, self.array.shape, self.array.chunks, strict=True)
@@ -305,11 +306,25 @@ def read_job(part: Path) -> Job:
         raise ValueError(f"{file}: must hold a job of unet_fast: {reason_of(error)}") from None
 
 
-def block_of(tiling: Tiling) -> tuple[int, int]:
+def block_of(tiling: Tiling) -> Shape:
     """Returns the sides of a block: of one tile, or of as many small ones as fit :data:`SIDE`."""
+    most = SIDE[len(tiling.tile)]
     sides = zip(tiling.tile, tiling.image, strict=True)
-    rows, columns = (min(tile * max(1, SIDE // tile), n) for tile, n in sides)
-    return rows, columns
+    return tuple(min(tile * max(1, most // tile), n) for tile, n in sides)
+
+
+def _chunk_of(tiling: Tiling) -> Shape:
+    """Returns the sides of a chunk: of a block, or equal parts of a large block of a volume."""
+    block, most = block_of(tiling), SIDE[3]
+    if len(block) == 2:
+        return block
+
+    def part_of(side: int, n: int) -> int:
+        if side == n:  # the last part of the only block along an axis may be shorter
+            return -(-side // -(-side // most))
+        return next((s for s in range(most, most // 2, -1) if side % s == 0), side)
+
+    return tuple(part_of(side, n) for side, n in zip(block, tiling.image, strict=True))
 
 
 def _begin(part: Path, source: Source, predictor: Predictor, tiling: Tiling, job: Job) -> None:
@@ -333,7 +348,7 @@ def _create(
 ) -> Any:
     """Makes an OME-Zarr for a result."""
     axes, shape = source.layout(channels)
-    chunk = dict(zip("YX", block_of(tiling), strict=True))
+    chunk = dict(zip(source.spatial, _chunk_of(tiling), strict=True))
     return create(
         folder,
         name=stem_of(source.path),
@@ -406,11 +421,11 @@ def _number(part: Path, source: Source, tiling: Tiling, objects: ObjectRule) -> 
     )
     for plane in source.planes:
 
-        def read(array: Any, rows: slice, columns: slice, plane: Any = plane) -> Any:
-            return array[source.place(array, plane, rows, columns)]
+        def read(array: Any, part: Part, plane: Any = plane) -> Any:
+            return array[source.place(array, plane, *part)]
 
-        def write(array: Any, rows: slice, columns: slice, ids: Any, plane: Any = plane) -> None:
-            array[source.place(array, plane, rows, columns)] = ids
+        def write(array: Any, part: Part, ids: Any, plane: Any = plane) -> None:
+            array[source.place(array, plane, *part)] = ids
 
         found += label_in_blocks(
             source.size,

@@ -19,11 +19,13 @@ from ..images.source import Pixels
 from ..model_file import rule_of
 from ..unet import UNet
 from .options import Options
-from .tiling import Tiling, mirrored, plan, tile_bytes
+from .tiling import Shape, Tiling, mirrored, plan, tile_bytes
 from .views import Region, Rotation, views_of
 
 OUTPUTS = ("scores", "probabilities", "labels", "instances")
 AVERAGES = ("scores", "probabilities")
+_LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
+"""Layouts in memory that convolutions are fastest in, by the number of spatial axes."""
 
 
 @overload
@@ -50,7 +52,7 @@ def predict(
         model: The network; it runs in evaluation mode and is left as it was. A bare `UNet` sees the
             values as given; one from :func:`load_model` gets them normalised as in training.
         image: A tensor or a NumPy array, (H, W) or (C, H, W), any size from 1 x 1, any real dtype,
-            finite.
+            finite; of a network with three axes a volume, (D, H, W) or (C, D, H, W).
         device: Device to compute on; None: that of the model.
         **options: The fields of :class:`unet_fast.prediction.options.Options`.
 
@@ -58,7 +60,8 @@ def predict(
             output                  "probabilities" (the default) or "scores", before softmax:
                                     (K, H, W), float32; "labels", the most probable class: (H, W),
                                     uint8 (int64 over 256 classes); "instances", the objects:
-                                    (H, W), int32, numbered from 1
+                                    (H, W), int32, numbered from 1. Of volumes: (K, D, H, W) and
+                                    (D, H, W)
             min_area                minimum pixels of a connected component of seeds, >= 0
             seed_threshold          in [0, 1): pixels of higher foreground probability are seeds,
                                     which make the objects and grow into the rest of the
@@ -67,13 +70,15 @@ def predict(
             holes                   pixels, in [0, 1024]: holes of up to this size are filled
             grow                    pixels, in [0, 16], that objects grow into gaps between them;
                                     only gaps of up to 2 `grow` pixels are closed
-            tta                     averaging over views: "flips" (4), "rotations" (4, by right
-                                    angles), "square" (8, both), or angles in degrees
+            tta                     averaging over views: "flips" (4, of volumes 8), "rotations"
+                                    (4, by right angles), "square" (8, both), or angles in degrees;
+                                    of volumes each plane is rotated by itself
             average                 what is averaged: "scores" (the default) or "probabilities"
             tile                    side or sides of a tile of the output in pixels, >= 1, rounded
-                                    up to multiples of 2^depth; None: chosen
+                                    up to multiples of `model.alignment`; None: chosen
             memory_budget           bytes for tiles being processed, or "500MB"; None: 1 GiB on a
-                                    CPU, 4 GiB on a GPU, or what the given tile takes
+                                    CPU, 4 GiB on a GPU, of volumes 4 and 8 GiB, or what the given
+                                    tile takes
             batch_size              tiles in a batch, >= 1; None: chosen
             precision               torch.bfloat16 or torch.float16 (autocast); None: that of the
                                     weights
@@ -103,12 +108,17 @@ def predict(
         pixels = image.detach().cpu().float().numpy()
     else:
         pixels = np.asarray(image)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.size == 0:
-        last = pixels.ndim == 3 and pixels.shape[2] == channels
-        hint = " (np.moveaxis(image, -1, 0) puts channels first)" if last else ""
+    dims = model.dims
+    pixels = pixels[None] if pixels.ndim == dims else pixels
+    if pixels.ndim != dims + 1 or pixels.shape[0] != channels or pixels.size == 0:
+        hint = ""
+        if pixels.ndim == dims + 1 and pixels.shape[-1] == channels:
+            hint = " (np.moveaxis(image, -1, 0) puts channels first)"
+        elif dims == 2 and pixels.ndim in (3, 4):
+            hint = " (volumes need a network with dims=3; one with dims=2 takes each plane)"
+        axes = "D, H, W"[-3 * dims + 2 :]
         raise ValueError(
-            f"predict: image must be (H, W) or (C, H, W) with C = {channels}, "
+            f"predict: image must be ({axes}) or (C, {axes}) with C = {channels}, "
             f"got {tuple(np.shape(image))}{hint}"
         )
     if pixels.dtype.kind not in "buif":
@@ -120,14 +130,14 @@ def predict(
 
 
 def logits_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
-    """Returns the scores, (K, H, W), on the CPU, of a normalised image, (C, H, W)."""
+    """Returns the scores, (K, *S), on the CPU, of a normalised image or volume, (C, *S)."""
     with evaluating(model, device):
         return _of_array(Predictor(model, Options("scores")), image.detach().cpu().numpy(), None)
 
 
 def _of_array(predictor: "Predictor", pixels: NDArray[np.generic], values: Range | None) -> Tensor:
-    size = pixels.shape[1], pixels.shape[2]
-    return predictor.image(predictor.plan(size), lambda *part: pixels[:, *part], values)
+    tiling = predictor.plan(pixels.shape[1:])
+    return predictor.image(tiling, lambda *part: pixels[:, *part], values)
 
 
 @contextmanager
@@ -207,14 +217,14 @@ class Predictor:
         """Returns the shape of the result for an image of that size."""
         return (self.classes, *size) if self.output in ("scores", "probabilities") else size
 
-    def plan(self, image: tuple[int, int], device: str | None = None) -> Tiling:
+    def plan(self, image: Shape, device: str | None = None) -> Tiling:
         """Chooses the tiles for an image of that size, on this device or another type of device."""
         return plan(
             self.model,
             image,
             device=device or self.device.type,
             value_bytes=self._value_bytes,
-            tile=self.options.tile,
+            tile=self.options.sides,
             memory_budget=self.options.budget,
             batch_size=self.options.batch_size,
         )
@@ -253,7 +263,10 @@ class Predictor:
             )
             if needed(usual) <= there:
                 return f"without tile, batch_size and memory_budget {gigabytes(needed(usual))} do"
-            return "scale the image down, or let format ome-zarr write it block by block"
+            return (
+                "scale the image down, give a smaller memory_budget, or let format ome-zarr write "
+                "it block by block"
+            )
 
         sides = " x ".join(map(str, tiling.tile))
         subject = f"predict: tile {sides} with batch_size {tiling.batch}"
@@ -273,9 +286,10 @@ class Predictor:
         result = torch.empty(shape, dtype=self.dtype, device="cpu")
         array = result.numpy()  # filled without torch's threads, which compute
 
-        def write(origin: tuple[int, int], part: Tensor) -> None:
-            rows, columns = (slice(o, o + n) for o, n in zip(origin, part.shape[-2:], strict=True))
-            array[..., rows, columns] = part.numpy()
+        def write(origin: Shape, part: Tensor) -> None:
+            sides = part.shape[-len(origin) :]
+            place: list[Any] = [slice(o, o + n) for o, n in zip(origin, sides, strict=True)]
+            array[(..., *place)] = part.numpy()
             progress()
 
         self.run(tiling, pixels, values, write)
@@ -286,8 +300,8 @@ class Predictor:
         tiling: Tiling,
         pixels: Pixels,
         values: Range | None,
-        write: Callable[[tuple[int, int], Tensor], None],
-        groups: Sequence[Sequence[tuple[int, int]]] | None = None,
+        write: Callable[[Shape, Tensor], None],
+        groups: Sequence[Sequence[Shape]] | None = None,
     ) -> None:
         """Predicts tiles, while the next ones are read and the last ones written.
 
@@ -309,16 +323,16 @@ class Predictor:
         if not batches:
             return
 
-        def read(batch: Sequence[tuple[int, int]]) -> list[list[Tensor]]:
+        def read(batch: Sequence[Shape]) -> list[list[Tensor]]:
             return [self._parts(tiling, pixels, values, origin) for origin in batch]
 
-        def hand_out(batch: Sequence[tuple[int, int]], results: Tensor) -> None:
+        def hand_out(batch: Sequence[Shape], results: Tensor) -> None:
             if results.is_cuda:  # page-locked memory, which torch keeps, is copied to at full speed
                 staged = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
                 results = staged.copy_(results)
             for origin, result in zip(batch, results, strict=True):
-                rows, columns = (n - o for n, o in zip(tiling.image, origin, strict=True))
-                write(origin, result[..., :rows, :columns])
+                inside = (slice(n - o) for n, o in zip(tiling.image, origin, strict=True))
+                write(origin, result[..., *inside])
 
         # NumPy, torch and compressors release the interpreter while they work. The network stays in
         # this thread, because autocast and inference mode are set for each thread.
@@ -335,7 +349,7 @@ class Predictor:
             behind.result()
 
     def _parts(
-        self, tiling: Tiling, pixels: Pixels, values: Range | None, origin: tuple[int, int]
+        self, tiling: Tiling, pixels: Pixels, values: Range | None, origin: Shape
     ) -> list[Tensor]:
         """Reads what of the image each view needs for a tile."""
         read: dict[Region, Tensor] = {}
@@ -349,7 +363,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _compute(
-        self, tiling: Tiling, parts: list[list[Tensor]], origins: Sequence[tuple[int, int]]
+        self, tiling: Tiling, parts: list[list[Tensor]], origins: Sequence[Shape]
     ) -> Tensor:
         """Predicts a batch of tiles."""
         total = torch.zeros((), device=self.device)
@@ -361,7 +375,8 @@ class Predictor:
             inputs = torch.stack([view.enter(plane, tiling, o) for plane, o in pairs])
             # Convolutions keep the layout of their input, and this one is faster. A single channel
             # fits both layouts: its strides must say which, and those of a new tensor do.
-            inputs = torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
+            layout = _LAYOUTS[self.model.dims]
+            inputs = torch.empty_like(inputs, memory_format=layout).copy_(inputs)
             with self._autocast():
                 scores = self.net(inputs).float()
             pairs = zip(scores, origins, strict=True)
@@ -377,14 +392,14 @@ class Predictor:
             return mean.softmax(1)
         return mean
 
-    def _plane(self, part: Tensor, region: Region, image: tuple[int, int]) -> Tensor:
-        """Returns a part of the mirrored plane, (C, h, w), given what it shows of the image."""
+    def _plane(self, part: Tensor, region: Region, image: Shape) -> Tensor:
+        """Returns a part of the mirrored plane, (C, *region), given what it shows of the image."""
         part = part.to(self.device, self.weights)
-        indices = _indices(region, image)
-        if all(index[-1] - index[0] == len(index) - 1 for index in indices):
-            return part  # nothing is mirrored
-        rows, columns = (torch.from_numpy(i - i.min()).to(self.device) for i in indices)
-        return part[:, rows[:, None], columns]
+        for axis, index in enumerate(_indices(region, image), 1):
+            if index[-1] - index[0] != len(index) - 1:  # else nothing is mirrored
+                at = torch.from_numpy(index - index.min()).to(self.device)
+                part = part.index_select(axis, at)
+        return part
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == self.weights:
@@ -392,6 +407,6 @@ class Predictor:
         return torch.autocast(self.device.type, self.precision)
 
 
-def _indices(region: Region, image: tuple[int, int]) -> list[NDArray[np.intp]]:
-    """Returns the rows and the columns of the image that a part of the mirrored plane shows."""
-    return [mirrored(*span) for span in zip(region[:2], region[2:], image, strict=True)]
+def _indices(region: Region, image: Shape) -> list[NDArray[np.intp]]:
+    """Returns what a part of the mirrored plane shows of the image, along each axis."""
+    return [mirrored(*span) for span in zip(*region, image, strict=True)]

@@ -23,8 +23,15 @@ Ring = NDArray[np.int64]
 """Corners of an outline, (n, 2): x and y, in pixels from the upper left corner of the image."""
 
 
-def need_libraries(*, table: bool, rois: bool) -> None:
-    """Raises ValueError if a library of the extra `rois` is asked for and not installed."""
+def need_libraries(*, table: bool, rois: bool, dims: int = 2) -> None:
+    """Raises ValueError if what is asked for cannot be made.
+
+    That is if a library of the extra `rois` is not installed, or outlines of volumes are asked for.
+    """
+    if rois and dims == 3:
+        raise ValueError(
+            "--rois must go with images of one plane, got volumes (--table measures their objects)"
+        )
     for option, name in (("table", "skimage"),) * table + (("rois", "roifile"),) * rois:
         try:
             import_module(name)
@@ -45,35 +52,41 @@ def table_of(name: str, source: Source, result: NDArray[np.integer]) -> bytes:
     Returns:
         CSV with a row for each object: image, plane ("" for a single one), id, number of pixels,
         area, x and y of the centroid, axes of the ellipse of the same moments, mean of each channel
-        in the values of the file. Columns end in `_um` (`_um2`) where the pixel size is known, else
-        in `_px`. The first pixel's centre is at 0.
+        in the values of the file. Of volumes: number of voxels, volume, x, y and z of the centroid,
+        first and last plane, means. Columns end in `_um` (`_um2`, `_um3`) where the pixel size is
+        known, else in `_px`. The first pixel's centre is at 0.
     """
     from skimage.measure import regionprops_table
 
-    known = {"X", "Y"} <= source.pixel_size.keys()
-    spacing = tuple(source.pixel_size[axis] for axis in "YX") if known else (1.0, 1.0)
-    unit = "um" if known else "px"
+    volumes = source.dims == 3
+    unit = "px" if source.spacing is None else "um"
+    power = "" if source.spacing is None else source.dims
     names = {
         "label": "id",
-        "num_pixels": "pixels",
-        "area": f"area_{unit}2" if known else "area_px",
-        "centroid-1": f"x_{unit}",
-        "centroid-0": f"y_{unit}",
-        "axis_major_length": f"major_axis_{unit}",
-        "axis_minor_length": f"minor_axis_{unit}",
+        "num_pixels": "voxels" if volumes else "pixels",
+        "area": f"{'volume' if volumes else 'area'}_{unit}{power}",
     }
+    for i in reversed(range(source.dims)):
+        names[f"centroid-{i}"] = f"{source.spatial[i].lower()}_{unit}"
+    if volumes:
+        names |= {"bbox-0": "z_first", "bbox-3": "z_last"}
+    else:
+        names["axis_major_length"] = f"major_axis_{unit}"
+        names["axis_minor_length"] = f"minor_axis_{unit}"
     names |= {f"intensity_mean-{i}": f"mean_{i + 1}" for i in range(source.channels)}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["image", "plane", *names.values()])
     for plane, labels in _planes(source, result):
-        pixels = source.pixels(plane)(slice(None), slice(None))
+        pixels = source.pixels(plane)(*[slice(None)] * source.dims)
         measured = regionprops_table(
             labels,
             np.moveaxis(pixels, 0, -1).astype(np.float64),
             properties=tuple(dict.fromkeys(name.split("-")[0] for name in names)),
-            spacing=spacing,
+            spacing=source.spacing or (1.0,) * source.dims,
         )
+        if volumes:
+            measured["bbox-3"] -= 1  # of the plane behind the last
         for values in zip(*(measured[name].tolist() for name in names), strict=True):
             cells = [f"{x:.6g}" if isinstance(x, float) else x for x in values]
             rows.writerow([name, source.name_of(plane), *cells])
@@ -179,6 +192,7 @@ def write_objects(
     out: Path, name: str, source: Source, result: NDArray[np.integer], *, table: bool, rois: bool
 ) -> None:
     """Writes the files of :func:`files_of`."""
+    need_libraries(table=table, rois=rois, dims=source.dims)
     contents = [partial(table_of, name)] * table + [rois_of, geojson_of] * rois
     names = files_of(out, name, table=table, rois=rois)
     for path, content in zip(names, contents, strict=True):
@@ -194,7 +208,7 @@ def files_of(out: Path, name: str, *, table: bool, rois: bool) -> list[Path]:
 def _planes(
     source: Source, result: NDArray[np.integer]
 ) -> Iterator[tuple[tuple[int, ...], NDArray[np.int32]]]:
-    """Yields the index and the objects, (H, W), of each plane."""
+    """Yields the index and the objects of each plane or volume."""
     for plane in source.planes:
-        part = result[source.place(result, plane, slice(None), slice(None))]
+        part = result[source.place(result, plane, *[slice(None)] * source.dims)]
         yield plane, np.ascontiguousarray(part, np.int32)

@@ -47,7 +47,8 @@ def isbi2012(truth: ArrayLike | Tensor, probability: ArrayLike | Tensor) -> ISBI
 
     At each threshold 0, 0.1, ... 1, pixels of greater probability are foreground, and its
     components connected along the axes are the objects, likewise in the truth. Borders are thinned
-    by flooding them from the objects, nearest first, until floods meet.
+    by flooding them from the objects, nearest first, until floods meet. A volume is scored slice by
+    slice, as in the challenge: no object continues in the next one.
 
     Args:
         truth: Integer or bool, (H, W) or (N, H, W), N slices; 0 membrane, else inside of a cell.
@@ -109,7 +110,16 @@ _SCORES = {
 def isbi2012_scores(
     truth: NDArray[np.integer], probability: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Returns all scores of one slice, (thresholds, scores); arguments as for :func:`isbi2012`."""
+    """Returns all scores of one slice, (thresholds, scores); arguments as for :func:`isbi2012`.
+
+    Raises:
+        ValueError: If the slice is not (H, W), has no foreground, or shapes differ.
+    """
+    if truth.ndim != 2 or truth.shape != probability.shape:
+        raise ValueError(
+            f"isbi2012_scores: truth and probability must be a slice, (H, W), got {truth.shape} "
+            f"and {probability.shape}"
+        )
     cells = truth != 0
     objects = ndimage.label(cells)[0]
     rows = []
@@ -131,7 +141,11 @@ def isbi2012_scores(
 
 
 def thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Grows objects until the background between them is one pixel wide, as in ISBI 2012."""
+    """Grows objects until the background between them is one pixel wide, as in ISBI 2012.
+
+    Args:
+        objects: Instance map, integer, 0 background, any shape.
+    """
     if not objects.any():
         return objects
     # Floods that rise step by step along the axes give each pixel the object nearest in steps.
@@ -139,7 +153,8 @@ def thinned(objects: NDArray[np.integer]) -> NDArray[np.integer]:
         objects == 0, "taxicab", return_distances=False, return_indices=True
     )
     grown: NDArray[np.integer] = objects[tuple(nearest)]
-    for ids, old in ((grown, objects), (grown.T, objects.T)):
+    for axis in range(objects.ndim):
+        ids, old = grown.swapaxes(0, axis), objects.swapaxes(0, axis)
         one, other = ids[:-1], ids[1:]
         meets = (one != other) & (one > 0) & (other > 0)
         # Where two meet, at least one pixel was background: the border runs there.

@@ -29,7 +29,7 @@ from .report import Evaluation, Kind, Row, short
 Place = tuple[Files, int]
 """Files, and the number of one of their planes."""
 Maps = tuple[NDArray[np.integer], NDArray[np.integer]]
-"""Reference and predicted objects, (H, W)."""
+"""Reference and predicted objects, (H, W) or (D, H, W)."""
 
 IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """IoU thresholds of detection."""
@@ -51,18 +51,17 @@ def evaluate_files(
     images: Path | None = None,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
     objects: ObjectRule | None = None,
-    ignore_label: int | None = None,
     missing_chunks: bool = False,
     only_predicted: bool = False,
     reading: Reading | None = None,
 ) -> Evaluation:
-    """Scores predictions against labels of the same names, plane by plane.
+    """Scores predictions against labels of the same names, plane by plane or volume by volume.
 
     Args:
         predictions: Label images, or one; or, for the scores of the ISBI 2012 challenge, TIFF or
             Zarr of floats in [0, 1]: probabilities of foreground, or of all classes, background
             first. Formats: PNG, JPEG, BMP, TIFF (also OME and ImageJ), OME-Zarr; each plane of a
-            stack counts as an image.
+            stack counts as an image, or each volume if `reading` says so.
         labels: Label images or outlines of the same names, sizes and planes, or one; those without
             a prediction are scored as if nothing had been found, and counted in the summary.
         images: The images that were predicted, of the same names, on which examples are drawn;
@@ -72,10 +71,10 @@ def evaluate_files(
             beside 0.
         objects: The rule that makes objects of predicted masks, classes or probabilities; None:
             predictions hold objects, or their probabilities are scored.
-        ignore_label: Value of ignored pixels in the labels, or None.
         missing_chunks: Whether chunks that a prediction in Zarr lacks are read as its fill value.
         only_predicted: Whether labels without a prediction are left out instead.
-        reading: How files are found, paired and read, as in training; None: as by default.
+        reading: How files are found, paired and read, as in training; None: as by default. Pixels
+            that its `ignore_label` marks do not count.
 
     Returns:
         Scores by pixels, by pairs of pixels and by objects. In the summary SEG is over all
@@ -86,6 +85,7 @@ def evaluate_files(
     Raises:
         ValueError: One line that names the file or the argument.
     """
+    reading = reading or Reading()
     files = find_files(predictions, labels, images, missing_chunks, reading)
     missing = [x.name for x in files if x.found is None]
     if only_predicted:
@@ -95,19 +95,21 @@ def evaluate_files(
                 f"{predictions}: must hold a result that has labels, got none ({SUFFIX_HINT})"
             )
     if label_type == "auto":
-        maps = (plane.labels() for x in files for plane in planes_of(x.open_truth()))
-        label_type = label_type_of(maps, ignore_label)
+        maps = (_labels(plane, reading) for x in files for plane in planes_of(x.open_truth()))
+        label_type = label_type_of(maps, reading.ignored)
     probable = next((x.found for x in files if _holds_probabilities(x)), None)
-    doubts = Doubts("evaluate: labels", LABELS_HINT, background=Background(ignore_label))
-    reader = _Reader(label_type == "semantic", objects, ignore_label, probable is not None, doubts)
+    doubts = Doubts("evaluate: labels", LABELS_HINT, background=Background(reading.ignored))
+    reader = _Reader(label_type == "semantic", objects, reading, probable is not None, doubts)
     told = "masks: connected parts are the objects" if reader.semantic else "numbered objects"
     if probable is None or objects is not None:
         return replace(_of_objects(files, reader, len(missing)), unpredicted=missing, labels=told)
-    if ignore_label is not None:
-        raise ValueError(
-            "evaluate: predictions must be label images with --ignore-label, got probabilities in "
-            f"{probable} (--instances makes objects of them)"
-        )
+    options = ("--dims 3", reading.dims == 3), ("--ignore-label", reading.ignored is not None)
+    for option, given in options:
+        if given:
+            raise ValueError(
+                f"evaluate: predictions must be label images with {option}, got probabilities in "
+                f"{probable} (--instances makes objects of them)"
+            )
     return replace(_of_probabilities(files, reader, len(missing)), unpredicted=missing, labels=told)
 
 
@@ -117,7 +119,7 @@ class _Reader:
 
     semantic: bool
     objects: ObjectRule | None
-    ignore_label: int | None
+    reading: Reading
     probable: bool
     """Whether predictions are probabilities."""
 
@@ -125,19 +127,19 @@ class _Reader:
     """Looks at the reference labels."""
 
     def truth(self, plane: Plane) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Returns reference objects, (H, W), and a mask of ignored pixels."""
-        labels = plane.labels()
-        self.doubts.look(plane.name, labels, masks=self.semantic)
+        """Returns reference objects and a mask of ignored pixels."""
+        labels = _labels(plane, self.reading)
+        _look(self.doubts, plane.name, labels, masks=self.semantic)
         hole = np.zeros(labels.shape, bool)
-        if self.ignore_label is not None:
-            hole = labels == self.ignore_label
+        if self.reading.ignored is not None:
+            hole = labels == self.reading.ignored
             labels[hole] = 0
         if self.semantic:
             labels = ndimage.label(labels)[0].astype(np.int32)
         return labels, hole
 
     def maps(self, trio: Trio) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
-        """Returns reference and predicted objects, (H, W), and the number of ignored pixels."""
+        """Returns reference and predicted objects, and the number of ignored pixels."""
         truth, hole = self.truth(trio.truth)
         # Objects are made before pixels are ignored, which thus neither tears nor joins them.
         if trio.found is None:
@@ -163,6 +165,20 @@ class _Reader:
         return separate_touching(torch.from_numpy(truth)).numpy(), probability
 
 
+def _labels(plane: Plane, reading: Reading) -> NDArray[np.int32]:
+    """Reads labels, in which background is 0."""
+    return reading.marked(plane.path, plane.labels())
+
+
+def _look(doubts: Doubts, name: str, ids: NDArray[np.int32], masks: bool = False) -> None:
+    """Looks at a map, at a volume section by section: the signs are those of images."""
+    if ids.ndim == 2:
+        doubts.look(name, ids, masks)
+    else:
+        for z, section in enumerate(ids):
+            doubts.look(f"{name} z{z}", section, masks)
+
+
 def _of_objects(files: Sequence[Files], reader: _Reader, missing: int) -> Evaluation:
     names: list[str] = []
     tallies: list[Tally] = []
@@ -178,7 +194,7 @@ def _of_objects(files: Sequence[Files], reader: _Reader, missing: int) -> Evalua
         if trio.found is not None:
             predicted += 1
             if reader.objects is None:
-                of_results.look(trio.name, found)
+                _look(of_results, trio.name, found)
         if reader.objects is None and len(values) < 2:
             values.update(np.unique(found[found > 0]).tolist())
             parts += ndimage.label(found)[1]
@@ -216,8 +232,8 @@ def object_scores(
     """Computes the scores of each image and of all together; see :func:`evaluate_files`.
 
     Args:
-        truth: Instance maps, (H, W) each.
-        found: Predicted instance maps, (H, W) each; both maps are 0 where pixels are ignored.
+        truth: Instance maps, (H, W) or (D, H, W) each.
+        found: Predicted instance maps of the same shapes; both are 0 where pixels are ignored.
         ignored: Number of ignored pixels of each image.
     """
     tallies = [tally(*image) for image in zip(truth, found, ignored, strict=True)]
@@ -314,7 +330,7 @@ def _floats(plane: Plane) -> NDArray[np.float32]:
 
 
 def _probability(plane: Plane) -> NDArray[np.float32]:
-    """Reads the probability of foreground, (H, W)."""
+    """Reads the probability of foreground."""
     if plane.source.array.dtype.kind != "f":
         raise ValueError(f"{plane.path}: must hold probabilities as the other files, got integers")
     values = _floats(plane)
@@ -370,21 +386,38 @@ def _examples(
         trio = files.planes()[plane]
         truth, found = read(trio, rows[i])
         pairs = detection(truth, found)
-        step = -(-max(truth.shape) // LONGEST)
+        part = _drawn(truth)
+        title = chosen[i] + trio.name + (f", section z{part[0].start}" if part[2:] else "")
+        size = truth[part].shape[-2:]
         image = None
         if trio.image is not None:
-            image = normalise(as_image(trio.image.path, trio.image.pixels(step))).mean(0)
+            pixels = trio.image.source.pixels(trio.image.index)(*part)
+            image = normalise(as_image(trio.image.path, pixels)).mean(0).reshape(size)
         examples.append(
             Example(
-                title=chosen[i] + trio.name,
+                title=title,
                 image=image,
-                labels=truth[::step, ::step].copy(),  # a copy: a view would keep all
-                errors=object_errors(truth, found, step),
+                labels=truth[part].reshape(size).copy(),  # a copy: a view would keep all
+                errors=object_errors(truth, found, part).reshape(size),
                 result=f"{name} {short(rows[i][key])}: {pairs.found} found, "
                 f"{pairs.missed} missed, {pairs.excess} in excess",
             )
         )
     return examples
+
+
+def _drawn(truth: NDArray[np.integer]) -> tuple[slice, ...]:
+    """Returns the part of an image that is drawn: all of it, but of a large one fewer pixels.
+
+    Of a volume it is the section that most reference objects lie in, the middle one of several.
+    """
+    plane = (slice(None, None, -(-max(truth.shape[-2:]) // LONGEST)),) * 2
+    if truth.ndim == 2:
+        return plane
+    counts = [len(np.unique(section[section > 0])) for section in truth]
+    most = np.flatnonzero(np.equal(counts, max(counts)))
+    z = int(most[len(most) // 2])
+    return slice(z, z + 1), *plane
 
 
 def flat(scores: ISBI2012) -> Row:

@@ -81,8 +81,8 @@ def matched(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> NDAr
     """Marks predicted objects that have an IoU above 0.5 with a reference object.
 
     Args:
-        truth: Instance map, (H, W), 0 background.
-        prediction: Predicted instance map, (H, W).
+        truth: Instance map, integer, 0 background, any shape.
+        prediction: Predicted instance map of the same shape.
     """
     table = Overlap("matched", truth, prediction)
     ids = np.unique(prediction[prediction > 0])
@@ -157,24 +157,22 @@ def as_maps(
 
 
 def object_errors(
-    truth: NDArray[np.integer], found: NDArray[np.integer], step: int = 1
+    truth: NDArray[np.integer], found: NDArray[np.integer], part: Any = ...
 ) -> NDArray[np.uint8]:
     """Tells correct from wrong pixels, object by object; pairs have an IoU above 0.5.
 
     Args:
-        truth: Instance map, (H, W), 0 background.
-        found: Predicted instance map, (H, W).
-        step: Only every `step`-th row and column is returned.
+        truth: Instance map, 0 background, any shape.
+        found: Predicted instance map of the same shape.
+        part: Index of the part that is returned; pairs are those of the whole maps.
 
     Returns:
-        (H / step, W / step), rounded up: 0 background; 1 in both objects of a pair; 2 in a
-        reference object without partner, 3 in a predicted one, 4 in one of each; 5 only in the
-        reference object of a pair, 6 only in its predicted one.
+        For each pixel of the part: 0 background; 1 in both objects of a pair; 2 in a reference
+        object without partner, 3 in a predicted one, 4 in one of each; 5 only in the reference
+        object of a pair, 6 only in its predicted one.
     """
     # Objects numbered without gaps, in the order of their ids, as in the table of overlaps.
-    one, other = (
-        np.searchsorted(np.unique(np.append(x, 0)), x[::step, ::step]) for x in (truth, found)
-    )
+    one, other = (np.searchsorted(np.unique(np.append(x, 0)), x[part]) for x in (truth, found))
     table = Overlap("object_errors", truth, found)
     pairs = table.iou > 0.5
     partner = np.zeros(len(table.sizes) + 1, np.int64)  # of reference objects; 0: none

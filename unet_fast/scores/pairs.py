@@ -1,4 +1,4 @@
-"""Predictions, labels and images of the same names, opened file by file, read plane by plane."""
+"""Predictions, labels and images of the same names, opened file by file, read one by one."""
 
 import warnings
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from ..prediction.options import OVERLAYS
 
 @dataclass(frozen=True)
 class Trio:
-    """Planes that belong together, of one size."""
+    """Planes, or volumes, that belong together, of one size."""
 
     name: str
     """Name of the prediction or, without one, of the labels."""
@@ -56,14 +56,18 @@ class Files:
     image: Path | None
     missing_chunks: bool
     """Whether chunks that a prediction in Zarr lacks count as its fill value."""
-    axes: str | None
-    """As for :func:`open_source`, of the image."""
+    reading: Reading
+    """How they are read: planes or volumes."""
 
     def open_found(self) -> Source:
         """Opens the prediction, which there must be."""
         assert self.found is not None
         return open_source(
-            self.found, None, missing_chunks=self.missing_chunks, palette_as_colour=False
+            self.found,
+            None,
+            missing_chunks=self.missing_chunks,
+            palette_as_colour=False,
+            dims=self.reading.dims,
         )
 
     def open_truth(self) -> Source:
@@ -71,19 +75,21 @@ class Files:
         like = None
         if is_outlines(self.truth):
             like = self.open_image() or (None if self.found is None else self.open_found())
-        return open_labels(self.truth, like, self._tell, missing_chunks=True)
+        dims = self.reading.dims
+        return open_labels(self.truth, like, self._tell, missing_chunks=True, dims=dims)
 
     def open_image(self) -> Source | None:
         """Opens the image, if there is one."""
         if self.image is None:
             return None
-        return open_source(self.image, None, missing_chunks=True, axes=self.axes)
+        axes, dims = self.reading.axes, self.reading.dims
+        return open_source(self.image, None, missing_chunks=True, axes=axes, dims=dims)
 
     def _tell(self, text: str) -> None:
         warnings.warn(f"{self.truth}: {text}", stacklevel=2)
 
     def planes(self) -> list[Trio]:
-        """Returns all planes, none of which is read yet.
+        """Returns all planes or volumes, none of which is read yet.
 
         Raises:
             ValueError: If sizes or stacks differ; one line that names two files.
@@ -133,7 +139,7 @@ def find_files(
     """
     reading = reading or Reading()
     places = [predictions, labels] if images is None else [predictions, labels, images]
-    options: dict[str, Any] = {"missing_chunks": missing_chunks, "axes": reading.axes}
+    options: dict[str, Any] = {"missing_chunks": missing_chunks, "reading": reading}
     if all(path.is_file() or is_zarr(path) for path in places):
         return [Files(stem_of(predictions), predictions, labels, images, **options)]
     nested, suffix = reading.recursive, reading.label_suffix

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from .looks import (
     look_at_order,
     look_at_places,
     look_at_sizes,
+    planar,
 )
 from .samples import (
     NumberedLabels,
@@ -38,6 +39,7 @@ from .samples import (
 )
 from .suggest import fitting, width_of
 from .tiles import Dataset
+from .volumes import said_of_volumes, with_voxels
 
 
 def check_data(
@@ -47,7 +49,6 @@ def check_data(
     out: Path,
     classes: Path | None = None,
     label_type: Literal["auto", "instances", "semantic"] = "auto",
-    ignore_label: int | None = None,
     reading: Reading | None = None,
     picture: Path | None = None,
 ) -> Report:
@@ -64,8 +65,7 @@ def check_data(
         out: Folder that the suggested settings name for the run.
         classes: Folder of class maps, or None.
         label_type: As in :class:`TrainConfig`.
-        ignore_label: Value of pixels that do not count, or None.
-        reading: How files are found and paired; None: as by default.
+        reading: How files are found, paired and read; None: as by default.
         picture: PNG to draw samples, outlines and weights into, if there are no errors; or None.
 
     Raises:
@@ -73,25 +73,27 @@ def check_data(
     """
     report = Report()
     reading = reading or Reading()
+    ignore_label = reading.ignored
     files = _pairs(images, labels, reading, report)
     samples = _read(files, reading, report)
     if classes is not None:
         samples = _add_classes(samples, images, classes, reading, report)
     samples = _fit_channels(samples, report)
-    look_at_images(samples, report)
+    planes = planar(samples, ignore_label)
+    look_at_images(planes, report)
     if not samples:
         report.add("error", "no pair of image and labels is left to train on")
         return report
     look_at_number(samples, report)
-    if look_at_order(samples, report):
+    if look_at_order(planes, report):
         return report
     maps = [s.labels for s in samples]
     chosen = label_type
     if chosen == "auto":
         chosen = label_type_of([] if classes else maps, ignore_label)
-    look_at_edges(samples, report)
+    look_at_edges(planes, report)
     look_at_background(samples, ignore_label, report)
-    look_at_places(samples, report)
+    look_at_places(planes, report)
     look_at_labels(samples, chosen, label_type == "auto", ignore_label, report)
     try:
         objects = number_objects(samples, chosen, ignore_label)
@@ -99,10 +101,14 @@ def check_data(
         report.add("error", str(error))
         return report
     look_at_balance(samples, objects, ignore_label, report)
-    look_at_objects(samples, objects, ignore_label, report)
+    numbered = [
+        replace(sample, labels=ids) for sample, ids in zip(samples, objects.labels, strict=True)
+    ]
+    planes = planar(numbered, ignore_label)
+    sections = replace(objects, labels=[s.labels for s in planes])
+    look_at_objects(planes, sections, ignore_label, report)
     if report.exit_code(strict=False):
         return report
-    weights = replace(BorderWeights.paper_2015(), ignore_label=ignore_label)
     config = TrainConfig(
         images,
         labels,
@@ -110,13 +116,21 @@ def check_data(
         steps=STEPS,
         classes=classes,
         label_type=chosen,
-        weights=weights,
         **vars(reading),
     )
-    shapes, width = [s.labels.shape for s in samples], width_of(maps, chosen, ignore_label)
-    report.suggestion = replace(config, **fitting(shapes, width, config.device))
-    look_at_sizes(samples, width, report.suggestion.output_tile, report)
+    shapes = [s.labels.shape for s in samples]
+    width = width_of([s.labels for s in planes], chosen, ignore_label)
+    try:
+        config = with_voxels(replace(config, **fitting(shapes, width, config.device)), samples)
+    except ValueError as error:
+        report.add("error", str(error))
+        return report
+    report.suggestion = config
+    look_at_sizes(planes, width, config.output_tile[-1], report)
+    if reading.dims == 3:
+        report.add("note", said_of_volumes(config, samples))
     if picture is not None:
+        weights = replace(config.weights, ignore_label=ignore_label)
         _draw(picture, samples, objects, weights)
     return report
 
@@ -221,19 +235,12 @@ def _draw(
     chosen = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)]
     data = Dataset(samples, objects, weights, torch.device("cpu"), float("inf"))
     data.balanced()
-    panels = []
+    panels: list[Any] = []
     for i in chosen:
         image, ids = data.sample(i)
         target, weight_map = data.targets(ids[None])
-        kinds = data.classes(ids)
-        shown = torch.where((kinds > 0) & (kinds < 255), ids, 0)
-        panels.append(
-            (
-                data.names[i],
-                image.mean(0).numpy(),
-                shown.numpy(),
-                target[0].numpy(),
-                weight_map[0].numpy(),
-            )
-        )
+        shown = data.truth(i)[1]
+        cut = data.cut_of(shown)
+        pictures = image.mean(0).numpy(), shown, target[0].numpy(), weight_map[0].numpy()
+        panels.append((data.names[i], *map(cut, pictures)))
     draw_samples(picture, panels)

@@ -16,8 +16,11 @@ from ..images.pairing import Reading
 from ..unet import Norm
 from ..weights import BorderWeights
 
-DEFAULT_TILE = {"valid": 388, "same": 384}
-"""Side of the output tile by padding; 388 is the paper's."""
+DEFAULT_TILE: dict[tuple[int, str], int | tuple[int, ...]] = {
+    **{(2, "valid"): 388, (2, "same"): 384},
+    **{(3, "valid"): (28, 44, 44), (3, "same"): (32, 64, 64)},
+}
+"""Sides of the output tile by axes and padding; those without padding are the papers'."""
 CONFIG, SPLIT = "config.toml", "split.json"
 """Files of a run: its settings, and which files it trains on."""
 FITTED = ("tile", "base_channels", "optimizer")
@@ -59,7 +62,16 @@ class TrainConfig:
     skip_unlabelled: bool = False
     """Leave out images without labels."""
     axes: str | None = None
-    """Axes of images whose files do not say, as ZYX (planes, each an image) or CYX (channels)."""
+    """Axes of images whose files do not say, as ZYX (planes, or depth) or CYX (channels)."""
+    dims: Literal[2, 3] = 2
+    """2: each plane is an image, also of a stack; 3: stacks along Z are volumes."""
+    voxel_size: tuple[float, ...] | None = None
+    """Micrometres along Z, Y and X, for volumes whose files do not say; 1 1 1: as deep as wide."""
+    ignore_label: int | None = None
+    """Label of pixels that do not count, as those that nobody looked at; tiles are drawn around
+    the others."""
+    background_label: int | None = None
+    """Label of the background, if that is not 0; ignore_label may be 0 then."""
     label_type: Literal["auto", "instances", "semantic"] = "auto"
     """instances: one value for each object; semantic: one for each class; auto: by the values."""
     validation: float = 0.2
@@ -73,15 +85,19 @@ class TrainConfig:
     """Channels of the uppermost level."""
     depth: int = 4
     """Number of poolings."""
+    flat_levels: int | None = None
+    """Of volumes: uppermost levels whose convolutions and poolings leave the depth as it is, in
+    [0, depth]. None: until voxels are less than twice as deep as wide."""
     padding: Literal["valid", "same"] = "valid"
     """valid: unpadded, the paper; same: zero padding."""
     norm: Norm = "none"
-    """Normalisation behind each 3x3 convolution; none in the paper."""
+    """Normalisation behind each convolution; none in the paper of 2015, batch in that of 2016."""
     dropout: float = 0.5
     """Probability of dropout at the bottom."""
 
-    tile: int | None = None
-    """Side of the output tile in pixels, rounded up to a valid one. None: 388, or 384 with same."""
+    tile: int | tuple[int, ...] | None = None
+    """Side of the output tile in pixels, or that along each axis, rounded up to valid ones. None:
+    388, or 384 with same; of volumes 28 44 44, or 32 64 64 with same."""
     batch_size: int = 1
     """Tiles per step in each process."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -105,7 +121,7 @@ class TrainConfig:
     weights: BorderWeights = field(default_factory=BorderWeights.paper_2015)
     """Targets and weights; "balanced" is counted over all training labels."""
     augmentation: Augmentation = field(default_factory=Augmentation.paper_2015)
-    """Random deformation."""
+    """Random deformation; of volumes that of the paper of 2016, unless something else is given."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the convolutions. auto: bfloat16 where the device supports it natively."""
@@ -144,8 +160,14 @@ class TrainConfig:
             if value is not None:
                 object.__setattr__(self, name, Path(value))
         check_fields("train", self)
-        _ = self.reading  # checks the axes
-        self.augmentation.draw(0, (1, 1))  # checks that settings of each axis are for planes
+        if self.dims == 3 and self.augmentation == Augmentation.paper_2015():
+            object.__setattr__(self, "augmentation", Augmentation.cicek_2016())
+        if self.ignore_label is None:  # as it was given before labels had a setting for it
+            object.__setattr__(self, "ignore_label", self.weights.ignore_label)
+        _ = self.reading  # checks its values
+        self.augmentation.draw(0, (1,) * (self.dims + 1))  # checks settings of each axis
+        tile, flat = self.tile, self.flat_levels
+        sides = () if tile is None else (tile,) if isinstance(tile, int) else tile
         rules = (
             ("steps", _none_or(self.steps, lambda x: x >= 1), "be >= 1"),
             ("minutes", _none_or(self.minutes, lambda x: 0 < x < math.inf), "be > 0"),
@@ -156,7 +178,13 @@ class TrainConfig:
             ),
             ("validation", 0 <= self.validation < 1, "be in [0, 1)"),
             ("data_budget", _none_or(self.data_budget, lambda x: x >= 0), "be >= 0"),
-            ("tile", _none_or(self.tile, lambda x: x >= 1), "be >= 1"),
+            (
+                "tile",
+                len(sides) in (0, 1, self.dims) and all(side >= 1 for side in sides),
+                f"be a side >= 1, or {self.dims} of them",
+            ),
+            ("flat_levels", flat is None or 0 <= flat <= self.depth, "be in [0, depth]"),
+            ("flat_levels", flat is None or self.dims == 3, "go with dims 3"),
             ("batch_size", 1 <= self.batch_size <= 65536, "be in [1, 65536]"),
             ("learning_rate", _none_or(self.learning_rate, lambda x: 0 < x < math.inf), "be > 0"),
             ("warmup", 0 <= self.warmup <= 1, "be in [0, 1]"),
@@ -219,9 +247,10 @@ class TrainConfig:
         return self.learning_rate or LEARNING_RATE[self.optimizer]
 
     @property
-    def output_tile(self) -> int:
-        """Side of the output tile, before it is rounded up."""
-        return self.tile or DEFAULT_TILE[self.padding]
+    def output_tile(self) -> tuple[int, ...]:
+        """Sides of the output tile, before they are rounded up."""
+        tile = self.tile or DEFAULT_TILE[self.dims, self.padding]
+        return (tile,) * self.dims if isinstance(tile, int) else tuple(tile)
 
     @property
     def length(self) -> int:
@@ -256,6 +285,7 @@ TABLES = ("weights", "augmentation")
 FREE = {
     *(
         *PATHS,
+        "voxel_size",
         "label_suffix",
         "recursive",
         "skip_unlabelled",

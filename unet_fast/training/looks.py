@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,20 @@ NEIGHBOURS = 4
 """Images before and behind one, in the order of names, whose labels may be taken for its own."""
 
 
+def planar(samples: list[Sample], ignore_label: int | None) -> list[Sample]:
+    """Returns samples of one plane: of a volume, the one across Z that holds the most objects."""
+    planes = []
+    for sample in samples:
+        if sample.labels.ndim == 3:
+            inside = (sample.labels != 0) & (sample.labels != ignore_label)
+            z = int(inside.sum((1, 2)).argmax())
+            kinds = None if sample.classes is None else sample.classes[z]
+            image, labels = sample.image[:, z], sample.labels[z]
+            sample = replace(sample, image=image, labels=labels, classes=kinds)
+        planes.append(sample)
+    return planes
+
+
 def warn_of(
     samples: list[Sample], *, validated: bool, label_type: str, ignore_label: int | None
 ) -> None:
@@ -46,10 +61,11 @@ def warn_of(
     report = Report()
     if validated:
         look_at_number(samples, report)
+    look_at_background(samples, ignore_label, report)
+    samples = planar(samples, ignore_label)
     if look_at_order(samples, report):
         raise ValueError(report.findings[-1][1])
     look_at_edges(samples, report)
-    look_at_background(samples, ignore_label, report)
     look_at_places(samples, report)
     if label_type == "instances" and samples[0].classes is None:
         look_at_mixture(samples, ignore_label, report)
@@ -167,7 +183,9 @@ def look_at_labels(
         _look_at_mask(samples, automatic, ignore_label, report)
     elif samples[0].classes is None:
         look_at_mixture(samples, ignore_label, report)
-        _look_at_instances(samples, ignore_label, report)
+        # Of a volume only some planes may be labelled, which part its objects.
+        if ignore_label is None or samples[0].labels.ndim == 2:
+            _look_at_instances(samples, ignore_label, report)
 
 
 def _look_at_mask(
@@ -221,23 +239,39 @@ def look_at_balance(
 ) -> None:
     """Reports the share of each class, and the diameter of the objects."""
     counts = np.zeros(256, np.int64)
-    sizes: list[int] = []
-    for ids in objects.labels:
+    widths: list[float] = []
+    unknown: list[str] = []
+    axes = samples[0].labels.ndim
+    for sample, ids in zip(samples, objects.labels, strict=True):
         kinds = _kinds(ids, objects, ignore_label)
-        counts += np.bincount(kinds.ravel(), minlength=256)
-        _, areas = np.unique(ids[(kinds > 0) & (kinds < 255)], return_counts=True)
-        sizes += areas.tolist()
+        of_kinds = np.bincount(kinds.ravel(), minlength=256)
+        counts += of_kinds
+        if of_kinds[255] == kinds.size:
+            unknown.append(sample.name)
+        _, sizes = np.unique(ids[(kinds > 0) & (kinds < 255)], return_counts=True)
+        ball = np.pi / (4 if axes == 2 else 6)
+        widths += ((sizes / ball) ** (1 / axes)).tolist()
     shares = counts[: objects.num_classes] / max(1, counts[:255].sum())
     names = objects.class_values or [0, 1]
     text = ", ".join(f"{v}: {100 * s:.1f} %" for v, s in zip(names, shares, strict=True))
-    diameter = np.sqrt(np.median(sizes) * 4 / np.pi) if sizes else 0
+    diameter = float(np.median(widths)) if widths else 0.0
+    across = f", median diameter {diameter:.0f} px"
+    if axes == 3 and counts[255]:  # of objects only some planes are known
+        across = ""
+    kind = "image" if axes == 2 else "volume"
     report.add(
         "note",
-        f"{counted(len(samples), 'image')}, {counted(len(sizes), 'object')}, median diameter "
-        f"{diameter:.0f} px; pixels by class: {text}",
+        f"{counted(len(samples), kind)}, {counted(len(widths), 'object')}{across}; pixels by "
+        f"class: {text}",
     )
     if counts[255]:
-        report.add("note", f"{100 * counts[255] / counts.sum():.1f} % of the pixels are ignored")
+        known = int(counts.sum() - counts[255])
+        report.add(
+            "note",
+            f"{100 * counts[255] / counts.sum():.1f} % of the pixels are ignored, {known:,} count",
+        )
+    if unknown:
+        report.add("warning", f"{kind}s without a pixel that counts", unknown)
     for value, share in zip(names, shares, strict=True):
         if share < 0.01:
             report.add("warning", f"class {value} has only {100 * share:.2f} % of the pixels")
@@ -282,7 +316,7 @@ def look_at_objects(
             f"{counted(sum(missing.values()), 'place')} as bright or dark as the "
             f"{counted(total, 'object')}, but without label, which would be learned as background: "
             "label all objects of an image, or give what you did not look at a value of its own, "
-            "and name it by --ignore-label (train: --weights.ignore-label)",
+            "and name it by --ignore-label",
             [f"{name} ({count})" for name, count in missing.items()],
         )
     if outlined > total / 2:

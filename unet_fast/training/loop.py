@@ -114,11 +114,12 @@ def _train(config: TrainConfig, device: torch.device, clock: Callable[[], float]
 
 def _tell_of_tile(run: Run) -> None:
     """Says that the network takes no tiles of the side that was asked for."""
-    asked, side, depth = run.config.output_tile, run.step.label_shape[0], run.config.depth
-    if side != asked:
+    asked, sides, depth = run.config.output_tile, run.step.label_shape, run.config.depth
+    if sides != asked:
+        one, other = (" x ".join(map(str, dict.fromkeys(x))) for x in (asked, sides))
         say(
-            f"train: tile {asked} becomes {side}, the next side for depth {depth}; a smaller depth "
-            "has sides closer to it"
+            f"train: tile {one} becomes {other}, the next for depth {depth}; a smaller depth has "
+            "sides closer to it"
         )
 
 

@@ -4,7 +4,6 @@ import math
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,11 +48,9 @@ def bytes_of_run(config: TrainConfig, sets: Sequence[Dataset], device: torch.dev
     moments = (config.momentum > 0 if config.optimizer == "sgd" else 2) + (config.ema is not None)
     if precision != torch.float32:
         step += weights / 2
-    shapes = [shape for data in sets for shape in data.shapes]
+    shapes = [shape for data in sets for shape in data.evaluated]
     largest = max(shapes, key=math.prod)
-    tiles = plan(
-        model, (largest[0], largest[1]), device=device.type, value_bytes=precision.itemsize
-    )
+    tiles = plan(model, largest, device=device.type, value_bytes=precision.itemsize)
     evaluation = tiles.batch * tile_bytes(model, tiles, precision.itemsize)
     checkpoint = 2 * (1 + moments) * weights if device.type == "cpu" else 0
     resident = sum(data.size for data in sets if data.resident)
@@ -61,10 +58,10 @@ def bytes_of_run(config: TrainConfig, sets: Sequence[Dataset], device: torch.dev
     return float(lasting + max(step, evaluation, checkpoint))
 
 
-def _bytes_of_tile(model: UNet, side: int) -> float:
+def _bytes_of_tile(model: UNet, sides: Sequence[int]) -> float:
     """Returns what a step takes for each tile: image, labels, weights, activations, gradients."""
     channels, classes = model.config["in_channels"], model.config["num_classes"]
-    image = next(model.parameters()).new_empty(1, channels, *model.input_shape((side, side)))
+    image = next(model.parameters()).new_empty(1, channels, *model.input_shape(sides))
     own = {id(p.untyped_storage()) for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -89,22 +86,35 @@ def check_fits(config: TrainConfig, sets: Sequence[Dataset], device: torch.devic
     """
     config = replace(config, tile=config.output_tile)
 
+    def changed(name: str, value: int) -> TrainConfig:
+        """Returns settings with a smaller value; of a tile, the last side."""
+        sides = config.output_tile
+        if name != "tile":
+            return replace(config, **{name: value})  # type: ignore[arg-type]
+        return replace(config, tile=tuple(max(1, side * value // sides[-1]) for side in sides))
+
     def way_out(there: float) -> str:
         """Names the largest value of each setting that fits if the others stay."""
         fitting = []
         for name in SHRINKABLE:
 
             def needed(value: int, name: str = name) -> float:
-                changed: dict[str, Any] = {name: value}
-                return bytes_of_run(replace(config, **changed), sets, device)
+                return bytes_of_run(changed(name, value), sets, device)
 
-            largest = bisect(range(1, getattr(config, name) + 1), there, key=needed)
+            now = config.output_tile[-1] if name == "tile" else getattr(config, name)
+            largest = bisect(range(1, now + 1), there, key=needed)
             if largest:
-                fitting.append(f"{name} {largest}")
+                fitting.append(_said(name, changed(name, largest)))
         return f"{' or '.join(fitting)} fits" if fitting else "make several of them smaller"
 
-    tile, batch, base = (f"{name} {getattr(config, name)}" for name in SHRINKABLE)
+    tile, batch, base = (_said(name, config) for name in SHRINKABLE)
     # Processes on GPUs have a memory each.
     sharing = torchrun_number("LOCAL_WORLD_SIZE", 1) if device.type == "cpu" else 1
     needed = bytes_of_run(config, sets, device)
     check_memory(needed, device, f"train: {tile} with {batch} and {base}", way_out, sharing)
+
+
+def _said(name: str, config: TrainConfig) -> str:
+    sides = config.output_tile if config.dims == 3 else config.output_tile[:1]
+    value = " ".join(map(str, sides)) if name == "tile" else getattr(config, name)
+    return f"{name} {value}"

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .._files import make_folder
@@ -21,21 +20,24 @@ def tiles_file(out: Path) -> Path:
     return make_folder(out / "previews") / "tiles.png"
 
 
-def tile_panels(
-    data: Dataset, tiles: Tensor, labels: Tensor
-) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+def tile_panels(data: Dataset, tiles: Tensor, labels: Tensor) -> list[Any]:
     """Returns up to four tiles of a step, as the network gets them, for :func:`draw_tiles`.
 
     Args:
         data: The images that the tiles come from.
-        tiles: (N, C, H, W).
-        labels: Labels of the tiles' centres, (N, h, w).
+        tiles: (N, C, *S).
+        labels: Labels of the tiles' centres, (N, *s).
     """
     _, weights = data.targets(labels)
-    return [
-        (tile.mean(0).cpu().numpy(), ids.cpu().numpy(), w.cpu().numpy())
-        for tile, ids, w in zip(tiles[:4], labels, weights, strict=False)
-    ]
+    panels = []
+    for tile, ids, of_tile in zip(tiles[:4], labels, weights, strict=False):
+        cut = data.cut_of(ids.cpu().numpy())
+        image = tile.mean(0)
+        if data.dims == 3:  # only planes of the centre can be drawn beside those of the labels
+            for axis, side in enumerate(ids.shape):
+                image = image.narrow(axis, (image.shape[axis] - side) // 2, side)
+        panels.append((*(cut(x.cpu().numpy()) for x in (image, ids, of_tile)),))
+    return panels
 
 
 def run_panels(data: Dataset, looks: Sequence[Look], rule: ObjectRule | None) -> list[Any]:
@@ -46,16 +48,13 @@ def run_panels(data: Dataset, looks: Sequence[Look], rule: ObjectRule | None) ->
         looks: Predictions of some of the images.
         rule: Rule that makes objects of them; None: classes are shown.
     """
-    return [
-        (
-            data.names[one.index],
-            data.sample(one.index)[0].mean(0).cpu().numpy(),
-            one.truth,
-            one.share.numpy(),
-            *one.errors(rule),
-        )
-        for one in looks
-    ]
+    panels = []
+    for one in looks:
+        cut = data.cut_of(one.truth)
+        image = data.sample(one.index)[0].mean(0).cpu().numpy()
+        shown = image, one.truth, one.share.numpy(), *one.errors(rule)
+        panels.append((data.names[one.index], *map(cut, shown)))
+    return panels
 
 
 def draw_run(

@@ -59,7 +59,7 @@ class Run:
             steps=config.length,
             evaluate_every=self.planned.every,
             best_by=by,
-            tile=config.output_tile,
+            tile=config.output_tile if config.dims == 3 else config.output_tile[0],
         )
         self.settings = {k: v for k, v in as_dict(self.config).items() if k not in FREE}
         self.settings["learning_rate"] = config.peak_rate
@@ -72,7 +72,7 @@ class Run:
     def plan(self, steps: int) -> Plan:
         """When to evaluate, and on how many files; see :func:`plan_of`."""
         step = self.step.count * math.prod(self.step.input_shape)
-        return plan_of(steps, self.every, step, self.judged.shapes, self.step.model)
+        return plan_of(steps, self.every, step, self.judged.evaluated, self.step.model)
 
     @property
     def ended(self) -> bool:

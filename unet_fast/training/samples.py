@@ -1,9 +1,11 @@
 """Annotated images: pairing and reading of files, numbering of objects, split for validation."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from ..images.files import as_image, fit_channels
 from ..images.pairing import Pair, Reading, find_pairs, match
 from ..images.source import (
     Source,
+    Stored,
     check_alike,
     open_labels,
     open_source,
@@ -24,20 +27,26 @@ from ..images.source import (
     same_plane,
 )
 
+STORED = 2**30
+"""Most bytes in float32 of a volume that is kept in memory; others are read tile by tile."""
+
 
 @dataclass(frozen=True)
 class Sample:
     """One annotated image."""
 
     name: str
-    image: NDArray[np.float32]
-    """Pixels, (C, H, W), with the values of the file."""
+    image: Any
+    """Pixels, (C, H, W) or (C, D, H, W), float32 with the values of the file: an array, or
+    :class:`Stored`."""
     labels: NDArray[np.int32]
-    """Labels, (H, W), 0 background."""
+    """Labels, (H, W) or (D, H, W), 0 background."""
     classes: NDArray[np.int32] | None = None
-    """The class of every pixel, (H, W), with the values of its file; or None."""
+    """The class of every pixel, of the shape of labels, with the values of its file; or None."""
     file: str = ""
     """Name of the file, if this is a plane of a stack or was read."""
+    spacing: tuple[float, ...] | None = None
+    """Size of a pixel along each axis in micrometres, if that is known."""
 
 
 def load_samples(
@@ -75,21 +84,30 @@ def load_samples(
 
 
 def read_pair(pair: Pair, reading: Reading, tell: Tell = silent) -> list[Sample]:
-    """Reads an image and its labels: one sample, or one for each plane of a stack.
+    """Reads an image and its labels: one sample, or one for each plane or volume of a stack.
 
     Raises:
         ValueError: One line, if they cannot be read, or differ in size or planes.
     """
-    image = open_source(pair.image, None, axes=reading.axes)
+    image = _open(pair.image, reading)
     planes = [*planes_of(image)]
-    if len(planes) > 1:
-        tell("stacks, of which each plane counts as an image (--axes CYX: as channels)")
-    pixels = [as_image(plane.path, plane.pixels()) for plane in planes]
-    maps = _label_planes(image, pair.labels, tell)
+    if len(planes) > 1 and reading.dims == 2:
+        tell(
+            "stacks, of which each plane counts as an image (--axes CYX: as channels; --dims 3: as "
+            "volumes)"
+        )
+    whole = reading.dims == 2 or 4 * image.channels * math.prod(image.size) <= STORED
+    pixels = [as_image(x.path, x.pixels()) if whole else Stored(x) for x in planes]
+    maps = _label_planes(image, pair.labels, reading, tell)
+    spacing = reading.voxel_size or image.spacing
     return [
-        Sample(pair.name + plane.place, picture, ids, file=pair.name)
+        Sample(pair.name + plane.place, picture, ids, file=pair.name, spacing=spacing)
         for plane, picture, ids in zip(planes, pixels, maps, strict=True)
     ]
+
+
+def _open(image: Path, reading: Reading) -> Source:
+    return open_source(image, None, axes=reading.axes, dims=reading.dims)
 
 
 def add_classes(samples: Sequence[Sample], pair: Pair, reading: Reading) -> list[Sample]:
@@ -99,11 +117,13 @@ def add_classes(samples: Sequence[Sample], pair: Pair, reading: Reading) -> list
 
 
 def read_labels_of(pair: Pair, reading: Reading) -> list[NDArray[np.int32]]:
-    """Reads the labels of a pair alone: those of each plane, (H, W)."""
-    return _label_planes(open_source(pair.image, None, axes=reading.axes), pair.labels, silent)
+    """Reads the labels of a pair alone: those of each plane, (H, W), or volume, (D, H, W)."""
+    return _label_planes(_open(pair.image, reading), pair.labels, reading, silent)
 
 
-def _label_planes(image: Source, path: Path, tell: Tell) -> list[NDArray[np.int32]]:
+def _label_planes(
+    image: Source, path: Path, reading: Reading, tell: Tell
+) -> list[NDArray[np.int32]]:
     """Reads the labels of all planes of an image."""
     labels = open_labels(path, image, tell)
     try:
@@ -111,7 +131,8 @@ def _label_planes(image: Source, path: Path, tell: Tell) -> list[NDArray[np.int3
     except ValueError as error:
         hint = " (--axes says what axes of images are: ZYX planes, CYX channels)"
         raise ValueError(f"{error}{hint if image.size == labels.size else ''}") from None
-    return [same_plane(plane, labels).labels(tell) for plane in planes_of(image)]
+    planes = (same_plane(plane, labels) for plane in planes_of(image))
+    return [reading.marked(plane.path, plane.labels(tell)) for plane in planes]
 
 
 def fit_all_channels(samples: list[Sample]) -> list[Sample]:
@@ -120,9 +141,13 @@ def fit_all_channels(samples: list[Sample]) -> list[Sample]:
     Raises:
         ValueError: If they still differ in channels.
     """
-    grey = all(len(fit_channels(s.image, 1)) == 1 for s in samples)
+
+    def fitted(image: Any, channels: int) -> Any:
+        return image if isinstance(image, Stored) else fit_channels(image, channels)
+
+    grey = all(len(fitted(s.image, 1)) == 1 for s in samples)
     channels = 1 if grey else max(len(s.image) for s in samples)
-    samples = [replace(s, image=fit_channels(s.image, channels)) for s in samples]
+    samples = [replace(s, image=fitted(s.image, channels)) for s in samples]
     for sample in samples:
         if len(sample.image) != channels:
             raise ValueError(
@@ -137,7 +162,7 @@ class NumberedLabels:
     """Labels whose numbers tell the class, so that only one map must be deformed."""
 
     labels: list[NDArray[np.int32]]
-    """Label maps, (H, W) each; 0 background."""
+    """Label maps, (H, W) or (D, H, W) each; 0 background."""
     table: NDArray[np.uint8] | None
     """The class of each number, 255 ignored; None where every number is one object of class 1."""
     class_values: list[int] | None

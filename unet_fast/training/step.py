@@ -1,6 +1,7 @@
 """A training step: tiles, targets, network, loss, backward, optimiser."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..unet import UNet
 from .config import TrainConfig
 from .processes import Processes
 from .runtime import as_cuda_graph
-from .tiles import Dataset, Tiles, seed_of
+from .tiles import Dataset, Part, Tiles, seed_of
 
 SPAN = "unet_fast:"
 """Prefix of the names of a step's parts in profiles of torch.profiler."""
@@ -44,9 +45,9 @@ class Step:
     ) -> None:
         self.config, self.model, self.data = config, model, data
         self.processes, self.device = processes, device
-        self.input_shape = model.input_shape((config.output_tile,) * 2)
+        self.input_shape = model.input_shape(config.output_tile)
         self.label_shape = model.output_shape(self.input_shape)
-        self.layout = training_layout(device)
+        self.layout = training_layout(device, model.dims)
         model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.parameters = list(model.parameters())
         rate = torch.tensor(config.peak_rate, device=device) if config.cuda_graph else 0.0
@@ -63,6 +64,9 @@ class Step:
         self.network = torch.compile(network) if config.compile else network
         self.count = config.batch_size * processes.count
         """Tiles per step, over all processes."""
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[list[Part]]] | None = None
+        """A step, and the parts of volumes for it, if volumes are read as tiles are drawn."""
         self.compute: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.compute_eagerly
         """:meth:`compute_eagerly`, or a CUDA graph of it."""
 
@@ -80,18 +84,37 @@ class Step:
         """
         config, shapes = self.config, (self.input_shape, self.label_shape)
         _set_rate(self.optimizer, config.rate(step))
-        drawn = self.data.draw(
-            config.augmentation, self.count, *shapes, seed=config.seed, step=step
-        )
-        first = self.processes.rank * config.batch_size
-        mine = drawn[first : first + config.batch_size]
+        drawn, mine = self._draw(step)
         with record_function(f"{SPAN} tiles"):
-            tiles = self.data.cut(config.augmentation, mine, *shapes)
+            parts = None
+            if any(self.data.stored):
+                parts = self._parts(step, mine)
+            tiles = self.data.cut(config.augmentation, mine, *shapes, parts)
         # For dropout:
         torch.manual_seed(seed_of(config.seed, 2, step, self.processes.rank))
         self.model.train()
         loss, norm = self.compute(*tiles)
         return drawn, loss, norm, tiles
+
+    def _draw(self, step: int) -> tuple[Tiles, Tiles]:
+        """Draws the tiles of a step: those of all processes, and of this one."""
+        config, shapes = self.config, (self.input_shape, self.label_shape)
+        drawn = self.data.draw(
+            config.augmentation, self.count, *shapes, seed=config.seed, step=step
+        )
+        first = self.processes.rank * config.batch_size
+        return drawn, drawn[first : first + config.batch_size]
+
+    def _parts(self, step: int, mine: Tiles) -> list[Part]:
+        """Returns the parts of volumes for a step, and begins to read those of the next one."""
+
+        def read(tiles: Tiles) -> list[Part]:
+            return self.data.read(self.config.augmentation, tiles, self.input_shape)
+
+        number, parts = self._ahead if self._ahead is not None else (0, None)
+        found = parts.result() if parts is not None and number == step else read(mine)
+        self._ahead = step + 1, self._reader.submit(lambda: read(self._draw(step + 1)[1]))
+        return found
 
     def compute_eagerly(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Updates the weights by tiles and their labels.
@@ -166,7 +189,22 @@ def network_of(config: TrainConfig, data: Dataset) -> UNet:
         padding=config.padding,
         norm=None if config.norm == "none" else config.norm,
         dropout=config.dropout,
+        **_of_volumes(config) if config.dims == 3 else {},
     )
+
+
+def _of_volumes(config: TrainConfig) -> dict[str, Any]:
+    """Returns what a network of volumes has besides, as in the paper of 2016."""
+    flat = config.flat_levels or 0
+    kernels = [(1, 3, 3) if level < flat else (3, 3, 3) for level in range(config.depth + 1)]
+    poolings = [(1, 2, 2) if level < flat else (2, 2, 2) for level in range(config.depth)]
+    return {
+        "dims": 3,
+        "widening": "before_pooling",
+        "up_bias": False,
+        "kernels": kernels if flat else None,
+        "poolings": poolings if flat else None,
+    }
 
 
 def _optimizer(

@@ -31,15 +31,33 @@ def suggested_settings(config: TrainConfig) -> dict[str, Any]:
     """
     pairs = find_pairs(config.images, config.labels, config.reading).pairs
     maps = [x for pair in pairs for x in read_labels_of(pair, config.reading)]
-    kind, ignored = config.label_type, config.weights.ignore_label
+    kind, ignored = config.label_type, config.reading.ignored
     if kind == "auto":
         kind = label_type_of([] if config.classes else maps, ignored)
-    return fitting([x.shape for x in maps], width_of(maps, kind, ignored), config.device)
+    width = 0.0 if config.dims == 3 else width_of(maps, kind, ignored)
+    return fitting([x.shape for x in maps], width, config.device)
+
+
+VOLUMES: dict[str, Any] = {"depth": 3, "padding": "same", "norm": "batch", "dropout": 0.0}
+"""Settings for volumes, of which CPUs are fast enough for a narrow network only."""
+SIDES = (32, 64, 64)
+"""Sides of a tile of a volume, if it is that large."""
 
 
 def fitting(shapes: Sequence[tuple[int, ...]], width: float, device: str) -> dict[str, Any]:
-    """Returns settings for images of these sizes, (H, W), with objects `width` pixels wide."""
+    """Returns settings for images of these sizes, (H, W), with objects `width` pixels wide.
+
+    Those of volumes, (D, H, W), do not depend on the width.
+    """
     kind = find_device(device).type
+    if len(shapes[0]) == 3:
+        sides = np.median(shapes, axis=0).astype(int).tolist()
+        fits = [min(most, -(-side // 8) * 8) for most, side in zip(SIDES, sides, strict=True)]
+        return VOLUMES | {
+            "tile": fits,
+            "base_channels": 32 if kind == "cuda" else 8,
+            "optimizer": "adam",
+        }
     net = UNet(base_channels=1)
     side = int(np.median([min(shape) for shape in shapes]))
     largest = min(LARGEST, max(TILE[kind], int(np.ceil(width))))  # a tile shows a whole object

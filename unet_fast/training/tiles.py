@@ -1,7 +1,8 @@
 """Training data on the device, where tiles are drawn, cut and deformed, and targets made."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,14 +12,18 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from .._device import torchrun_number
+from .._progress import listed
 from ..augment import Augmentation, AugmentationParameters
 from ..contracts.border_weight_map import IGNORED
 from ..images.folders import label_type_of
-from ..images.intensity import normalise
+from ..images.intensity import normalise, range_of
+from ..images.sections import Cut, cut_of
+from ..images.source import Stored
 from ..weights import BorderWeights
 from .config import SPLIT, TrainConfig
 from .looks import warn_of
 from .samples import NumberedLabels, Sample, load_samples, number_objects, split_names
+from .volumes import box_around, box_of, with_voxels
 
 
 def generator_of(*key: int) -> Generator:
@@ -35,13 +40,19 @@ def seed_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+EVALUATED = 2**25
+"""Most voxels of a volume that are evaluated."""
+Part = tuple[Tensor, Tensor, Tensor]
+"""A part of a volume, (C, d, h, w), its labels, and the position of its first voxel."""
+
+
 @dataclass(frozen=True)
 class Tiles:
     """The tiles of a step, and how they are deformed."""
 
     files: list[int]
     offset: Tensor
-    """Position in the image of the first pixel of each tile, (N, 2)."""
+    """Position in the image of the first pixel of each tile, (N, 2) or (N, 3)."""
     parameters: AugmentationParameters
 
     def __getitem__(self, samples: slice) -> "Tiles":
@@ -59,7 +70,7 @@ class Tiles:
 
 
 class Dataset:
-    """Annotated images on the device of the network.
+    """Annotated images, or volumes, on the device of the network.
 
     Args:
         samples: The images.
@@ -80,6 +91,7 @@ class Dataset:
     ) -> None:
         self.names = [s.name for s in samples]
         self.shapes = [x.shape for x in objects.labels]
+        self.dims = len(self.shapes[0]) if samples else 2
         self.channels = len(samples[0].image) if samples else 1
         self.device = device
         self.num_classes = objects.num_classes
@@ -87,19 +99,64 @@ class Dataset:
         self.table = None if objects.table is None else torch.from_numpy(objects.table).to(device)
         # With a table, object numbers tell which pixels are ignored; no ignore_label is needed.
         self.weights = weights if self.table is None else replace(weights, ignore_label=None)
-        self.size = sum(h * w for h, w in self.shapes) * (4 * self.channels + 4)  # in bytes
+        self.stored = [isinstance(s.image, Stored) for s in samples]
+        """Files whose pixels are read as tiles are drawn, not before."""
+        values = ((0 if x else self.channels) + 1 for x in self.stored)
+        self.size = sum(4 * n * math.prod(x) for n, x in zip(values, self.shapes, strict=True))
         self.resident = self.size <= budget
         # Images of one size form a stack, from which a single pass cuts the tiles of a step.
-        # Streamed images form a stack each.
+        # Streamed images, and volumes, form a stack each.
         self.places: list[tuple[int, int]] = []
-        keys = [shape if self.resident else i for i, shape in enumerate(self.shapes)]
+        stacked = self.resident and self.dims == 2
+        keys = [shape if stacked else i for i, shape in enumerate(self.shapes)]
         stacks = {key: (list[Tensor](), list[Tensor]()) for key in keys}
         order = {key: k for k, key in enumerate(stacks)}
+        self.readers: list[Callable[..., Tensor] | None] = []
+        """What reads the pixels of each stored file, normalised."""
         for key, sample, ids in zip(keys, samples, objects.labels, strict=True):
             self.places.append((order[key], len(stacks[key][0])))
-            stacks[key][0].append(torch.from_numpy(normalise(sample.image)))
+            if isinstance(sample.image, Stored):
+                self.readers.append(_reader(sample.image))
+                stacks[key][0].append(torch.empty(0))
+            else:
+                self.readers.append(None)
+                stacks[key][0].append(torch.from_numpy(normalise(sample.image)))
             stacks[key][1].append(torch.from_numpy(ids))
+        self.known = [self._known(ids) for ids in objects.labels]
+        """Of files with pixels that are ignored: the flat indices of the others."""
+        self.drawable = [i for i, at in enumerate(self.known) if at is None or len(at)]
+        """Files that tiles are drawn from."""
         self.stacks = [(self._placed(x), self._placed(y)) for x, y in stacks.values()]
+        self.boxes = [self._box(i) for i in range(len(self))]
+        """The part of each file that is evaluated: the whole, but of very large volumes."""
+
+    def _box(self, i: int) -> tuple[slice, ...]:
+        shape, known = self.shapes[i], self.known[i]
+        if math.prod(shape) <= EVALUATED:
+            return (slice(None),) * self.dims
+        mask = np.full(shape, known is None)
+        if known is not None:
+            mask.ravel()[known.numpy()] = True
+        return box_around(mask, EVALUATED)
+
+    @property
+    def evaluated(self) -> list[tuple[int, ...]]:
+        """Sizes of what is evaluated of each file."""
+        sizes = zip(self.boxes, self.shapes, strict=True)
+        return [
+            tuple(len(range(side)[part]) for part, side in zip(box, shape, strict=True))
+            for box, shape in sizes
+        ]
+
+    def _known(self, ids: NDArray[np.int32]) -> Tensor | None:
+        value = self.weights.ignore_label
+        if self.table is not None:
+            known = self.table.cpu().numpy()[ids] != IGNORED
+        elif value is not None:
+            known = ids != value
+        else:
+            return None
+        return None if known.all() else torch.from_numpy(np.flatnonzero(known))
 
     def _placed(self, parts: list[Tensor]) -> Tensor:
         stack = torch.stack(parts)
@@ -119,21 +176,33 @@ class Dataset:
         )
 
     def sample(self, i: int) -> tuple[Tensor, Tensor]:
-        """Returns an image, (C, H, W), and its labels, (H, W), on the device."""
+        """Returns an image, (C, *S), and its labels, (*S), or what of them is evaluated."""
+        if self.dims == 3:
+            return self._image(i)(*self.boxes[i]).to(self.device), self._labels(i)
         stack, row = self.places[i]
         images, labels = self._stack(stack)
         return images[row], labels[row]
 
+    def _image(self, i: int) -> Callable[..., Tensor]:
+        """Returns what reads parts of a volume."""
+        stack, row = self.places[i]
+        return self.readers[i] or (lambda *part: self.stacks[stack][0][row][:, *part])
+
     def _labels(self, i: int) -> Tensor:
         stack, row = self.places[i]
-        return self.stacks[stack][1][row].to(self.device)
+        return self.stacks[stack][1][row][self.boxes[i]].to(self.device)
 
     def truth(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Returns an image's classes, (H, W), 255 ignored, and its objects, 0 where none is."""
+        """Returns an image's classes, 255 ignored, and its objects, 0 where none is."""
         labels = self._labels(i)
         classes = self.classes(labels).cpu().numpy()
         inside = (classes > 0) & (classes != IGNORED)
         return classes, np.where(inside, labels.cpu().numpy(), np.int32(0))
+
+    def cut_of(self, labels: NDArray[np.int32]) -> Cut:
+        """Returns what draws images, or sections of volumes, to scale; see :func:`cut_of`."""
+        depth, *_, width = self.weights.spacing or (1.0, 1.0)
+        return cut_of(labels, depth / width)
 
     def areas(self) -> NDArray[np.integer]:
         """Returns the number of pixels of each object in all images."""
@@ -150,11 +219,11 @@ class Dataset:
         return result
 
     def targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns target and weight of every pixel of labels, (N, H, W)."""
+        """Returns target and weight of every pixel of labels, (N, H, W) or (N, D, H, W)."""
         if self.table is None:
-            return self.weights(labels, dims=2)
+            return self.weights(labels, dims=self.dims)
         classes = self.table[labels]
-        return self.weights(labels, classes, num_classes=self.num_classes, dims=2)
+        return self.weights(labels, classes, num_classes=self.num_classes, dims=self.dims)
 
     def balanced(self) -> None:
         """Sets class weights that are "balanced" by counting over all labels."""
@@ -162,7 +231,7 @@ class Dataset:
         classes = None
         if self.table is not None:
             classes = (self.table[self._labels(i)] for i in range(len(self)))
-        self.weights = self.weights.balanced(labels, classes)
+        self.weights = self.weights.balanced(labels, classes, dims=self.dims)
         table = self.weights.class_weight
         if isinstance(table, tuple) and len(table) < self.num_classes:  # the last classes have none
             table = (*table, *[0.0] * (self.num_classes - len(table)))
@@ -182,7 +251,7 @@ class Dataset:
 
         Each pass over the files has a new random order. A label tile lies inside its image or, if
         the image is smaller, around it, so that it can reach every pixel; pixels outside are
-        mirrored.
+        mirrored. In a file with pixels that are ignored, it holds a random one of the others.
 
         Args:
             augmentation: The ranges of the deformation.
@@ -193,18 +262,25 @@ class Dataset:
             seed: Seed of the run.
             step: Number of the step, from 1.
         """
-        total = len(self)
+        total = len(self.drawable)
         files: list[int] = []
         for i in range((step - 1) * count, step * count):
             if not files or i % total == 0:
                 order = torch.randperm(total, generator=generator_of(seed, 0, i // total)).tolist()
-            files.append(order[i % total])
+            files.append(self.drawable[order[i % total]])
         generator = generator_of(seed, 1, step)
-        offset = torch.empty(count, 2)
+        offset = torch.empty(count, self.dims)
         for n, file in enumerate(files):
-            for axis, side in enumerate(self.shapes[file]):
+            shape, known = self.shapes[file], self.known[file]
+            if known is not None:
+                one = known[torch.randint(len(known), (), generator=generator)]
+                pixel = np.unravel_index(int(one), shape)
+            for axis, side in enumerate(shape):
                 room = side - label_shape[axis]
                 low, high = min(room, 0), max(room, 0)
+                if known is not None:
+                    low = max(low, int(pixel[axis]) - label_shape[axis] + 1)
+                    high = max(low, min(high, int(pixel[axis])))
                 position = torch.randint(low, high + 1, (), generator=generator)
                 offset[n, axis] = position - (input_shape[axis] - label_shape[axis]) // 2
         shape = (self.channels, *input_shape)
@@ -216,17 +292,40 @@ class Dataset:
         tiles: Tiles,
         input_shape: Sequence[int],
         label_shape: Sequence[int],
+        parts: Sequence[Part] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cuts tiles out of their images and deforms them, in one pass for images of the same size.
+
+        Args:
+            augmentation: The ranges of the deformation.
+            tiles: The tiles.
+            input_shape: As for :meth:`draw`.
+            label_shape: As for :meth:`draw`.
+            parts: Of volumes: what :meth:`read` returned for these tiles; None: it is read here.
 
         Returns:
             The image tiles, (N, C, *input_shape), and the labels of their centres,
             (N, *label_shape).
         """
+        if self.dims == 3:
+            pairs = [
+                augmentation.apply(
+                    image[None].to(self.device),
+                    labels[None].to(self.device),
+                    tiles.parameters[n : n + 1],
+                    output_shape=input_shape,
+                    label_shape=label_shape,
+                    offset=tiles.offset[n : n + 1] - first,
+                )
+                for n, (image, labels, first) in enumerate(
+                    parts or self.read(augmentation, tiles, input_shape)
+                )
+            ]
+            return torch.cat([image for image, _ in pairs]), torch.cat([ids for _, ids in pairs])
         groups: dict[int, list[int]] = {}
         for n, file in enumerate(tiles.files):
             groups.setdefault(self.places[file][0], []).append(n)
-        parts = []
+        cuts = []
         for stack, members in groups.items():
             images, labels = self._stack(stack)
             rows = [self.places[tiles.files[n]][1] for n in members]
@@ -239,12 +338,31 @@ class Dataset:
                 offset=tiles.offset[members],
                 source=torch.tensor(rows),
             )
-            parts.append(cut)
-        tiles_of, labels_of = zip(*parts, strict=True)
-        if len(parts) == 1:
+            cuts.append(cut)
+        tiles_of, labels_of = zip(*cuts, strict=True)
+        if len(cuts) == 1:
             return tiles_of[0], labels_of[0]
         back = torch.tensor([n for members in groups.values() for n in members]).argsort()
         return torch.cat(tiles_of)[back], torch.cat(labels_of)[back]
+
+    def read(
+        self, augmentation: Augmentation, tiles: Tiles, input_shape: Sequence[int]
+    ) -> list[Part]:
+        """Reads the parts of volumes that tiles are made of; see :meth:`cut`."""
+        parts = []
+        for n, file in enumerate(tiles.files):
+            one = tiles[n : n + 1]
+            sides = self.shapes[file]
+            box = box_of(augmentation.grid, one.parameters, one.offset[0], input_shape, sides)
+            stack, row = self.places[file]
+            first = torch.tensor([part.start for part in box])
+            parts.append((self._image(file)(*box), self.stacks[stack][1][row][box], first))
+        return parts
+
+
+def _reader(image: Stored) -> Callable[..., Tensor]:
+    values = range_of(image.parts)
+    return lambda *part: torch.from_numpy(values.apply(image[slice(None), *part]))
 
 
 def load_sets(
@@ -252,7 +370,9 @@ def load_sets(
 ) -> tuple[TrainConfig, Dataset, Dataset]:
     """Returns settings with the type of the labels, and the sets for training and validation."""
     samples = load_samples(config.images, config.labels, config.classes, config.reading)
-    ignored = config.weights.ignore_label
+    ignored = config.reading.ignored
+    config = with_voxels(config, samples)
+    config = replace(config, weights=replace(config.weights, ignore_label=ignored))
     if config.label_type == "auto":
         maps = [] if config.classes else [s.labels for s in samples]
         config = replace(config, label_type=label_type_of(maps, ignored))
@@ -281,6 +401,14 @@ def load_sets(
         budget -= data.size if data.resident else 0
         sets.append(data)
     train_set, validation_set = sets
+    unknown = [data.names[i] for data in sets for i in range(len(data)) if i not in data.drawable]
+    if not train_set.drawable:
+        raise ValueError(
+            f"{config.labels}: training files must have pixels that count, got none in "
+            f"{listed(unknown)} (all are ignore_label {config.ignore_label})"
+        )
+    if unknown:
+        warnings.warn(f"files without a pixel that counts: {listed(unknown)}", stacklevel=2)
     train_set.balanced()
     validation_set.weights = train_set.weights
     return config, train_set, validation_set

@@ -79,8 +79,9 @@ def plan_of(
         shapes: Sizes of the files, (H, W) each.
         model: The network.
     """
-    margin = model.shrink or 2 * halo_of(model)
-    pixels = sum(math.prod(side + margin for side in shape) for shape in shapes) / len(shapes)
+    margins = [a or 2 * b for a, b in zip(model.shrinkage, halo_of(model), strict=True)]
+    inputs = ([n + m for n, m in zip(shape, margins, strict=True)] for shape in shapes)
+    pixels = sum(map(math.prod, inputs)) / len(shapes)
     file = COST * pixels / (3 * step_pixels)  # forward and backward: three passes
     budget = SHARE * steps / file  # in files
     last = min(max(1, int(budget / 2)), len(shapes))
@@ -224,6 +225,8 @@ class Judge:
         self.width = 2 + 2 * data.num_classes
         self.device = data.device
         self.plain = ObjectRule(grow=grow)
+        # Predicted ridges of volumes are thicker than those carved, which have three axes to be so.
+        self.grows = (grow, grow + 1, grow + 2) if data.dims == 3 and grow else (grow,)
         areas = data.areas() if has_objects else np.zeros(0)
         if has_objects and (len(areas) == 0 or np.median(areas) < LEAST):
             self.fits = False
@@ -315,6 +318,7 @@ class Judge:
                     ("foreground_threshold", FOREGROUND),
                     ("min_area", areas),
                     ("holes", (0, min(1024, areas[-1] // 10))),
+                    ("grow", self.grows),
                     ("seed_threshold", SEEDS),
                 ],
             )
