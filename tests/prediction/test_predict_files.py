@@ -32,12 +32,12 @@ from unet_fast.prediction.out_of_core import Worker, is_begun, predict_blocks, r
 SIZE = {"X": 0.65, "Y": 0.5}
 
 
-def model_in(folder, channels=1, seed=4, **options):
+def model_in(folder, channels=1, seed=4, size=(99, 99), **options):
     """A network with something to say: nearly as many pixels of either class."""
     torch.manual_seed(seed)
     net = UNet(channels, **{"base_channels": 4, "depth": 2} | options)
     net.normalisation = "percentile"
-    image = torch.rand(channels, 99, 99)
+    image = torch.rand(channels, *size)
     scores = predict(net, image, output="scores")
     net.head.bias.data[1] += (scores[0] - scores[1]).median()
     save_model(net, folder)

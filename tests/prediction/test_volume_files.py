@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import tifffile
-import torch
 import zarr
 from budget import first
 from ome_zarr_models.v05.image import Image as OmeImage
 from PIL import Image
+from test_predict_files import model_in as model_of_size
 
 from unet_fast import UNet, load_model, predict, save_model
 from unet_fast.cli import main
@@ -26,15 +26,8 @@ SIZE = {"X": 0.5, "Y": 0.5, "Z": 2.0}
 FLAT = {"kernels": [(1, 3, 3), (3, 3, 3)], "poolings": [(1, 2, 2)]}
 
 
-def model_in(folder, channels=1, **options):
-    """A network with something to say: nearly as many voxels of either class."""
-    torch.manual_seed(4)
-    net = UNet(channels, dims=3, **{"base_channels": 4, "depth": 1} | FLAT | options)
-    net.normalisation = "percentile"
-    scores = predict(net, torch.rand(channels, 20, 50, 50), output="scores")
-    net.head.bias.data[1] += (scores[0] - scores[1]).median()
-    save_model(net, folder)
-    return folder
+def model_in(folder, channels=1):
+    return model_of_size(folder, channels, size=(20, 50, 50), dims=3, depth=1, **FLAT)
 
 
 @pytest.fixture(scope="module")
