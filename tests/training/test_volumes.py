@@ -186,6 +186,13 @@ def test_a_size_of_voxels_for_images(tmp_path):
         TrainConfig(tmp_path, tmp_path, out=tmp_path, voxel_size=(1.0, 1.0, 1.0))
 
 
+def test_two_labels_to_ignore(tmp_path):
+    weights = BorderWeights(ignore_label=7)
+    assert TrainConfig(tmp_path, tmp_path, out=tmp_path, weights=weights).ignore_label == 7
+    with pytest.raises(ValueError, match=r"weights.ignore_label must be ignore_label, 8, got 7"):
+        TrainConfig(tmp_path, tmp_path, out=tmp_path, weights=weights, ignore_label=8)
+
+
 def test_bad_volumes(tmp_path, rng, capsys):
     """One line each: depths that differ, planes as labels, no voxel size, nothing annotated."""
 

@@ -164,7 +164,12 @@ class TrainConfig:
             object.__setattr__(self, "augmentation", Augmentation.cicek_2016())
         if self.ignore_label is None:  # as it was given before labels had a setting for it
             object.__setattr__(self, "ignore_label", self.weights.ignore_label)
-        _ = self.reading  # checks its values
+        marked = (None, self.ignore_label, self.reading.ignored)
+        if self.weights.ignore_label not in marked:
+            raise ValueError(
+                f"train: weights.ignore_label must be ignore_label, {self.ignore_label}, got "
+                f"{self.weights.ignore_label}"
+            )
         self.augmentation.draw(0, (1,) * (self.dims + 1))  # checks settings of each axis
         tile, flat = self.tile, self.flat_levels
         sides = () if tile is None else (tile,) if isinstance(tile, int) else tile
