@@ -79,8 +79,9 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
             shift = torch.minimum(torch.maximum(shift, -SHIFT * share), SHIFT * share)
             momentum = 0.1 if self.momentum is None else self.momentum
             count = input.numel() / input.shape[1]
-            mean.lerp_(batch_mean, momentum)
-            variance.lerp_(batch_variance * (count / max(count - 1, 1)), momentum)
+            mean.lerp_(batch_mean.to(mean), momentum)
+            unbiased = batch_variance * (count / max(count - 1, 1))
+            variance.lerp_(unbiased.to(variance), momentum)
             steps += 1
         # The corrections are constants: they act as another weight and bias.
         weight, bias = self.weight * scale, self.bias + self.weight * shift

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from runs import config, discs_in
 from scipy import ndimage
 
 from unet_fast import Augmentation, BorderWeights, TrainConfig, train
 from unet_fast.cli import main
+from unet_fast.model_file import pack, unpack
 from unet_fast.training import samples, tiles, volumes
 from unet_fast.training.check import check_data
 from unet_fast.training.samples import NumberedLabels, Sample, load_samples
@@ -193,6 +195,7 @@ def test_two_labels_to_ignore(tmp_path):
         TrainConfig(tmp_path, tmp_path, out=tmp_path, weights=weights, ignore_label=8)
 
 
+@pytest.mark.filterwarnings("default:files without")
 def test_bad_volumes(tmp_path, rng, capsys):
     """One line each: depths that differ, planes as labels, no voxel size, nothing annotated."""
 
@@ -214,7 +217,11 @@ def test_bad_volumes(tmp_path, rng, capsys):
     assert "the size of its voxels must be known, got none in the file (--voxel-size" in line()
     tifffile.imwrite(labels / "v0.tif", np.where(whole > 0, 7, 0).astype(np.uint16))
     more = ["--voxel-size", "2", "1", "1", "--ignore-label", "7"]
-    assert "labels must hold an object, got none in any file" in line(*more)
+    words = ["train", str(images), str(labels), "--out", str(tmp_path / "run"), "--dims", "3"]
+    assert main([*words, *SMALL, *more]) == 2
+    warned, error = capsys.readouterr().err.splitlines()
+    assert "files without a pixel that counts, left out: v0" in warned
+    assert "labels must hold an object, got none in any file" in error
 
 
 def test_volumes_that_stay_in_their_files(tmp_path, rng, monkeypatch):
@@ -227,7 +234,7 @@ def test_volumes_that_stay_in_their_files(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(samples, "STORED", 0)
     monkeypatch.setattr(Dataset, "read", partialmethod(_counted, Dataset.read, counts := []))
     stored = train(TrainConfig(images, labels, out=tmp_path / "stored", **common))
-    assert counts == [2] * 5  # one step ahead
+    assert counts == [2] * 4
     train(TrainConfig(images, labels, out=tmp_path / "begun", **common | {"steps": 2}))
     again = TrainConfig(images, labels, out=tmp_path / "begun", **common, resume=True)
     for name, x in whole.state_dict().items():
@@ -267,3 +274,111 @@ def test_marked_labels(tmp_path, rng):
     assert set(np.unique(sample.labels[2:4]).tolist()) <= {0, *range(2, 14)}
     with pytest.raises(ValueError, match=r"v0.tif: labels must hold no 0 with background_label 1"):
         load_samples(images, labels, reading=replace(config.reading, ignore_label=None))
+
+
+def test_files_without_a_pixel_that_counts_are_left_out(tmp_path, rng):
+    """Else they would be evaluated, with a loss of 0, and decide which model is the best."""
+    images, labels = files(tmp_path, rng, count=3, planes=(2, 3))
+    whole = np.zeros(SHAPE, np.uint16)
+    tifffile.imwrite(labels / "v1.tif", whole, imagej=True, metadata={"axes": "ZYX"})
+    config = TrainConfig(images, labels, out=tmp_path, dims=3, ignore_label=0, background_label=1)
+    with pytest.warns(UserWarning, match=r"files without a pixel that counts, left out: v1"):
+        _, train_set, validation_set = tiles.load_sets(config, False, torch.device("cpu"))
+    assert sorted(train_set.names + validation_set.names) == ["v0", "v2"]
+
+
+def test_what_is_counted_is_counted_everywhere(rng, monkeypatch):
+    """Also of a volume of which a part is evaluated."""
+    image, labels = balls(rng)
+    labels[:, :, 30:] = np.where(labels[:, :, 30:] > 0, 40, 0)
+    whole = dataset(labels, image)
+    monkeypatch.setattr(tiles, "EVALUATED", 4 * 40 * 44)
+    parts = dataset(labels, image)
+    assert parts.evaluated == [tuple(int(side * (1 / 3) ** (1 / 3)) for side in SHAPE)]
+    assert parts.areas().tolist() == whole.areas().tolist()
+    for data in (whole, parts):
+        data.balanced()
+    assert parts.weights.class_weight == pytest.approx(whole.weights.class_weight, rel=0.02)
+
+
+def test_the_evaluated_part_holds_known_voxels():
+    """Where the planes that hold the most along each axis do not cross."""
+    known = np.zeros((100, 100, 100), bool)
+    known[1, :30, :30] = True
+    known[50:60, 70:80, 70:80] = True
+    assert known[volumes.box_around(known, 33554)].any()
+
+
+def test_class_maps_have_a_background_of_their_own(tmp_path, rng):
+    images, labels = files(tmp_path, rng, count=1, planes=(2, 3))
+    (tmp_path / "classes").mkdir()
+    ids = tifffile.imread(labels / "v0.tif")
+    kinds = np.where(ids > 1, 1 + ids % 2, 0).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "classes" / "v0.tif", kinds, imagej=True, metadata={"axes": "ZYX"})
+    config = TrainConfig(
+        *(images, labels),
+        **{"out": tmp_path, "dims": 3, "ignore_label": 0, "background_label": 1},
+        **{"classes": tmp_path / "classes", "validation": 0.0},
+    )
+    _, data, _ = tiles.load_sets(config, False, torch.device("cpu"))
+    assert data.class_values == [0, 1, 2]
+    found = data.classes(data.sample(0)[1]).numpy()
+    assert (found[[0, 5]] == 255).all()
+    assert (found[2:4] == kinds[2:4]).all()
+
+
+def test_one_setting_of_the_deformation_keeps_the_others(tmp_path, rng):
+    images, labels = files(tmp_path, rng, count=1)
+    words = ["train", str(images), str(labels), "--dims", "3", "--out", str(tmp_path / "run")]
+    words += ["--validation", "0", "--background-label", "1"]
+    more = ["--previews", "0", "--voxel-size", "1", "1", "1", "--augmentation.rotation"]
+    assert main([*words, *SMALL, *more, "180", "5", "5"]) == 0
+    written = (tmp_path / "run" / "config.toml").read_text()
+    for line in ('grid = "approximating"', "sigma = 4.0", "spacing = 32.0", "180.0"):
+        assert line in written
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_batch_renorm_trains(precision, tmp_path, rng):
+    images, labels = files(tmp_path, rng, count=1)
+    common = {"dims": 3, "previews": 0, "steps": 2, "base_channels": 2, "depth": 1}
+    common |= {
+        "background_label": 1,
+        "tile": (8, 16, 16),
+        "norm": "batch_renorm",
+        "precision": precision,
+    }
+    model = train(TrainConfig(images, labels, out=tmp_path / "run", validation=0.0, **common))
+    assert int(model.down[0][1].num_batches_tracked) == 2
+
+
+def test_planes_that_nobody_looked_at(tmp_path, rng, capsys):
+    """Both options for them were forgotten."""
+    images, labels = files(tmp_path, rng, planes=(2, 5, 9))
+    for file in labels.iterdir():
+        ids = tifffile.imread(file)
+        metadata = {"axes": "ZYX"}
+        tifffile.imwrite(file, np.where(ids > 1, ids, 0), imagej=True, metadata=metadata)
+    words = ["check", str(images), str(labels), "--dims", "3", "--out", str(tmp_path / "check")]
+    assert main([*words, "--strict"]) == 1
+    output = capsys.readouterr().out
+    assert "most planes hold no object and count as background; if nobody looked" in output
+    assert "v0 (9 of 12), v1 (9 of 12)" in output
+    assert "volumes of 12 x 40 x 44, voxels of 0.4 x 0.2 x 0.2 um (Z, Y, X)" in output
+    assert "smaller than" not in output
+
+
+@pytest.mark.filterwarnings("ignore:no pixel has the label")
+def test_runs_from_before_volumes_go_on(tmp_path):
+    """Their settings have no axes, and the label to ignore among the weights."""
+    weights = BorderWeights(ignore_label=9)
+    discs = discs_in(tmp_path / "discs")
+    settings = config(discs, tmp_path / "run", steps=1, tile=None, depth=1, weights=weights)
+    train(settings)
+    file = tmp_path / "run" / "state.safetensors"
+    tensors, description = unpack(file, "a training state")
+    for name in ("dims", "tile", "ignore_label"):
+        del description["settings"][name]
+    file.write_bytes(pack(tensors, description))
+    train(replace(settings, steps=2, resume=True))
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2

@@ -122,6 +122,7 @@ def _check_words(_: cyclopts.App, __: tuple[str, ...], found: cyclopts.ArgumentC
 
 def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Dict]:
     """Returns where `train` finds settings that are not typed: file, resumed run, suggestion."""
+    from ..augment import Augmentation
     from ..training.config import CONFIG, read_toml
 
     said = {word.split("=")[0].removeprefix("--") for word in words}
@@ -155,6 +156,10 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
         from ..training.suggest import suggested_settings
 
         add(suggested_settings(config), "suggested")
+    if config.dims == 3:  # where some of its settings are given, the others are those of volumes
+        volumes = vars(Augmentation.cicek_2016())
+        plain = vars(Augmentation.paper_2015())
+        add({"augmentation": {k: v for k, v in volumes.items() if v != plain[k]}}, "volumes")
     return sources
 
 

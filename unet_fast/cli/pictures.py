@@ -72,6 +72,17 @@ def weights(
             like = open_source(image, None, axes=reading.axes, dims=reading.dims)
         return open_labels(file, like, told.add, dims=reading.dims)
 
+    def spacing_of(file: Path, image: Path | None, source: Source) -> tuple[float, ...]:
+        if image is not None:  # as in training
+            source = open_source(image, None, axes=reading.axes, dims=3)
+        size = reading.voxel_size or source.spacing
+        if size is None:
+            raise ValueError(
+                f"{image or file}: the size of its voxels must be known, got none in the file "
+                "(--voxel-size Z Y X in micrometres; 1 1 1 if voxels are as deep as wide)"
+            )
+        return ratio_of(size)
+
     def read(plane: Plane) -> torch.Tensor:
         return torch.from_numpy(reading.marked(plane.path, plane.labels(told.add)))
 
@@ -104,9 +115,8 @@ def weights(
             axes, shape = source.layout(())
             stack = np.empty(shape, np.float32)
             for number, (plane, ids) in enumerate(zip(source.planes, maps[name], strict=True)):
-                size = reading.voxel_size or source.spacing
-                if size is not None and reading.dims == 3:
-                    weigh = replace(weigh, spacing=ratio_of(size))
+                if reading.dims == 3:
+                    weigh = replace(weigh, spacing=spacing_of(*found[name], source))
                 target, weight_map = (x.numpy() for x in weigh(ids, dims=reading.dims))
                 stack[source.place(stack, plane, *[slice(None)] * reading.dims)] = weight_map
                 if number == len(source.planes) // 2:
@@ -164,6 +174,7 @@ def augment(
     overwrite:
         Replace files of the same names in the output folder.
     """
+    import numpy as np
     import torch
 
     from .._progress import counted
@@ -185,13 +196,13 @@ def augment(
     pairs = find_pairs(images, labels, reading).pairs
     files = [file for pair in pairs for file in (pair.image, pair.labels)]
     loaded = load_samples(images, labels, reading=reading)
-    warn_of(loaded, validated=False, label_type="instances", ignore_label=None)
+    warn_of(loaded, validated=False, label_type="instances", ignore_label=reading.ignored)
     results = [out / f"{sample.name}.png" for sample in loaded]
     _check(out, results, files, overwrite)
     generator = torch.Generator().manual_seed(seed)
     for sample, path in zip(loaded, results, strict=True):
         gray = torch.from_numpy(normalise(sample.image)).mean(0, keepdim=True)
-        ids = torch.from_numpy(sample.labels)
+        ids = torch.from_numpy(np.where(sample.labels == reading.ignored, 0, sample.labels))
         panels = []
         for change, count in ((still, 1), (aug, samples)):
             drawn = change.draw(count, gray.shape, generator=generator)

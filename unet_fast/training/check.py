@@ -26,6 +26,7 @@ from .looks import (
     look_at_objects,
     look_at_order,
     look_at_places,
+    look_at_planes,
     look_at_sizes,
     planar,
 )
@@ -93,6 +94,7 @@ def check_data(
         chosen = label_type_of([] if classes else maps, ignore_label)
     look_at_edges(planes, report)
     look_at_background(samples, ignore_label, report)
+    look_at_planes(samples, ignore_label, report)
     look_at_places(planes, report)
     look_at_labels(samples, chosen, label_type == "auto", ignore_label, report)
     try:
@@ -126,8 +128,9 @@ def check_data(
         report.add("error", str(error))
         return report
     report.suggestion = config
-    look_at_sizes(planes, width, config.output_tile[-1], report)
-    if reading.dims == 3:
+    if reading.dims == 2:
+        look_at_sizes(planes, width, config.output_tile[-1], report)
+    else:
         report.add("note", said_of_volumes(config, samples))
     if picture is not None:
         weights = replace(config.weights, ignore_label=ignore_label)

@@ -92,8 +92,11 @@ def load_state(
     except (LookupError, TypeError, ValueError) as error:
         reason = reason_of(error)
         raise ValueError(f"{file}: must hold a training state, but has none: {reason}") from None
-    if earlier.get("tile") is None:  # older runs did not resolve the default
-        earlier = earlier | {"tile": DEFAULT_TILE[earlier.get("padding", "valid")]}
+    # Older runs did not resolve the default of the tile, and had no volumes.
+    defaults = {"dims": 2, "tile": DEFAULT_TILE[2, earlier.get("padding", "valid")]}
+    of_weights = earlier.get("weights", {})
+    defaults |= {k: v for k, v in of_weights.items() if k == "ignore_label"}
+    earlier = defaults | {k: v for k, v in earlier.items() if v is not None}
     now, then = _flat(settings), _flat(earlier)
     for name in sorted(now.keys() | then.keys()):
         if now.get(name) != then.get(name):

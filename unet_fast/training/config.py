@@ -290,7 +290,6 @@ TABLES = ("weights", "augmentation")
 FREE = {
     *(
         *PATHS,
-        "voxel_size",
         "label_suffix",
         "recursive",
         "skip_unlabelled",

@@ -62,6 +62,7 @@ def warn_of(
     if validated:
         look_at_number(samples, report)
     look_at_background(samples, ignore_label, report)
+    look_at_planes(samples, ignore_label, report)
     samples = planar(samples, ignore_label)
     if look_at_order(samples, report):
         raise ValueError(report.findings[-1][1])
@@ -140,6 +141,23 @@ def look_at_background(samples: list[Sample], ignore_label: int | None, report: 
         background.look(sample.labels)
     for text in background.doubts():
         report.add("warning", text)
+
+
+def look_at_planes(samples: list[Sample], ignore_label: int | None, report: Report) -> None:
+    """Reports volumes most planes of which hold no object, as if nobody had looked at them."""
+    empty: list[str] = []
+    for sample in samples if ignore_label is None else ():
+        planes = (sample.labels != 0).any((1, 2)) if sample.labels.ndim == 3 else np.ones(1, bool)
+        if planes.any() and 2 * planes.sum() < len(planes):
+            empty.append(f"{sample.name} ({len(planes) - planes.sum()} of {len(planes)})")
+    if empty:
+        report.add(
+            "warning",
+            "most planes hold no object and count as background; if nobody looked at them: "
+            "--ignore-label 0, and --background-label V with a value for the background of the "
+            "others (docs/volumes.md)",
+            empty,
+        )
 
 
 def look_at_places(samples: list[Sample], report: Report) -> None:

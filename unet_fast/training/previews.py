@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._files import make_folder
+from ..contracts.border_weight_map import IGNORED
 from ..objects import ObjectRule
 from ..plots import draw_curves, draw_previews
 from .tiles import Dataset
@@ -31,7 +33,8 @@ def tile_panels(data: Dataset, tiles: Tensor, labels: Tensor) -> list[Any]:
     _, weights = data.targets(labels)
     panels = []
     for tile, ids, of_tile in zip(tiles[:4], labels, weights, strict=False):
-        cut = data.cut_of(ids.cpu().numpy())
+        known = torch.where(data.classes(ids) == IGNORED, 0, ids)
+        cut = data.cut_of(known.cpu().numpy())
         image = tile.mean(0)
         if data.dims == 3:  # only planes of the centre can be drawn beside those of the labels
             for axis, side in enumerate(ids.shape):

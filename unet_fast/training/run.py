@@ -54,12 +54,13 @@ class Run:
         self.judge = Judge(by, fits, train_set, config.weights.ridge_width, processes)
         self.every = config.evaluate_every
         self.planned = self.plan(config.length)
+        sides = {*config.output_tile}
         self.config = replace(
             config,
             steps=config.length,
             evaluate_every=self.planned.every,
             best_by=by,
-            tile=config.output_tile if config.dims == 3 else config.output_tile[0],
+            tile=config.output_tile if len(sides) > 1 or config.dims == 3 else sides.pop(),
         )
         self.settings = {k: v for k, v in as_dict(self.config).items() if k not in FREE}
         self.settings["learning_rate"] = config.peak_rate

@@ -16,7 +16,7 @@ from .._files import TEXT, parsed_json, read_file, reason_of
 from ..contracts.border_weight_map import IGNORED
 from ..images.annotations import Tell, silent
 from ..images.files import as_image, fit_channels
-from ..images.pairing import Pair, Reading, find_pairs, match
+from ..images.pairing import UNKNOWN, Pair, Reading, find_pairs, match
 from ..images.source import (
     Source,
     Stored,
@@ -112,8 +112,17 @@ def _open(image: Path, reading: Reading) -> Source:
 
 def add_classes(samples: Sequence[Sample], pair: Pair, reading: Reading) -> list[Sample]:
     """Adds class maps, the labels of a pair, to the samples of its image."""
-    maps = read_labels_of(pair, reading)
+    maps = read_labels_of(pair, replace(reading, background_label=None, ignore_label=None))
+    if reading.background_label:  # that of objects: classes have 0, and what is ignored
+        for kinds in maps if reading.ignore_label else ():
+            kinds[kinds == reading.ignore_label] = UNKNOWN
     return [replace(s, classes=kinds) for s, kinds in zip(samples, maps, strict=True)]
+
+
+def counts(sample: Sample, ignored: int | None) -> bool:
+    """Whether a pixel of a sample counts."""
+    maps = [sample.labels] if sample.classes is None else [sample.labels, sample.classes]
+    return ignored is None or bool(np.all([x != ignored for x in maps], axis=0).any())
 
 
 def read_labels_of(pair: Pair, reading: Reading) -> list[NDArray[np.int32]]:
@@ -188,7 +197,9 @@ def number_objects(
     Raises:
         ValueError: If there is no object, or fewer than 2 or more than 254 classes.
     """
-    empty = all(not set(np.unique(s.labels).tolist()) - {0, ignore_label} for s in samples)
+    empty = not samples or all(
+        not set(np.unique(s.labels).tolist()) - {0, ignore_label} for s in samples
+    )
     if empty:
         raise ValueError(
             "labels must hold an object, got none in any file (0 is background, objects are 1, 2, "

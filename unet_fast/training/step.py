@@ -113,7 +113,8 @@ class Step:
 
         number, parts = self._ahead if self._ahead is not None else (0, None)
         found = parts.result() if parts is not None and number == step else read(mine)
-        self._ahead = step + 1, self._reader.submit(lambda: read(self._draw(step + 1)[1]))
+        if step < self.config.length:
+            self._ahead = step + 1, self._reader.submit(lambda: read(self._draw(step + 1)[1]))
         return found
 
     def compute_eagerly(self, tiles: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..images.source import Stored
 from ..weights import BorderWeights
 from .config import SPLIT, TrainConfig
 from .looks import warn_of
-from .samples import NumberedLabels, Sample, load_samples, number_objects, split_names
+from .samples import NumberedLabels, Sample, counts, load_samples, number_objects, split_names
 from .volumes import box_around, box_of, with_voxels
 
 
@@ -124,8 +125,6 @@ class Dataset:
             stacks[key][1].append(torch.from_numpy(ids))
         self.known = [self._known(ids) for ids in objects.labels]
         """Of files with pixels that are ignored: the flat indices of the others."""
-        self.drawable = [i for i, at in enumerate(self.known) if at is None or len(at)]
-        """Files that tiles are drawn from."""
         self.stacks = [(self._placed(x), self._placed(y)) for x, y in stacks.values()]
         self.boxes = [self._box(i) for i in range(len(self))]
         """The part of each file that is evaluated: the whole, but of very large volumes."""
@@ -156,7 +155,10 @@ class Dataset:
             known = ids != value
         else:
             return None
-        return None if known.all() else torch.from_numpy(np.flatnonzero(known))
+        if known.all():
+            return None
+        kind = np.int32 if known.size < 2**31 else np.int64
+        return torch.from_numpy(np.flatnonzero(known).astype(kind))
 
     def _placed(self, parts: list[Tensor]) -> Tensor:
         stack = torch.stack(parts)
@@ -206,8 +208,24 @@ class Dataset:
 
     def areas(self) -> NDArray[np.integer]:
         """Returns the number of pixels of each object in all images."""
-        objects = (self.truth(i)[1] for i in range(len(self)))
-        return np.concatenate([np.unique(x[x > 0], return_counts=True)[1] for x in objects])
+        areas = []
+        for i in range(len(self)):
+            sums: Counter[int] = Counter()
+            for labels in self._slabs(i):
+                kinds = self.classes(labels)
+                ids = labels[(kinds > 0) & (kinds != IGNORED)].cpu().numpy()
+                numbers, sizes = np.unique(ids, return_counts=True)
+                sums.update(dict(zip(numbers.tolist(), sizes.tolist(), strict=True)))
+            areas += [sums[number] for number in sorted(sums)]
+        return np.array(areas, np.int64)
+
+    def _slabs(self, i: int) -> Iterator[Tensor]:
+        """Yields the labels of an image, of a very large volume in parts along the depth."""
+        stack, row = self.places[i]
+        labels = self.stacks[stack][1][row]
+        plane = max(1, math.prod(self.shapes[i][1:]))
+        for part in labels.split(max(1, EVALUATED // plane) if self.dims == 3 else len(labels)):
+            yield part.to(self.device)
 
     def classes(self, labels: Tensor) -> Tensor:
         """Returns the class of every pixel: 0 background, 255 ignored; without ridge."""
@@ -227,10 +245,11 @@ class Dataset:
 
     def balanced(self) -> None:
         """Sets class weights that are "balanced" by counting over all labels."""
-        labels = (self._labels(i) for i in range(len(self)))
+        labels = (part for i in range(len(self)) for part in self._slabs(i))
         classes = None
         if self.table is not None:
-            classes = (self.table[self._labels(i)] for i in range(len(self)))
+            parts = (part for i in range(len(self)) for part in self._slabs(i))
+            classes = (self.table[part] for part in parts)
         self.weights = self.weights.balanced(labels, classes, dims=self.dims)
         table = self.weights.class_weight
         if isinstance(table, tuple) and len(table) < self.num_classes:  # the last classes have none
@@ -262,12 +281,12 @@ class Dataset:
             seed: Seed of the run.
             step: Number of the step, from 1.
         """
-        total = len(self.drawable)
+        total = len(self)
         files: list[int] = []
         for i in range((step - 1) * count, step * count):
             if not files or i % total == 0:
                 order = torch.randperm(total, generator=generator_of(seed, 0, i // total)).tolist()
-            files.append(self.drawable[order[i % total]])
+            files.append(order[i % total])
         generator = generator_of(seed, 1, step)
         offset = torch.empty(count, self.dims)
         for n, file in enumerate(files):
@@ -371,6 +390,11 @@ def load_sets(
     """Returns settings with the type of the labels, and the sets for training and validation."""
     samples = load_samples(config.images, config.labels, config.classes, config.reading)
     ignored = config.reading.ignored
+    unknown = [s.name for s in samples if not counts(s, ignored)]
+    if unknown and torchrun_number("RANK", 0) == 0:
+        text = f"files without a pixel that counts, left out: {listed(unknown)}"
+        warnings.warn(text, stacklevel=2)
+    samples = [s for s in samples if s.name not in unknown]
     config = with_voxels(config, samples)
     config = replace(config, weights=replace(config.weights, ignore_label=ignored))
     if config.label_type == "auto":
@@ -401,14 +425,6 @@ def load_sets(
         budget -= data.size if data.resident else 0
         sets.append(data)
     train_set, validation_set = sets
-    unknown = [data.names[i] for data in sets for i in range(len(data)) if i not in data.drawable]
-    if not train_set.drawable:
-        raise ValueError(
-            f"{config.labels}: training files must have pixels that count, got none in "
-            f"{listed(unknown)} (all are ignore_label {config.ignore_label})"
-        )
-    if unknown:
-        warnings.warn(f"files without a pixel that counts: {listed(unknown)}", stacklevel=2)
     train_set.balanced()
     validation_set.weights = train_set.weights
     return config, train_set, validation_set

@@ -123,14 +123,14 @@ def _parted_by_borders(data: Dataset) -> bool:
     areas = data.areas()
     if len(areas) < 2 * len(data):  # nothing is parted
         return False
-    side = math.sqrt(np.median(areas))
+    side = float(np.median(areas)) ** (1 / data.dims)
     inside = outside = near = 0
     for i in range(len(data)):
         classes, _ = data.truth(i)
         background = classes == 0
         inside += int(np.count_nonzero(~background & (classes != IGNORED)))
         outside += int(np.count_nonzero(background))
-        distances = ndimage.distance_transform_edt(background)
+        distances = ndimage.distance_transform_edt(background | (classes == IGNORED))
         near += int(np.count_nonzero(background & (distances <= side / 4)))
     return inside > outside > 0 and near >= 0.9 * outside
 

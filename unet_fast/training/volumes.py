@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from .._device import torchrun_number
 from .._progress import counted
 from ..augment import Augmentation, AugmentationParameters
 from ..images.source import ratio_of
@@ -31,7 +32,7 @@ def with_voxels(config: TrainConfig, samples: Sequence[Sample]) -> TrainConfig:
     Raises:
         ValueError: If a file does not tell its voxel size, and no setting does.
     """
-    if config.dims == 2:
+    if config.dims == 2 or not samples:
         return config
     sizes = {}
     for sample in samples:
@@ -43,7 +44,7 @@ def with_voxels(config: TrainConfig, samples: Sequence[Sample]) -> TrainConfig:
         sizes[sample.spacing] = sample.name
     (size, _), *others = sizes.items()
     for other, name in others:
-        if not np.allclose(size, other, rtol=ALIKE):
+        if not np.allclose(size, other, rtol=ALIKE) and torchrun_number("RANK", 0) == 0:
             warnings.warn(
                 f"volumes differ in the size of their voxels: {_text(other)} in {name}, taken as "
                 f"{_text(size)}; scale them alike",
@@ -66,8 +67,9 @@ def said_of_volumes(config: TrainConfig, samples: Sequence[Sample]) -> str:
     """Describes what settings of :func:`with_voxels` make of volumes."""
     size, flat = samples[0].spacing or (), config.flat_levels or 0
     levels = f"the upper {counted(flat, 'level')} of the network in the plane only"
+    shapes = {sample.labels.shape: None for sample in samples}
     return (
-        f"voxels of {_text(size)} um (Z, Y, X): "
+        f"volumes of {', '.join(map(_text, shapes))}, voxels of {_text(size)} um (Z, Y, X): "
         f"{levels if flat else 'all levels of the network in three axes'}; tiles of "
         f"{' x '.join(map(str, config.output_tile))}"
     )
@@ -157,4 +159,5 @@ def box_around(known: NDArray[np.bool_], most: int) -> tuple[slice, ...]:
         first = int(best[len(best) // 2]) - length // 2
         first = min(max(first, 0), side - length)
         box.append(slice(first, first + length))
+        known = known[(*[slice(None)] * axis, box[-1])]  # what counts for the next axes
     return tuple(box)
