@@ -356,3 +356,9 @@ def test_places_without_a_picture_stay_white(tmp_path):
     below = picture[rows * 6 // 10 :]
     assert below[:, : columns // 4].min() < 128
     assert below[:, columns * 3 // 10 :].min() == 255
+
+
+@pytest.mark.parametrize("name", ["sigma", "points", "rotation", "flip", "voxel_size"])
+def test_settings_of_no_axis_are_refused(name):
+    with pytest.raises(ValueError, match=f"Augmentation: {name} must be of 1 to 3 axes, got"):
+        Augmentation(**{name: ()})

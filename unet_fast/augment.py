@@ -87,6 +87,10 @@ class Augmentation:
     def __post_init__(self) -> None:
         """Checks the values. Raises ValueError if one is out of range."""
         check_fields("Augmentation", self)
+        for name in PER_AXIS:
+            value = getattr(self, name)
+            if len(_listed(value)) not in (1, 2, 3):
+                raise ValueError(f"Augmentation: {name} must be of 1 to 3 axes, got {value}")
         low, high = self.gray_slope
         reach = self.gray_white[0] - self.gray_black[0], self.gray_white[1] - self.gray_black[1]
         approximating = self.grid == "approximating"
@@ -136,10 +140,6 @@ class Augmentation:
             ),
             ("gray_points", self.gray_points in (2, 3, 5, 9), "be 2, 3, 5 or 9"),
         )
-        for name in PER_AXIS:
-            value = getattr(self, name)
-            if len(_listed(value)) not in (1, 2, 3):
-                raise ValueError(f"Augmentation: {name} must be of 1 to 3 axes, got {value}")
         for name, holds, rule in rules:
             if not holds:
                 raise ValueError(f"Augmentation: {name} must {rule}, got {getattr(self, name)}")

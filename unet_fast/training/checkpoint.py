@@ -93,9 +93,11 @@ def load_state(
         reason = reason_of(error)
         raise ValueError(f"{file}: must hold a training state, but has none: {reason}") from None
     # Older runs did not resolve the default of the tile, and had no volumes.
-    defaults = {"dims": 2, "tile": DEFAULT_TILE[2, earlier.get("padding", "valid")]}
-    of_weights = earlier.get("weights", {})
-    defaults |= {k: v for k, v in of_weights.items() if k == "ignore_label"}
+    same = earlier.get("padding") == "same"
+    defaults = {"dims": 2, "tile": DEFAULT_TILE[2, "same" if same else "valid"]}
+    of_weights = earlier.get("weights")
+    if isinstance(of_weights, dict):
+        defaults |= {k: v for k, v in of_weights.items() if k == "ignore_label"}
     earlier = defaults | {k: v for k, v in earlier.items() if v is not None}
     now, then = _flat(settings), _flat(earlier)
     for name in sorted(now.keys() | then.keys()):
