@@ -237,7 +237,7 @@ def test_rotation_is_about_the_centre():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": (0, 3)}, r"points must be counts >= 1, got \(0, 3\)"),
+        ({"points": (0, 3)}, r"points must be counts in \[1, 65536\], got \(0, 3\)"),
         ({"grid": "bicubic"}, "grid must be interpolating, approximating or keys, got bicubic"),
         ({"grid": "approximating"}, "points must be at least 4 along each axis for an"),
         ({"spacing": 150}, "spacing must be None, or >= 1 with an approximating grid, got 150"),

@@ -55,7 +55,7 @@ class Augmentation:
     sigma: float | tuple[float, ...] = 10.0
     """Standard deviation of the displacements of the grid, >= 0, in pixels, along each axis."""
     points: int | tuple[int, ...] = 3
-    """Number of displacements along each axis, each >= 1; not used with spacing."""
+    """Number of displacements along each axis, each in [1, 65536]; not used with spacing."""
     grid: Literal["interpolating", "approximating", "keys"] = "interpolating"
     """interpolating: a B-spline through the displacements; approximating: a B-spline with them as
     coefficients; keys: cubic convolution."""
@@ -97,7 +97,7 @@ class Augmentation:
         points, spacing = _listed(self.points), _listed(self.spacing or 1)
         rules = (
             ("sigma", all(0 <= s < math.inf for s in _listed(self.sigma)), "be >= 0"),
-            ("points", min(points) >= 1, "be counts >= 1"),
+            ("points", all(1 <= count <= 65536 for count in points), "be counts in [1, 65536]"),
             (
                 "grid",
                 self.grid in ("interpolating", "approximating", "keys"),
