@@ -3,6 +3,7 @@ import campaign
 import pytest
 
 
+@pytest.mark.filterwarnings("ignore:.* share their objects")  # of random batches, too
 @pytest.mark.parametrize("name", campaign.CASES)
 def test_cases(name):
     """Two seconds of each kind of case, with `--thorough` five; campaign.py runs more."""
