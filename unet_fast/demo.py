@@ -35,7 +35,7 @@ SETTINGS: dict[int, dict[str, Any]] = {
         "ignore_label": 0,
         "background_label": 255,  # there is none
         **fitting([(32, 76, 85)], 0.0, "cpu"),
-        "steps": 1000,
+        "steps": 800,
     },
 }
 """What the demo sets, by axes."""
