@@ -116,15 +116,14 @@ def test_equals_elasticdeform(deform, rng, order):
 
 
 def ramps(shape):
-    """An image whose value is the position it was read at, (1, 2, *shape)."""
+    """An image whose value is the position it was read at, (1, axes, *shape)."""
     return torch.from_numpy(pixels(shape))[None]
 
 
-def field(deform, displacement, shape, **options):
+def field(deform, displacement, shape, *, margin=60, **options):
     """The displacement of every pixel of an output in the middle of a large image."""
-    margin = 60
     image = ramps([n + 2 * margin for n in shape])
-    tile = {"output_shape": shape, "offset": torch.full((1, 2), float(margin))}
+    tile = {"output_shape": shape, "offset": torch.full((1, len(shape)), float(margin))}
     still = deform(image, **tile, **{k: v for k, v in options.items() if k == "affine"})
     return deform(image, displacement, **tile, **options) - still
 

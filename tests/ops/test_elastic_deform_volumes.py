@@ -17,6 +17,7 @@ from test_elastic_deform import (
     GRIDS,
     NOT_FINITE,
     POSITION,
+    field,
     native,
     pixels,
     random_case,
@@ -113,19 +114,6 @@ def test_equals_torch_grid_sample(deform, rng):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
 
-def ramps(shape):
-    """An image whose value is the position it was read at, (1, 3, *shape)."""
-    return torch.from_numpy(pixels(shape))[None]
-
-
-def field(deform, displacement, shape, **options):
-    """The displacement of every voxel of an output in the middle of a large image."""
-    margin = 12
-    image = ramps([n + 2 * margin for n in shape])
-    tile = {"output_shape": shape, "offset": torch.full((1, 3), float(margin))}
-    return deform(image, displacement, **tile, **options) - deform(image, **tile)
-
-
 def test_keys_grid_equals_torch_bicubic(deform):
     displacement = torch.randn(1, 3, 3, 4, 5).double()
     expected = displacement
@@ -136,7 +124,7 @@ def test_keys_grid_equals_torch_bicubic(deform):
         )
         rest = expected.movedim(2 + axis, 2).shape[3:]
         expected = lines.unflatten(3, rest).movedim(2, 2 + axis)
-    moved = field(deform, displacement, (9, 6, 11), grid="keys")
+    moved = field(deform, displacement, (9, 6, 11), margin=12, grid="keys")
     torch.testing.assert_close(moved, expected)
 
 

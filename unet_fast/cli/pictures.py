@@ -55,10 +55,10 @@ def weights(
     from ..images.annotations import is_outlines
     from ..images.files import write_tiff
     from ..images.folders import label_type_of
-    from ..images.pairing import find_labels
+    from ..images.pairing import find_labels, ratio_of
     from ..images.sections import cut_of
     from ..images.signs import LABELS_HINT, Background, Doubts
-    from ..images.source import Plane, Source, open_labels, open_source, planes_of, ratio_of
+    from ..images.source import Plane, Source, open_labels, open_source, planes_of
     from ..objects import label_components
     from ..plots import draw_weights
 
@@ -75,13 +75,7 @@ def weights(
     def spacing_of(file: Path, image: Path | None, source: Source) -> tuple[float, ...]:
         if image is not None:  # as in training
             source = open_source(image, None, axes=reading.axes, dims=3)
-        size = reading.voxel_size or source.spacing
-        if size is None:
-            raise ValueError(
-                f"{image or file}: the size of its voxels must be known, got none in the file "
-                "(--voxel-size Z Y X in micrometres; 1 1 1 if voxels are as deep as wide)"
-            )
-        return ratio_of(size)
+        return ratio_of(image or file, reading.voxel_size or source.spacing)
 
     def read(plane: Plane) -> torch.Tensor:
         return torch.from_numpy(reading.marked(plane.path, plane.labels(told.add)))

@@ -42,6 +42,20 @@ def check_axes(axes: str | None) -> None:
         raise ValueError(f"axes must have Y (rows) before X (columns), got {axes!r}")
 
 
+def ratio_of(name: Path | str, size: tuple[float, ...] | None) -> tuple[float, ...]:
+    """Returns sizes of a voxel along each axis in units of that along X, to three digits.
+
+    Raises:
+        ValueError: If the sizes are not known; one line that names the file.
+    """
+    if size is None:
+        raise ValueError(
+            f"{name}: the size of its voxels must be known, got none in the file (--voxel-size Z Y "
+            "X in micrometres; 1 1 1 if voxels are as deep as wide)"
+        )
+    return tuple(float(f"{x / size[-1]:.3g}") for x in size)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How images and labels are found and read; settings of the same names as in training."""

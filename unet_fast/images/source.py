@@ -240,11 +240,6 @@ class Stored:
         return self.plane.source.parts(self.plane.index)
 
 
-def ratio_of(size: tuple[float, ...]) -> tuple[float, ...]:
-    """Returns sizes of a pixel along each axis in units of that along X, to three digits."""
-    return tuple(float(f"{x / size[-1]:.3g}") for x in size)
-
-
 def planes_of(source: Source) -> Iterator[Plane]:
     """Yields all planes of a file."""
     return (Plane(source, index) for index in source.planes)

@@ -87,7 +87,7 @@ class Step:
         drawn, mine = self._draw(step)
         with record_function(f"{SPAN} tiles"):
             parts = None
-            if any(self.data.stored):
+            if any(self.data.readers):
                 parts = self._parts(step, mine)
             tiles = self.data.cut(config.augmentation, mine, *shapes, parts)
         # For dropout:

@@ -100,9 +100,9 @@ class Dataset:
         self.table = None if objects.table is None else torch.from_numpy(objects.table).to(device)
         # With a table, object numbers tell which pixels are ignored; no ignore_label is needed.
         self.weights = weights if self.table is None else replace(weights, ignore_label=None)
-        self.stored = [isinstance(s.image, Stored) for s in samples]
-        """Files whose pixels are read as tiles are drawn, not before."""
-        values = ((0 if x else self.channels) + 1 for x in self.stored)
+        self.readers = [_reader(s.image) for s in samples]
+        """Of files whose pixels are read as tiles are drawn: what reads them, normalised."""
+        values = ((0 if read else self.channels) + 1 for read in self.readers)
         self.size = sum(4 * n * math.prod(x) for n, x in zip(values, self.shapes, strict=True))
         self.resident = self.size <= budget
         # Images of one size form a stack, from which a single pass cuts the tiles of a step.
@@ -112,16 +112,11 @@ class Dataset:
         keys = [shape if stacked else i for i, shape in enumerate(self.shapes)]
         stacks = {key: (list[Tensor](), list[Tensor]()) for key in keys}
         order = {key: k for k, key in enumerate(stacks)}
-        self.readers: list[Callable[..., Tensor] | None] = []
-        """What reads the pixels of each stored file, normalised."""
         for key, sample, ids in zip(keys, samples, objects.labels, strict=True):
             self.places.append((order[key], len(stacks[key][0])))
-            if isinstance(sample.image, Stored):
-                self.readers.append(_reader(sample.image))
-                stacks[key][0].append(torch.empty(0))
-            else:
-                self.readers.append(None)
-                stacks[key][0].append(torch.from_numpy(normalise(sample.image)))
+            stored = isinstance(sample.image, Stored)
+            image = torch.empty(0) if stored else torch.from_numpy(normalise(sample.image))
+            stacks[key][0].append(image)
             stacks[key][1].append(torch.from_numpy(ids))
         self.known = [self._known(ids) for ids in objects.labels]
         """Of files with pixels that are ignored: the flat indices of the others."""
@@ -379,7 +374,9 @@ class Dataset:
         return parts
 
 
-def _reader(image: Stored) -> Callable[..., Tensor]:
+def _reader(image: Any) -> Callable[..., Tensor] | None:
+    if not isinstance(image, Stored):
+        return None
     values = range_of(image.parts)
     return lambda *part: torch.from_numpy(values.apply(image[slice(None), *part]))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._device import torchrun_number
 from .._progress import counted
 from ..augment import Augmentation, AugmentationParameters
-from ..images.source import ratio_of
+from ..images.pairing import ratio_of
 from .config import TrainConfig
 from .samples import Sample
 
@@ -34,14 +34,8 @@ def with_voxels(config: TrainConfig, samples: Sequence[Sample]) -> TrainConfig:
     """
     if config.dims == 2 or not samples:
         return config
-    sizes = {}
-    for sample in samples:
-        if sample.spacing is None:
-            raise ValueError(
-                f"{sample.name}: the size of its voxels must be known, got none in the file "
-                "(--voxel-size Z Y X in micrometres; 1 1 1 if voxels are as deep as wide)"
-            )
-        sizes[sample.spacing] = sample.name
+    ratio, *_ = (ratio_of(sample.name, sample.spacing) for sample in samples)
+    sizes = {sample.spacing: sample.name for sample in samples if sample.spacing is not None}
     (size, _), *others = sizes.items()
     for other, name in others:
         if not np.allclose(size, other, rtol=ALIKE) and torchrun_number("RANK", 0) == 0:
@@ -50,7 +44,6 @@ def with_voxels(config: TrainConfig, samples: Sequence[Sample]) -> TrainConfig:
                 f"{_text(size)}; scale them alike",
                 stacklevel=2,
             )
-    ratio = ratio_of(size)
     flat = config.flat_levels
     if flat is None:
         depth = math.log2(max(1.0, size[0] / min(size[1:])) * (1 + ALIKE))
@@ -71,7 +64,7 @@ def said_of_volumes(config: TrainConfig, samples: Sequence[Sample]) -> str:
     return (
         f"volumes of {', '.join(map(_text, shapes))}, voxels of {_text(size)} um (Z, Y, X): "
         f"{levels if flat else 'all levels of the network in three axes'}; tiles of "
-        f"{' x '.join(map(str, config.output_tile))}"
+        f"{_text(config.output_tile)}"
     )
 
 
@@ -139,7 +132,7 @@ def box_of(
             start, end = 0, max(end, -first)
         if last > edge:
             start, end = min(start, 2 * edge - last), edge
-        box.append(slice(start, min(end, edge) + 1))
+        box.append(slice(start, end + 1))
     return tuple(box)
 
 
