@@ -1,5 +1,6 @@
-"""Layers that torch lacks: repeatable max pooling of volumes, batch renormalisation."""
+"""Layers that torch lacks: repeatable pooling of volumes, batch renorm, fused convolutions."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -86,3 +87,44 @@ class BatchRenorm(nn.modules.batchnorm._BatchNorm):
         # The corrections are constants: they act as another weight and bias.
         weight, bias = self.weight * scale, self.bias + self.weight * shift
         return F.batch_norm(input, None, None, weight, bias, training=True, eps=self.eps)
+
+
+class FusedConvolution(nn.Module):
+    """A convolution and the ReLU behind it in one pass of oneDNN, without derivatives."""
+
+    def __init__(self, convolution: nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves (N, C, *S), whose type becomes that of the weights."""
+        c = self.convolution
+        x = x.to(c.weight.dtype)
+        where = c.padding, c.stride, c.dilation, c.groups
+        fused = torch.ops.mkldnn._convolution_pointwise
+        result: Tensor = fused(x, c.weight, c.bias, *where, "relu", [], "")
+        return result
+
+
+def fused_in_bfloat16(model: nn.Module) -> nn.Module:
+    """Returns a copy for prediction on the CPU under autocast: the same bits in less time.
+
+    Its convolutions have weights of bfloat16, which autocast would convert for each tile, and are
+    fused with their ReLUs. Where oneDNN has no bfloat16, the model itself.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return model
+    convolutions = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
+    converted = {
+        id(weight): nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+        for layer in model.modules()
+        if isinstance(layer, convolutions)
+        for weight in layer.parameters()
+    }
+    result = copy.deepcopy(model, converted)
+    for block in result.modules():
+        if isinstance(block, nn.Sequential):
+            for i, layer in enumerate([*block][:-1]):
+                if isinstance(layer, nn.Conv2d | nn.Conv3d) and isinstance(block[i + 1], nn.ReLU):
+                    block[i], block[i + 1] = FusedConvolution(layer), nn.Identity()
+    return result

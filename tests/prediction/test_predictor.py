@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unet_fast import UNet, predict
+from unet_fast._layers import FusedConvolution
 from unet_fast.images import intensity
 from unet_fast.prediction import tiling
 from unet_fast.prediction.options import Options
@@ -647,6 +648,32 @@ def test_precision_is_that_of_autocast():
     exact = predict(net, image, tile=32, output="scores")
     assert not torch.equal(exact, half)
     assert (exact - half).abs().max() <= 32 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 in oneDNN here"
+)
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({"padding": "same"}, 10),
+        ({"dims": 3, "kernels": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}, 10),
+        ({"norm": "batch"}, 0),
+        ({"bottleneck_norm": "batch", "upsampling": "bilinear"}, 10),
+        ({"upsampling": "release_2015"}, 10),
+    ],
+    ids=str,
+)
+def test_fused_convolutions_predict_the_same_bits(options, fused, monkeypatch):
+    torch.manual_seed(0)
+    net = UNet(base_channels=4, depth=2, **options).eval()
+    image = torch.rand(1, *(60,) * net.dims)
+    predictor = Predictor(net, Options("scores", precision="bfloat16"))
+    assert sum(isinstance(layer, FusedConvolution) for layer in predictor.net.modules()) == fused
+    found = predict(net, image, output="scores", precision="bfloat16")
+    monkeypatch.setattr("unet_fast.prediction.predictor.fused_in_bfloat16", lambda model: model)
+    assert torch.equal(found, predict(net, image, output="scores", precision="bfloat16"))
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
 
 
 def test_nothing_to_predict():

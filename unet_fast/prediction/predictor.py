@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._files import reason_of
+from .._layers import fused_in_bfloat16
 from .._memory import PROGRAM, check_memory, gigabytes
 from ..images.intensity import Range, as_float32, range_of
 from ..images.source import Pixels
@@ -200,10 +201,14 @@ class Predictor:
                 f"predict: precision must be {own} as the weights, bfloat16 or float16, got {name}"
             )
         self.precision: torch.dtype = getattr(torch, name or own)
+        if torch.is_autocast_enabled(self.device.type):
+            self.precision = torch.get_autocast_dtype(self.device.type)
         self.classes: int = model.config["num_classes"]
         self.net: nn.Module = model
         if options.compile:
             self.net = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+        elif self.device.type == "cpu" and self.precision == torch.bfloat16:
+            self.net = fused_in_bfloat16(model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -231,11 +236,8 @@ class Predictor:
 
     @property
     def _value_bytes(self) -> int:
-        precision = self.precision
-        if torch.is_autocast_enabled(self.device.type):
-            precision = torch.get_autocast_dtype(self.device.type)
         # The bounding box of a rotated tile has up to twice its pixels.
-        return precision.itemsize * (2 if self.turns else 1)
+        return self.precision.itemsize * (2 if self.turns else 1)
 
     def check_fits(self, tiling: Tiling, held: float = 0) -> None:
         """Refuses tiles that cannot fit into memory.
