@@ -8,6 +8,7 @@ import tifffile
 import zarr
 from budget import first
 from ome_zarr_models.v05.image import Image as OmeImage
+from ome_zarr_models.v05.labels import Labels as OmeLabels
 from PIL import Image
 from test_predict_files import model_in as model_of_size
 
@@ -104,6 +105,39 @@ def test_formats(run, tmp_path, kind, output, format, name):
     with Image.open(out / "overlays" / "x.png") as picture:  # Z is four times as long as drawn
         assert picture.size == (41 + GAP + 80, 50 + GAP + 80)
     assert sorted(p.name for p in out.iterdir()) == sorted([name, "overlays"])
+
+
+def test_results_go_into_the_labels_of_their_images(run, tmp_path, capsys):
+    volume, out = voxels(20, 50, 41), tmp_path / "out"
+    image = written(tmp_path, "ome-zarr", volume)
+    words = image, "--tile", 24, "--into-image", "--out", out
+    assert call(run, *words) == 0
+    assert call(run, *words, "--output", "labels") == 0
+    labels = zarr.open_group(image / "labels", mode="r")
+    names = ["unet_fast_objects", "unet_fast_classes"]
+    assert OmeLabels.from_zarr(labels).ome_attributes.labels == names
+    for name, output in zip(names, ("instances", "labels"), strict=True):
+        assert np.array_equal(labels[f"{name}/0"][:], predicted(run, volume, output))
+    assert np.array_equal(open_source(image, 1, dims=3).pixels()(*[slice(None)] * 3)[0], volume)
+    assert [p.name for p in out.iterdir()] == ["overlays"]
+    assert {p.name for p in (image / "labels").iterdir()} == {*names, "zarr.json"}
+
+    assert call(run, *words) == 2
+    assert "got " + str(image / "labels" / names[0]) in capsys.readouterr().err
+    (image / "labels" / "zarr.json").unlink()  # killed before the result was listed
+    assert call(run, *words, "--resume") == 0
+    listed = zarr.open_group(image / "labels", mode="r").attrs["ome"]
+    assert listed == {"version": "0.5", "labels": names[:1]}
+
+    refused = {
+        (image, "--output", "scores"): "into_image must go with ome-zarr and instances or labels",
+        (image, "--format", "tiff"): "into_image must go with ome-zarr and instances or labels",
+        (written(tmp_path, "ome", volume),): "must be an OME-Zarr image of version 0.5",
+    }
+    for asked, message in refused.items():
+        assert call(run, *asked, "--into-image", "--out", tmp_path / "none") == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("format", ["auto", "ome-zarr"])

@@ -382,3 +382,21 @@ def test_runs_from_before_volumes_go_on(tmp_path):
     file.write_bytes(pack(tensors, description))
     train(replace(settings, steps=2, resume=True))
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("planes", [(2, 5, 9), range(12)], ids=["apart", "all"])
+def test_objects_that_are_numbered_anew_in_each_plane(planes, tmp_path, rng, capsys):
+    images, labels = files(tmp_path, rng, planes=planes)
+    words = ["check", str(images), str(labels), "--dims", "3", "--out", str(tmp_path / "check")]
+    words += ["--ignore-label", "0", "--background-label", "1", "--overwrite"]
+    main(words)
+    assert "numbered anew" not in capsys.readouterr().out
+    for file in labels.iterdir():
+        ids = tifffile.imread(file)
+        for plane in ids:
+            cells = plane > 1
+            numbers, index = np.unique(plane[cells], return_inverse=True)
+            plane[cells] = 2 + rng.permutation(len(numbers))[index]
+        tifffile.imwrite(file, ids, imagej=True, metadata={"axes": "ZYX"})
+    main(words)
+    assert "objects seem to be numbered anew in each plane" in capsys.readouterr().out

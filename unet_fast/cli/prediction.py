@@ -40,6 +40,7 @@ def predict(
     missing_chunks: bool = False,
     axes: str | None = None,
     recursive: bool = False,
+    into_image: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -85,6 +86,9 @@ def predict(
         Axes of images whose files do not say, as ZYX (planes or a volume) or CYX (channels).
     recursive:
         Take images of nested folders, too; results are in folders of the same names.
+    into_image:
+        Write results of OME-Zarr 0.5 into the images, where napari shows them over the pixels:
+        IMAGE/labels/unet_fast_objects, of --output labels unet_fast_classes.
     resume:
         Keep results that are finished; go on with an OME-Zarr that is not.
     overwrite:
@@ -125,6 +129,7 @@ def predict(
             missing_chunks=missing_chunks,
             axes=axes,
             recursive=recursive,
+            into_image=into_image,
             resume=resume,
             overwrite=overwrite,
         )

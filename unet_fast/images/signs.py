@@ -188,6 +188,30 @@ def ids_of(labels: Ids, ignore_label: int | None) -> NDArray[np.int32]:
     return kept
 
 
+def restarted(labels: Ids, ignore_label: int | None) -> bool:
+    """Whether the objects of a volume, (D, H, W), seem to be numbered anew in each plane.
+
+    Where objects of one annotated plane lie over those of the next one, most have another number
+    then; of planes that do not touch this is normal, but not that each holds the first numbers.
+    """
+    inside = (labels != 0) & (labels != ignore_label)
+    planes = np.flatnonzero(inside.any((1, 2)))
+    pairs = np.column_stack([planes[:-1], planes[1:]])
+    touching = pairs[np.diff(pairs)[:, 0] == 1]
+    if len(touching):
+        pairs = touching
+    else:
+        ids = [ids_of(labels[z], ignore_label) for z in planes]
+        first = min((int(x[0]) for x in ids), default=0)
+        if any(len(x) < 3 or int(x[-1]) != first + len(x) - 1 for x in ids):
+            return False
+    over = [inside[a] & inside[b] for a, b in pairs]
+    same = sum(
+        int((labels[a] == labels[b])[both].sum()) for (a, b), both in zip(pairs, over, strict=True)
+    )
+    return 2 * same < sum(int(both.sum()) for both in over)
+
+
 def boxes_of(labels: Ids, ignore_label: int | None) -> list[tuple[int, tuple[slice, ...]]]:
     """Returns each object's value and bounding box."""
     values, dense = np.unique(labels, return_inverse=True)

@@ -127,6 +127,32 @@ def _check_chunks(array: Any, files: set[str]) -> None:
         )
 
 
+def labels_folder(image: Path) -> Path:
+    """Returns the folder for the labels of an OME-Zarr image.
+
+    Raises:
+        ValueError: If it is no OME-Zarr image of version 0.5.
+    """
+    version = None
+    if (image / "zarr.json").is_file():
+        attributes = need_zarr().open(image, mode="r").attrs.asdict()
+        version = attributes.get("ome", {}).get("version")
+    if version is None or "multiscales" not in attributes["ome"]:
+        raise ValueError(f"{image}: must be an OME-Zarr image of version 0.5 to take labels")
+    return image / "labels"
+
+
+def list_label(folder: Path) -> None:
+    """Adds labels, IMAGE/labels/NAME, to those that the image lists.
+
+    Source: OME-NGFF 0.5, section "labels".
+    """
+    group = need_zarr().open_group(folder.parent, mode="a", zarr_format=3)
+    ome = dict(group.attrs.get("ome", {"version": "0.5"}))
+    ome["labels"] = [*dict.fromkeys([*ome.get("labels", []), folder.name])]
+    group.attrs["ome"] = ome
+
+
 def open_level(path: Path, *, write: bool = False) -> Any:
     """Opens an array; with `write`, one that also writes chunks that are all zero."""
     zarr = need_zarr()

@@ -20,7 +20,14 @@ from ..images.folders import name_of, outside, stem_of
 from ..images.intensity import range_of
 from ..images.pairing import check_axes
 from ..images.source import Source, list_sources, open_source
-from ..images.zarr import is_zarr, need_zarr, open_level, zarr_library
+from ..images.zarr import (
+    is_zarr,
+    labels_folder,
+    list_label,
+    need_zarr,
+    open_level,
+    zarr_library,
+)
 from ..model_file import load_model
 from ..plots import draw_overlay
 from .options import OVERLAYS, Options
@@ -30,6 +37,8 @@ from .tables import ROIS, TABLES, files_of, need_libraries, write_objects
 
 SUFFIXES = {"png": ".png", "tiff": ".tif", "ome-tiff": ".ome.tif", "ome-zarr": ".ome.zarr"}
 """Suffixes of the formats of results."""
+INTO = {"instances": "unet_fast_objects", "labels": "unet_fast_classes"}
+"""Names of results in the labels of their images."""
 LARGE_PIXELS = 2**27
 """Images of at least this many pixels give an OME-Zarr, unless another format is asked for."""
 OVERLAY = 4096
@@ -65,6 +74,7 @@ def predict_files(
     missing_chunks: bool = False,
     axes: str | None = None,
     recursive: bool = False,
+    into_image: bool = False,
     client: Any = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -91,6 +101,8 @@ def predict_files(
         missing_chunks: As for :func:`open_source`.
         axes: As for :func:`open_source`.
         recursive: Whether images of nested folders count; results are in folders of the same names.
+        into_image: Whether results of instances or labels go into their images, all of which are
+            OME-Zarr 0.5 then, as `IMAGE/labels/NAME` with the names of :data:`INTO`.
         client: As for :func:`predict_blocks`; all results are OME-Zarr then.
         resume: Keep results that are finished, and go on with those that are not.
         overwrite: Replace results.
@@ -103,7 +115,12 @@ def predict_files(
         raise ValueError(f"format must be ome-zarr with several workers, got {format}")
     if format == "png" and options.output in ("scores", "probabilities"):
         raise ValueError(f"format must not be png for output {options.output}")
-    if format == "ome-zarr" or client is not None:
+    if into_image and (format not in ("auto", "ome-zarr") or options.output not in INTO):
+        raise ValueError(
+            f"into_image must go with ome-zarr and {' or '.join(INTO)}, got {format} and "
+            f"{options.output}"
+        )
+    if format == "ome-zarr" or client is not None or into_image:
         need_zarr()
         format = "ome-zarr"
     asked = ["table"] * table + ["rois"] * rois
@@ -129,10 +146,11 @@ def predict_files(
         missing_chunks=missing_chunks,
         axes=axes,
         client=client,
+        into=INTO[options.output] if into_image else None,
         resume=resume,
         overwrite=overwrite,
     )
-    results = [out / (name + _end(x, format, predictor)) for name, x in files.items()]
+    results = [call.result_of(name, x, _end(x, format, predictor)) for name, x in files.items()]
     # Checked for all before the first is made, or a folder.
     there = [call.is_there(name, x) for name, x in zip(files, results, strict=True)]
     make_folder(out)
@@ -180,10 +198,15 @@ class _Call:
     missing_chunks: bool
     axes: str | None
     client: Any
+    into: str | None
     resume: bool
     overwrite: bool
     folders: set[Path] = field(default_factory=set)
     """Folders that are there, and can be written."""
+
+    def result_of(self, name: str, file: Path, suffix: str) -> Path:
+        """Returns the path of the result of an image."""
+        return self.out / (name + suffix) if self.into is None else labels_folder(file) / self.into
 
     def is_there(self, name: str, path: Path) -> bool:
         """Whether the result of that name exists and is to be kept."""
@@ -220,6 +243,8 @@ class _Call:
                 client=self.client,
                 progress=show,
             )
+        if self.into is not None:
+            list_label(result)
         if self.overlay:
             self._draw(name, source, open_level(result / "0"))
         return objects
@@ -245,7 +270,7 @@ class _Call:
         if not kept:
             source = self._open(file)
             chosen = _format(source, self.options.output) if self.format == "auto" else self.format
-            result = self.out / (name + SUFFIXES[chosen])  # e.g. TIFF for a stack
+            result = self.result_of(name, file, SUFFIXES[chosen])  # e.g. TIFF for a stack
             kept = self.is_there(name, result)
             if chosen == "ome-zarr" and (self.table or self.rois):
                 raise ValueError(
@@ -261,6 +286,8 @@ class _Call:
                 return result, self._in_blocks(name, source, result)
             return self._at_once(name, source, result, chosen)
         remove_rest(result)
+        if self.into is not None:
+            list_label(result)
         if self.overlay and is_zarr(result) and not self._overlay_of(name).exists():
             # The process was killed between the result and its picture.
             self._draw(name, self._open(file), open_level(result / "0"))

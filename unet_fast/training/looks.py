@@ -19,6 +19,7 @@ from ..images.signs import (
     merged_parts,
     misplaced,
     parts_of,
+    restarted,
     thin,
     unlabelled,
 )
@@ -63,12 +64,15 @@ def warn_of(
         look_at_number(samples, report)
     look_at_background(samples, ignore_label, report)
     look_at_planes(samples, ignore_label, report)
+    instances = label_type == "instances" and samples[0].classes is None
+    if instances:
+        look_at_numbers(samples, ignore_label, report)
     samples = planar(samples, ignore_label)
     if look_at_order(samples, report):
         raise ValueError(report.findings[-1][1])
     look_at_edges(samples, report)
     look_at_places(samples, report)
-    if label_type == "instances" and samples[0].classes is None:
+    if instances:
         look_at_mixture(samples, ignore_label, report)
     for _, text in report.findings:
         warnings.warn(text, stacklevel=2)
@@ -160,6 +164,19 @@ def look_at_planes(samples: list[Sample], ignore_label: int | None, report: Repo
         )
 
 
+def look_at_numbers(samples: list[Sample], ignore_label: int | None, report: Report) -> None:
+    """Reports volumes whose objects have another number in each plane."""
+    volumes = (s for s in samples if s.labels.ndim == 3)
+    found = [s.name for s in volumes if restarted(s.labels, ignore_label)]
+    if found:
+        report.add(
+            "warning",
+            "objects seem to be numbered anew in each plane; one needs the same number in all of "
+            "its planes (if each plane is an image of its own: --dims 2)",
+            found,
+        )
+
+
 def look_at_places(samples: list[Sample], report: Report) -> None:
     """Reports labels that lie where the objects of another image are, or are flipped."""
     wrong = []
@@ -201,6 +218,7 @@ def look_at_labels(
         _look_at_mask(samples, automatic, ignore_label, report)
     elif samples[0].classes is None:
         look_at_mixture(samples, ignore_label, report)
+        look_at_numbers(samples, ignore_label, report)
         # Of a volume only some planes may be labelled, which part its objects.
         if ignore_label is None or samples[0].labels.ndim == 2:
             _look_at_instances(samples, ignore_label, report)
