@@ -34,6 +34,8 @@ _SCORES = {
     "v_rand": ("V_rand", "C5"),
 }
 """Names and colours of the scores of an evaluation."""
+ENLARGED = 768
+"""Longest side of an overlay of a small volume in pixels, about."""
 CONFUSED = (0.9, 0.75, 0.1)
 """Colour of foreground that is predicted as another class."""
 _ERRORS = (
@@ -74,12 +76,15 @@ def draw_overlay(path: Path, *sections: tuple[NDArray[np.generic], Labels]) -> N
         path: The PNG to write.
         sections: Image, (C, H, W), any values, of which three channels are shown as colours and
             others as their mean; and labels, (H, W), 0 background. Or three such sections of a
-            volume: the second, (D, W), is drawn below the first, the third, (H, D), at its right.
+            volume: the second, (D, W), is drawn below the first, the third, (H, D), at its right;
+            all enlarged by a whole number if they are small.
     """
     values = range_of(lambda: (image[:, r] for image, _ in sections for r in _strips(image[0])))
     picture, *beside = (_overlaid(image, labels, values) for image, labels in sections)
     if beside:
         picture = composed(picture, *beside)
+        times = max(1, ENLARGED // max(picture.shape))
+        picture = picture.repeat(times, 0).repeat(times, 1)
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "png")
     replace_file(path, png.getvalue())

@@ -103,7 +103,7 @@ def test_formats(run, tmp_path, kind, output, format, name):
         assert OmeImage.from_zarr(group).attributes.ome.version == "0.5"
         assert group["0"].nchunks_initialized == group["0"].nchunks
     with Image.open(out / "overlays" / "x.png") as picture:  # Z is four times as long as drawn
-        assert picture.size == (41 + GAP + 80, 50 + GAP + 80)
+        assert picture.size == (5 * (41 + GAP + 80), 5 * (50 + GAP + 80))
     assert sorted(p.name for p in out.iterdir()) == sorted([name, "overlays"])
 
 
@@ -252,7 +252,7 @@ def test_refuses(run, tmp_path, capsys):
     save_model(UNet(base_channels=2, depth=1), flat)
     for words, text in (
         ((run, "x.tif", "--format", "png"), "a volume must go into tiff or ome-tiff, got png"),
-        ((run, "plane.png"), "must be a volume with an axis Z"),
+        ((run, "plane.png"), "must be a volume, got a plane of shape"),
         ((run, "x.tif", "--tile", "16,16"), "tile must be one or three sides >= 1, got (16, 16)"),
         ((flat, "x.tif", "--tile", "8,8,8"), "tile must be one or two sides >= 1, got (8, 8, 8)"),
     ):

@@ -177,7 +177,7 @@ def test_refused(volumes, capsys):
     write_tiff(other, found[0][1:], "ZYX")
     for words in ((volume, plane), (plane, volume)):
         said = line(*words, "--dims", 3)
-        assert f"{plane}: must be a volume with an axis Z, got axes YX of shape (20, 24)" in said
+        assert f"{plane}: must be a volume, got a plane of shape (20, 24)" in said
     assert f"must have the planes of {plane}, 1 plane, got 9 planes" in line(volume, plane)
     assert f"must have the planes of {volume}, 9 planes, got 1 plane" in line(plane, volume)
     said = line(other, volume, "--dims", 3)

@@ -211,12 +211,12 @@ def test_bad_volumes(tmp_path, rng, capsys):
     tifffile.imwrite(labels / "v0.tif", whole[:-1], imagej=True, metadata={"axes": "ZYX"})
     assert f"v0.tif: must have the size of {images / 'v0.tif'}, 12 x 40 x 44, got 11" in line()
     tifffile.imwrite(labels / "v0.tif", whole[3])
-    assert "must be a volume with an axis Z, got axes YX" in line()
+    assert "must be a volume, got a plane of shape" in line()
     tifffile.imwrite(labels / "v0.tif", whole)
     tifffile.imwrite(images / "v0.tif", whole)  # which says nothing of sizes
     assert "the size of its voxels must be known, got none in the file (--voxel-size" in line()
     tifffile.imwrite(labels / "v0.tif", np.where(whole > 0, 7, 0).astype(np.uint16))
-    more = ["--voxel-size", "2", "1", "1", "--ignore-label", "7"]
+    more = ["--voxel-size", "2,1,1", "--ignore-label", "7"]
     words = ["train", str(images), str(labels), "--out", str(tmp_path / "run"), "--dims", "3"]
     assert main([*words, *SMALL, *more]) == 2
     warned, error = capsys.readouterr().err.splitlines()

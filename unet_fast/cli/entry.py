@@ -92,6 +92,7 @@ def _with_settings(
     max_pixels: Annotated[int | None, Parameter(show=False)] = None,
 ) -> int | None:
     """Takes what must be known before a command is parsed."""
+    words = _spread(words)
     if max_pixels is not None:
         if max_pixels < 1:
             raise ValueError(f"--max-pixels must be >= 1, got {max_pixels}")
@@ -106,6 +107,24 @@ def _with_settings(
         words, exit_on_error=False, print_error=False, result_action="return_value"
     )
     return code
+
+
+def _spread(words: Sequence[str]) -> tuple[str, ...]:
+    """Takes `--voxel-size 2,1,1` for `--voxel-size 2 1 1`, and tiles of `train` alike."""
+    joined = ("--voxel-size", "--tile") if words[:1] == ("train",) else ("--voxel-size",)
+    result: list[str] = []
+    option = ""
+    for word in words:
+        name, _, value = word.partition("=")
+        if word.startswith("--"):
+            option = name
+        if option not in joined:
+            result.append(word)
+        elif word.startswith("--"):
+            result += [option, *filter(None, value.split(","))]
+        else:
+            result += word.split(",")
+    return tuple(result)
 
 
 def _check_words(_: cyclopts.App, __: tuple[str, ...], found: cyclopts.ArgumentCollection) -> None:
@@ -203,6 +222,10 @@ def _main(arguments: Sequence[str] | None) -> int:
         code: int | None = app.meta(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads this, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except cyclopts.MissingArgumentError as error:
         message = _missing(error)
     except cyclopts.UnusedCliTokensError as error:

@@ -390,7 +390,8 @@ def open_source(
         axes = opened.axes
     if "Y" not in axes or "X" not in axes or len(set(axes)) != len(axes):
         raise ValueError(
-            f"{path}: must have axes Y and X, each axis once, got {axes!r} (--axes names them)"
+            f"{path}: must have axes Y and X, each axis once, got {axes!r} of shape {array.shape} "
+            f"(--axes names them, as {'TCZYX'[-min(array.ndim, 4) :]})"
         )
     if 0 in array.shape:
         raise ValueError(f"{path}: must have at least one pixel, got shape {array.shape}")
@@ -423,6 +424,11 @@ def _with_depth(path: Path, axes: str, shape: tuple[int, ...]) -> str:
         return axes
     pairs = zip(axes, shape, strict=True)
     unnamed = [axis for axis, n in pairs if axis not in "TCSYX" and n > 1]
+    if not unnamed:
+        raise ValueError(
+            f"{path}: must be a volume, got a plane of shape {shape} (labels of some planes are "
+            "volumes of the size of the image, too; --dims 2 is for planes)"
+        )
     if len(unnamed) != 1:
         raise ValueError(
             f"{path}: must be a volume with an axis Z, got axes {axes} of shape {shape} (--axes "

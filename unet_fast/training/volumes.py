@@ -61,8 +61,10 @@ def said_of_volumes(config: TrainConfig, samples: Sequence[Sample]) -> str:
     size, flat = samples[0].spacing or (), config.flat_levels or 0
     levels = f"the upper {counted(flat, 'level')} of the network in the plane only"
     shapes = {sample.labels.shape: None for sample in samples}
+    last = any(2 * shape[2] < min(shape[:2]) for shape in shapes)
+    hint = " (if Z is the last axis of the files: --axes YXZ)" if last else ""
     return (
-        f"volumes of {', '.join(map(_text, shapes))}, voxels of {_text(size)} um (Z, Y, X): "
+        f"volumes of {', '.join(map(_text, shapes))}{hint}, voxels of {_text(size)} um (Z, Y, X): "
         f"{levels if flat else 'all levels of the network in three axes'}; tiles of "
         f"{_text(config.output_tile)}"
     )
