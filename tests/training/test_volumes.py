@@ -400,3 +400,16 @@ def test_objects_that_are_numbered_anew_in_each_plane(planes, tmp_path, rng, cap
         tifffile.imwrite(file, ids, imagej=True, metadata={"axes": "ZYX"})
     main(words)
     assert "objects seem to be numbered anew in each plane" in capsys.readouterr().out
+
+
+def test_objects_wider_than_a_tile(tmp_path, capsys):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+        volume = np.zeros((5, 100, 120), np.uint8)
+        volume[1:3, 5:95, 5:85], volume[:, 5:15, 100:115] = 1, 2
+        tifffile.imwrite(tmp_path / name / "v.tif", volume * (60 if name == "images" else 1))
+    words = ["check", *(str(tmp_path / name) for name in ("images", "labels"))]
+    words += ["--dims", "3", "--axes", "ZYX", "--voxel-size=1,0.5,0.5", "--overwrite"]
+    main([*words, "--out", str(tmp_path / "check")])
+    said = "objects are about 91 px wide in a plane, more than a tile: scale the volumes down, to "
+    assert said + "voxels of about 1 x 0.71 x 0.71 um (Z, Y, X)" in capsys.readouterr().out

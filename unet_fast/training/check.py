@@ -27,6 +27,7 @@ from .looks import (
     look_at_order,
     look_at_places,
     look_at_planes,
+    look_at_scale,
     look_at_sizes,
     planar,
 )
@@ -132,6 +133,7 @@ def check_data(
         look_at_sizes(planes, width, config.output_tile[-1], report)
     else:
         report.add("note", said_of_volumes(config, samples))
+        look_at_scale(samples, width, config.output_tile, report)
     if picture is not None:
         weights = replace(config.weights, ignore_label=ignore_label)
         _draw(picture, samples, objects, weights)

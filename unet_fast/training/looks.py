@@ -386,3 +386,19 @@ def look_at_sizes(samples: list[Sample], width: float, tile: int, report: Report
             "network of depth 4: most of what it sees is mirrored; a smaller depth needs less",
             small,
         )
+
+
+def look_at_scale(
+    samples: list[Sample], width: float, tile: tuple[int, ...], report: Report
+) -> None:
+    """Reports objects that are wider in a plane than a tile of a volume, and voxels that fit."""
+    times = width / min(tile[1:])
+    if times > 1:
+        depth, *across = samples[0].spacing or (1.0, 1.0, 1.0)
+        fit = [x * times for x in across]
+        sizes = " x ".join(f"{x:.2g}" for x in (max(depth, *fit), *fit))
+        report.add(
+            "warning",
+            f"objects are about {width:.0f} px wide in a plane, more than a tile: scale the "
+            f"volumes down, to voxels of about {sizes} um (Z, Y, X)",
+        )
