@@ -1,5 +1,14 @@
 #include <torch/csrc/stable/library.h>
 
+/// The best of the levels in CMakeLists.txt that this processor has: 0 baseline, 1 AVX2, 2 AVX-512.
+extern "C" __attribute__((visibility("default"))) int unet_fast_best_level() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("x86-64-v4")) return 2;
+  if (__builtin_cpu_supports("x86-64-v3")) return 1;
+#endif
+  return 0;
+}
+
 // Schemas of all operators of the library. Implementations are registered beside their kernels,
 // fake kernels and derivatives in unet_fast/ops/.
 STABLE_TORCH_LIBRARY(unet_fast, m) {

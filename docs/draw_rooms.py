@@ -40,7 +40,7 @@ def arrows():
     for path in sorted(PACKAGE.rglob("*.py")):
         room = room_of(path)
         if room not in ("__init__", "__main__"):
-            found.setdefault(room, set()).update({*imports_of(path)} - {room, "_C"})
+            found.setdefault(room, set()).update({*imports_of(path)} - {room, "_build"})
     return found
 
 

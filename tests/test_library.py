@@ -11,9 +11,9 @@ import torch
 from host import compile_host, compiler
 
 import unet_fast
-from unet_fast import _C, _device, _library
+from unet_fast import _build, _device, _library
 
-LIBRARIES = sorted(Path(_C.__file__).parent.glob("libunet_fast*.so"))
+LIBRARIES = sorted(Path(_build.__file__).parent.glob("libunet_fast*.so"))
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
@@ -28,10 +28,10 @@ def test_uses_only_the_stable_abi(library):
 def test_build_info():
     info = unet_fast.build_info()
     assert info["min_torch"] == "2.10"
-    assert info["simd"] in _C.simd_levels()
+    assert info["simd"] in _library.simd_levels()
 
 
-@pytest.mark.parametrize("level", _C.simd_levels()[:-1])
+@pytest.mark.parametrize("level", _library.simd_levels()[:-1])
 def test_kernels_of_lower_levels(level):
     """A process loads those of one; all other tests run the best."""
     program = """if True:
@@ -57,9 +57,29 @@ def test_kernels_of_lower_levels(level):
 
 def test_levels_that_are_not_there(monkeypatch):
     monkeypatch.setenv("UNET_FAST_SIMD", "MMX")
-    levels = ", ".join(_C.simd_levels())
+    levels = ", ".join(_library.simd_levels())
     with pytest.raises(ImportError, match=f"UNET_FAST_SIMD must be one of {levels} here, got MMX"):
         _library._simd_level()
+
+
+def test_sources_of_another_version(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    _library.check_clone(project, "0.2.0")  # installed: there is none
+    for name, version in (("unet_fast", "0.2.0"), ("another", "0.1.0")):
+        project.write_text(f'[project]\nname = "{name}"\nversion = "{version}"\n')
+        _library.check_clone(project, "0.2.0")
+    project.write_text('[project]\nname = "unet_fast"\nversion = "0.1.0"\n')
+    message = "are of version 0.1.0, the installed libraries of 0.2.0: run `pip install .` there"
+    with pytest.raises(ImportError, match=message):
+        _library.check_clone(project, "0.2.0")
+
+
+def test_nothing_depends_on_the_version_of_python():
+    """One wheel serves all: no library asks for a symbol of the interpreter."""
+    assert not [*Path(_build.__file__).parent.glob("*.cpython-*")]
+    for library in LIBRARIES:
+        command = ["nm", "-D", "--undefined-only", library]
+        assert " Py" not in subprocess.check_output(command, text=True)
 
 
 def test_a_build_without_cuda(monkeypatch):
@@ -90,21 +110,21 @@ def test_the_gpu_of_a_process(monkeypatch):
     assert (cpu, mine, said) == (named[0], torch.device("cuda", 3), named[2])
 
 
-def test_exp_is_accurate():
+def test_exp_is_accurate_on_host(host_kernels):
     x = -np.logspace(-8, np.log10(87), 20001, dtype=np.float32)
     exact = np.exp(x.astype(np.float64))
-    np.testing.assert_allclose(_C.numerics.exp_nonpositive(x), exact, rtol=1.5e-7)
+    np.testing.assert_allclose(host_kernels.exp_nonpositive(x), exact, rtol=1.5e-7)
     edges = np.float32([0, -0.0, -88, -1e30, -np.inf, np.nan])
     expected = np.float32([1, 1, 0, 0, 0, np.nan])
-    np.testing.assert_array_equal(_C.numerics.exp_nonpositive(edges), expected)
+    np.testing.assert_array_equal(host_kernels.exp_nonpositive(edges), expected)
 
 
-def test_log1p_is_accurate():
+def test_log1p_is_accurate_on_host(host_kernels):
     x = np.concatenate([[1e-38, 1e-20], np.logspace(-8, 9, 40001)]).astype(np.float32)
     exact = np.log1p(x.astype(np.float64))
-    np.testing.assert_allclose(_C.numerics.log1p_nonnegative(x), exact, rtol=2e-7)
-    assert _C.numerics.log1p_nonnegative(0) == 0
-    assert np.isnan(_C.numerics.log1p_nonnegative(np.nan))
+    np.testing.assert_allclose(host_kernels.log1p_nonnegative(x), exact, rtol=2e-7)
+    assert host_kernels.log1p_nonnegative(0) == 0
+    assert np.isnan(host_kernels.log1p_nonnegative(np.nan))
 
 
 def links_with(flags, folder):

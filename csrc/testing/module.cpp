@@ -9,12 +9,13 @@
 #include <string>
 #include <vector>
 
+#include "common/elementary.h"
 #include "testing/border_weight_map_case.h"
 #include "testing/elastic_deform_case.h"
 #include "testing/weighted_ce_case.h"
 
-// Python module that runs the CUDA kernels on the host, with NumPy arrays. Built by the tests,
-// never installed.
+// Python module that runs the CUDA kernels on the host, with NumPy arrays, and the scalar functions
+// of the CPU kernels' inner loops. Built by the tests, never installed.
 namespace py = pybind11;
 namespace border_weight_map = unet_fast::border_weight_map;
 namespace elastic_deform = unet_fast::elastic_deform;
@@ -417,6 +418,9 @@ PYBIND11_MODULE(_cuda_on_host, m) {
                                  remove.cast<decltype(Interpreter::remove)>(),
                                  launch.cast<decltype(Interpreter::launch)>()};
   });
+  m.def("exp_nonpositive", py::vectorize(&unet_fast::exp_nonpositive_host));
+  m.def("log1p_nonnegative",
+        py::vectorize([](float x) { return unet_fast::log1p_nonnegative(x); }));
   bind<float, uint8_t>(m);
   bind<float, int16_t>(m);
   bind<float, int32_t>(m);

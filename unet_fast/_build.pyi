@@ -1,0 +1,6 @@
+VERSION: str
+COMPILER: str
+BUILT_WITH_TORCH: str
+MIN_TORCH: str
+CUDA_ARCHITECTURES: str
+LEVELS: list[str]
