@@ -7,9 +7,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from unet_fast._progress import counted
-from unet_fast.cli import app, main
+from unet_fast.cli import app, info, main
 from unet_fast.cli.entry import example_of
 from unet_fast.training.config import FITTED, TrainConfig
 from unet_fast.training.suggest import fitting
@@ -133,3 +134,24 @@ def test_a_command_in_a_thread(capsys):
         assert pool.submit(main, ["--version"]).result() == 0
     assert capsys.readouterr().out == "0.1.0\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_info_tries_each_operator(capsys, monkeypatch):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    for op in ("weighted_ce", "border_weight_map", "elastic_deform"):
+        assert f"{op:<20} as the reference, on cpu" in said
+    monkeypatch.setattr(info.ops, "weighted_ce", lambda *inputs: torch.tensor(float("nan")))
+    monkeypatch.setattr(info.ops, "elastic_deform", lambda *inputs: inputs[0] + 0.5)
+
+    def fails(*inputs):
+        raise RuntimeError("no kernel image\nfor this device")
+
+    monkeypatch.setattr(info.ops, "border_weight_map", fails)
+    monkeypatch.setitem(info.EXTRAS, "zarr", ("zarr", "no_such_module"))
+    assert main(["info"]) == 1
+    said = capsys.readouterr().out
+    assert "weighted_ce          differs by nan, on cpu" in said
+    assert "border_weight_map    fails: no kernel image, on cpu" in said
+    assert "elastic_deform       differs by " in said
+    assert "zarr                 missing: pip install 'unet_fast[zarr]'" in said

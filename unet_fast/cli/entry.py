@@ -16,7 +16,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from .._files import reason_of
-from .._library import HAS_CUDA, build_info
+from .._library import build_info
 from ..images.limits import MOST_PIXELS
 from ..images.pairing import Reading
 
@@ -26,6 +26,7 @@ HELP = """The U-Net recipe of 2015: train on annotated images, predict others.
 unet-fast check images labels
 unet-fast train images labels --out run
 unet-fast predict run new_images --out results
+unet-fast evaluate results labels
 ```
 
 `unet-fast COMMAND --help` explains a command. All commands that read images also take
@@ -61,25 +62,6 @@ def parse_as(settings: Any, name: str, parameter: Parameter) -> None:
 parse_as(Reading, "label_suffix", SUFFIX)
 parse_as(Reading, "voxel_size", SEVERAL)
 app.register_install_completion_command(help="Complete commands and options with Tab.")
-
-
-@app.command
-def info() -> None:
-    """Show versions, and what the kernels were built for.
-
-    ```
-    unet-fast info
-    ```
-    """
-    import torch
-
-    facts = build_info()
-    facts["torch"] = torch.__version__
-    facts["cuda_kernels"] = "loaded" if HAS_CUDA else "not loaded"
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts["cuda_devices"] = ", ".join(devices) or "none"
-    for name, value in facts.items():
-        print(f"{name:<20} {value}")
 
 
 app.meta.suppress_keyboard_interrupt = False
