@@ -86,18 +86,88 @@ def test_a_build_without_cuda(monkeypatch):
     """Beside a GPU: devices and tensors on it are refused. With CUDA they are taken."""
     x = types.SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(_library, "HAS_CUDA", False)
+    monkeypatch.setattr(_library, "DEVICES", {"cpu"})
     monkeypatch.setattr(_device, "HAS_CUDA", False)
     with pytest.raises(RuntimeError, match="op: unet_fast was built without CUDA kernels"):
         _library.require_kernels("op", x)
     with pytest.raises(ValueError, match="device must have kernels, got 'cuda' with a build with"):
         _device.find_device("cuda")
-    monkeypatch.setattr(_library, "HAS_CUDA", True)
+    monkeypatch.setattr(_library, "DEVICES", {"cpu", "cuda"})
     monkeypatch.setattr(_device, "HAS_CUDA", True)
     _library.require_kernels("op", x)
     assert _device.find_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(ValueError, match="must be present, got 'cuda:1' with 1 CUDA device "):
         _device.find_device("cuda:1")
+
+
+def test_the_reference_where_there_are_no_kernels(monkeypatch):
+    calls = {
+        "weighted_ce": [torch.randn(1, 3, 9, 9), torch.randint(0, 3, (1, 9, 9))],
+        "two_nearest": [torch.eye(9, dtype=torch.int32)],
+        "separate_touching": [torch.eye(9, dtype=torch.int32)],
+        "border_weight_map": [torch.eye(9, dtype=torch.int32)],
+        "elastic_deform": [torch.rand(1, 1, 9, 9), torch.randn(1, 2, 3, 3)],
+    }
+    monkeypatch.setattr(_library, "DEVICES", {"cuda"})
+    for op, inputs in calls.items():
+        with pytest.raises(RuntimeError, match=f"{op}: there are kernels for cpu and cuda only"):
+            getattr(unet_fast, op)(*inputs)
+    unet_fast.use_reference()
+    try:
+        for op, inputs in calls.items():
+            found = getattr(unet_fast, op)(*inputs)
+            expected = getattr(unet_fast.reference, op)(*inputs)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        with pytest.raises(TypeError, match="weighted_ce: target must be"):  # checked all the same
+            unet_fast.weighted_ce(torch.randn(1, 3, 9, 9), None)
+    finally:
+        unet_fast.use_reference(False)
+
+
+MISSING = """if True:
+    import sys
+    {hide}
+    import torch
+    import unet_fast
+    print(unet_fast.build_info()["missing"])
+    try:
+        unet_fast.two_nearest(torch.eye(3, dtype=torch.int32))
+    except RuntimeError as error:
+        print(error)
+    unet_fast.use_reference()
+    print(unet_fast.two_nearest(torch.eye(3, dtype=torch.int32))[0][0, 1])
+    from unet_fast.cli import main
+    print(main(["info"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("hide", "reason"),
+    [
+        ("sys.modules['unet_fast._build'] = None", "is missing: run `pip install .`"),
+        (
+            "import torch; torch.ops.load_library = lambda path: open('/none/x.so')",
+            "does not load: ",
+        ),
+    ],
+    ids=["never built", "of another system"],
+)
+def test_a_package_without_libraries(hide, reason):
+    command = [sys.executable, "-c", MISSING.format(hide=hide)]
+    said = subprocess.check_output(command, text=True).splitlines()
+    assert said[0].startswith(f"the compiled part {reason}")
+    assert said[1].startswith("two_nearest: the compiled part ")
+    assert said[1].endswith("(unet_fast.use_reference() runs the slow reference there)")
+    assert said[2] == "tensor(1.)"
+    assert said[-1] == "0"
+
+
+def test_an_old_torch():
+    program = "import torch; torch.__version__ = '2.9.1'; import unet_fast"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.endswith(
+        "ImportError: unet_fast: must have torch 2.10 or newer, got 2.9.1\n"
+    )
 
 
 def test_the_gpu_of_a_process(monkeypatch):

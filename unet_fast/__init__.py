@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __path__ = extend_path(__path__, __name__)
 
 from . import _program  # noqa: F401  first: Ctrl-C may come while torch is loaded
-from ._library import HAS_CUDA, build_info
+from ._library import HAS_CUDA, build_info, use_reference
 from .augment import Augmentation, AugmentationParameters
 from .ops import (
     WeightedCELoss,
@@ -61,6 +61,7 @@ __all__ = [
     "separate_touching",
     "train",
     "two_nearest",
+    "use_reference",
     "weighted_ce",
 ]
 

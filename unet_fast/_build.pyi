@@ -1,6 +1,2 @@
-VERSION: str
-COMPILER: str
-BUILT_WITH_TORCH: str
-MIN_TORCH: str
-CUDA_ARCHITECTURES: str
+FACTS: dict[str, str]
 LEVELS: list[str]

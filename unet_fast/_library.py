@@ -3,21 +3,26 @@
 import ctypes
 import os
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-try:
-    from . import _build
-except ImportError as error:
-    raise ImportError("unet_fast: the compiled part is missing; run `pip install .`") from error
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    raise ImportError(f"unet_fast: must have torch 2.10 or newer, got {torch.__version__}")
 
-_DIRECTORY = Path(_build.__file__).parent
-_LIBRARY = _DIRECTORY / "libunet_fast.so"
-_CUDA_LIBRARY = _DIRECTORY / "libunet_fast_cuda.so"
 _LEVELS = {"baseline": "baseline", "avx2": "AVX2", "avx512": "AVX-512"}
 """Names of the SIMD levels, by those in the files of their libraries."""
+_OPERATORS = (
+    *("weighted_ce", "weighted_ce_backward", "two_nearest", "separate_touching"),
+    *("border_weights", "elastic_deform", "elastic_deform_backward"),
+)
+"""Operators that csrc/registration.cpp defines."""
+
+
+class NoKernelsError(RuntimeError):
+    """There are no kernels for the device of a tensor."""
 
 
 def check_clone(project: Path, built: str) -> None:
@@ -33,8 +38,11 @@ def check_clone(project: Path, built: str) -> None:
 
 def simd_levels() -> list[str]:
     """Returns the SIMD levels that were built and that this processor has, the best one last."""
-    best: int = ctypes.CDLL(str(_LIBRARY)).unet_fast_best_level()
-    return [name for file, name in [*_LEVELS.items()][: best + 1] if file in _build.LEVELS]
+    from ._build import LEVELS, __file__
+
+    library = ctypes.CDLL(str(Path(__file__).parent / "libunet_fast.so"))
+    best: int = library.unet_fast_best_level()
+    return [name for file, name in [*_LEVELS.items()][: best + 1] if file in LEVELS]
 
 
 def _simd_level() -> str:
@@ -48,16 +56,42 @@ def _simd_level() -> str:
     return asked
 
 
-check_clone(Path(__file__).parent.parent / "pyproject.toml", _build.VERSION)
-_LEVEL = _simd_level()
-torch.ops.load_library(_LIBRARY)
-torch.ops.load_library(_DIRECTORY / f"libunet_fast_{_LEVEL.lower().replace('-', '')}.so")
+def _load() -> dict[str, str]:
+    """Loads the libraries. Returns how they were built.
 
-HAS_CUDA: bool = torch.version.cuda is not None and _CUDA_LIBRARY.exists()
+    Raises:
+        ModuleNotFoundError: If they were never built.
+        OSError: If they are of another system, or ask for what is not there.
+    """
+    from ._build import FACTS
+    from ._build import __file__ as place
+
+    check_clone(Path(__file__).parent.parent / "pyproject.toml", FACTS["version"])
+    folder, level = Path(place).parent, _simd_level()
+    torch.ops.load_library(folder / "libunet_fast.so")
+    torch.ops.load_library(folder / f"libunet_fast_{level.lower().replace('-', '')}.so")
+    DEVICES.add("cpu")
+    cuda = folder / "libunet_fast_cuda.so"
+    if torch.version.cuda is not None and cuda.exists():
+        torch.ops.load_library(cuda)
+        DEVICES.add("cuda")
+    return FACTS | {"simd": level}
+
+
+DEVICES: set[str] = set()
+"""Types of the devices that the operators have kernels for."""
+try:
+    _FACTS, MISSING = _load(), ""
+except ModuleNotFoundError:
+    _FACTS, MISSING = {}, "the compiled part is missing: run `pip install .`"
+except OSError as error:
+    _FACTS, MISSING = {}, f"the compiled part does not load: {str(error).splitlines()[0]}"
+HAS_CUDA: bool = "cuda" in DEVICES
 """Whether the operators accept CUDA tensors."""
-
-if HAS_CUDA:
-    torch.ops.load_library(_CUDA_LIBRARY)
+_nameless = torch.library.Library("unet_fast", "FRAGMENT")
+for _name in _OPERATORS:  # names for what is not there, which nothing calls
+    if not hasattr(torch.ops.unet_fast, _name):
+        _nameless.define(f"{_name}() -> Tensor")
 
 
 class _OnDevice(Protocol):
@@ -68,18 +102,41 @@ class _OnDevice(Protocol):
 
 
 def require_kernels(op: str, x: _OnDevice) -> None:
-    """Raises RuntimeError if the operators have no kernels for the device of a tensor `x`."""
-    if x.device.type == "cpu" or (x.is_cuda and HAS_CUDA):
+    """Raises NoKernelsError if the operators have none for the device of a tensor `x`."""
+    if x.device.type in DEVICES:
         return
+    way_out = "unet_fast.use_reference() runs the slow reference there"
+    if MISSING:
+        raise NoKernelsError(f"{op}: {MISSING} ({way_out})")
     if x.is_cuda:
-        raise RuntimeError(
-            f"{op}: unet_fast was built without CUDA kernels; rebuild it with UNET_FAST_CUDA=ON, "
-            "or use unet_fast.reference"
+        raise NoKernelsError(
+            f"{op}: unet_fast was built without CUDA kernels; rebuild it with UNET_FAST_CUDA=ON "
+            f"({way_out})"
         )
-    raise RuntimeError(
-        f"{op}: there are kernels for cpu and cuda only, got a tensor on {x.device}; "
-        "use unet_fast.reference"
+    raise NoKernelsError(
+        f"{op}: there are kernels for cpu and cuda only, got a tensor on {x.device} ({way_out})"
     )
+
+
+def use_reference(on: bool = True) -> None:
+    """Lets operators run their plain reference on devices that they have no kernels for.
+
+    The results are the same within rounding, and take 10 to 1,000 times as long. Without it such a
+    tensor is refused. The environment variable `UNET_FAST_REFERENCE=1` asks for it, too.
+
+    Args:
+        on: Whether they do.
+    """
+    global _reference
+    _reference = bool(on)
+
+
+def reference_wanted() -> bool:
+    """Whether :func:`use_reference` was asked for."""
+    return _reference
+
+
+_reference = os.environ.get("UNET_FAST_REFERENCE") == "1"
 
 
 def build_info() -> dict[str, str]:
@@ -89,16 +146,16 @@ def build_info() -> dict[str, str]:
         `version`, `compiler`, `built_with_torch`, `min_torch` (the oldest PyTorch the libraries
         run on), `cuda_architectures` (comma-separated; empty: no CUDA kernels) and `simd` (the
         instructions of the CPU kernels, "baseline", "AVX2" or "AVX-512": the best the processor
-        has, or those that the environment variable UNET_FAST_SIMD asks for).
+        has, or those that the environment variable UNET_FAST_SIMD asks for). Without the libraries
+        `version` and `missing`, which says why.
     """
-    return {
-        "version": _build.VERSION,
-        "compiler": _build.COMPILER,
-        "built_with_torch": _build.BUILT_WITH_TORCH,
-        "min_torch": _build.MIN_TORCH,
-        "cuda_architectures": _build.CUDA_ARCHITECTURES,
-        "simd": _LEVEL,
-    }
+    if not MISSING:
+        return dict(_FACTS)
+    try:
+        found = version("unet_fast")
+    except PackageNotFoundError:
+        found = "unknown"
+    return {"version": found, "missing": MISSING}
 
 
 def bad_value(op: str, error: RuntimeError, argument: str) -> ValueError | None:

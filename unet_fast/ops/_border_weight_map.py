@@ -23,7 +23,7 @@ from ..contracts.border_weight_map import (
     spatial_axes,
 )
 from ..contracts.types import takes_arrays
-from ._call import register_vmap
+from ._call import or_reference, register_vmap
 
 _TWO_NEAREST = torch.ops.unet_fast.two_nearest.default
 _SEPARATE = torch.ops.unet_fast.separate_touching.default
@@ -32,6 +32,7 @@ _CUDA_PIXELS = 2**31 - 1
 
 
 @takes_arrays("labels")
+@or_reference
 def two_nearest(
     labels: Tensor, *, spacing: Sequence[float] | None = None, dims: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -69,6 +70,7 @@ def two_nearest(
 
 
 @takes_arrays("labels")
+@or_reference
 def separate_touching(
     labels: Tensor, mode: str = "two_sided", *, dims: int | None = None
 ) -> Tensor:
@@ -84,6 +86,7 @@ def separate_touching(
 
 
 @takes_arrays("labels", "foreground")
+@or_reference
 def border_weight_map(
     labels: Tensor,
     *,
@@ -113,6 +116,7 @@ def border_weight_map(
 
 
 @takes_arrays("labels", "classes")
+@or_reference
 def border_weights(
     labels: Tensor,
     classes: Tensor | Mapping[int, int] | None = None,

@@ -1,16 +1,40 @@
 """Calls of operators that have derivatives."""
 
 import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._library import NoKernelsError, reference_wanted
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 _below_autograd: Callable[[], Any] = getattr(
     torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext
 )
+
+
+def or_reference(operator: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Lets an operator run its reference where it has no kernels, if that was asked for."""
+
+    @functools.wraps(operator)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return operator(*args, **kwargs)
+        except NoKernelsError:
+            if not reference_wanted():
+                raise
+        plain = getattr(import_module("unet_fast.reference"), operator.__name__)
+        result: _R = plain(*args, **kwargs)
+        return result
+
+    return run
 
 
 def call(op: Any, *inputs: Any, differentiated: bool = True) -> Any:

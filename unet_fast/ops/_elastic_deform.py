@@ -19,7 +19,7 @@ from ..contracts.elastic_deform import (
 )
 from ..contracts.types import takes_arrays
 from ._call import call as call_native
-from ._call import call_in_backward, function_of, refuse_forward_mode, register_vmap
+from ._call import call_in_backward, function_of, or_reference, refuse_forward_mode, register_vmap
 
 _OP = "elastic_deform"
 _DEFORM = torch.ops.unet_fast.elastic_deform.default
@@ -72,6 +72,7 @@ def elastic_deform(
     **settings: Unpack[_Settings],
 ) -> _Same: ...
 @takes_arrays("image", "labels", "displacement", "affine", "gray_curve", "offset", "source")
+@or_reference
 def elastic_deform(
     image: Any,
     displacement: Any = None,

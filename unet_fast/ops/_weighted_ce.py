@@ -14,13 +14,21 @@ from ..contracts.weighted_ce import (
     check_inputs,
     check_reduction,
 )
-from ._call import call, call_in_backward, function_of, refuse_forward_mode, register_vmap
+from ._call import (
+    call,
+    call_in_backward,
+    function_of,
+    or_reference,
+    refuse_forward_mode,
+    register_vmap,
+)
 
 _LOSS = torch.ops.unet_fast.weighted_ce.default
 _GRADIENT = torch.ops.unet_fast.weighted_ce_backward.default
 
 
 @takes_arrays("logits", "target", "weight")
+@or_reference
 def weighted_ce(
     logits: Tensor,
     target: Tensor,
