@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from numbers import Integral
 from typing import Any, Literal, overload
@@ -170,6 +170,15 @@ class Augmentation:
         code angles are within 5 degrees; grey values are those of :meth:`paper_2015` here.
         """
         return cls(grid="approximating", spacing=32.0, sigma=4.0, rotation=5.0)
+
+    @classmethod
+    def volumes(cls) -> "Augmentation":
+        """Returns what training on volumes takes: that of 2016, any turn about Z, mirror images.
+
+        Microscopes look along Z, and across it most objects may lie in any direction. With few
+        annotated planes that is worth more than all else: docs/volumes.md.
+        """
+        return replace(cls.cicek_2016(), rotation=(180.0, 5.0, 5.0), flip=True)
 
     def draw(
         self, n: int, shape: Sequence[int], *, generator: Generator | None = None

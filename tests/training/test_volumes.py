@@ -81,7 +81,7 @@ def test_tiles_hold_a_pixel_that_counts(shape, rng):
 
 def test_settings_from_the_size_of_voxels(tmp_path):
     config = TrainConfig(tmp_path, tmp_path, out=tmp_path, dims=3)
-    assert config.augmentation == Augmentation.cicek_2016()
+    assert config.augmentation == Augmentation.volumes()
     image = np.zeros((1, *SHAPE), np.float32)
     sample = Sample("a", image, image[0].astype(np.int32), spacing=(2.0, 0.5, 0.5))
     found = with_voxels(config, [sample])

@@ -158,7 +158,7 @@ def _sources(words: Sequence[str], file: Path | None) -> list[cyclopts.config.Di
 
         add(suggested_settings(config), "suggested")
     if config.dims == 3:  # where some of its settings are given, the others are those of volumes
-        volumes = vars(Augmentation.cicek_2016())
+        volumes = vars(Augmentation.volumes())
         plain = vars(Augmentation.paper_2015())
         add({"augmentation": {k: v for k, v in volumes.items() if v != plain[k]}}, "volumes")
     return sources

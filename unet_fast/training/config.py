@@ -161,7 +161,7 @@ class TrainConfig:
                 object.__setattr__(self, name, Path(value))
         check_fields("train", self)
         if self.dims == 3 and self.augmentation == Augmentation.paper_2015():
-            object.__setattr__(self, "augmentation", Augmentation.cicek_2016())
+            object.__setattr__(self, "augmentation", Augmentation.volumes())
         if self.ignore_label is None:  # as it was given before labels had a setting for it
             object.__setattr__(self, "ignore_label", self.weights.ignore_label)
         marked = (None, self.ignore_label, self.reading.ignored)
