@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ._gray_curves import draw_gray_curves
+from .contracts.elastic_deform import GRIDS
 from .contracts.types import check_fields, check_tensors, takes_arrays
 from .ops import elastic_deform
 
@@ -98,11 +99,7 @@ class Augmentation:
         rules = (
             ("sigma", all(0 <= s < math.inf for s in _listed(self.sigma)), "be >= 0"),
             ("points", all(1 <= count <= 65536 for count in points), "be counts in [1, 65536]"),
-            (
-                "grid",
-                self.grid in ("interpolating", "approximating", "keys"),
-                "be interpolating, approximating or keys",
-            ),
+            ("grid", self.grid in GRIDS, "be interpolating, approximating or keys"),
             (
                 "spacing",
                 self.spacing is None
@@ -122,22 +119,14 @@ class Augmentation:
                 "be two ascending factors > 0",
             ),
             ("gray_black", -math.inf < self.gray_black[0] <= self.gray_black[1], "be ascending"),
-            (
-                "gray_white",
-                self.gray_white[0] <= self.gray_white[1] < math.inf,
-                "be ascending",
-            ),
+            ("gray_white", self.gray_white[0] <= self.gray_white[1] < math.inf, "be ascending"),
             ("gray_slope", 0 <= low <= high < math.inf, "be ascending and >= 0"),
             (
                 "gray_slope",
                 low <= reach[1] and high >= reach[0],
                 "allow a white for every black between them",
             ),
-            (
-                "voxel_size",
-                all(0 < size < math.inf for size in self.voxel_size or ()),
-                "be sizes > 0",
-            ),
+            ("voxel_size", all(0 < x < math.inf for x in self.voxel_size or ()), "be sizes > 0"),
             ("gray_points", self.gray_points in (2, 3, 5, 9), "be 2, 3, 5 or 9"),
         )
         for name, holds, rule in rules:
