@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .. import ops, reference
+from .. import ops
 from .._library import HAS_CUDA, build_info
 from .entry import app
 
@@ -71,6 +71,8 @@ def _calls(device: torch.device) -> Iterator[tuple[str, list[torch.Tensor]]]:
 
 def _compared(op: str, inputs: list[torch.Tensor]) -> str:
     """Says whether an operator gives what its reference gives."""
+    from .. import reference  # here, as it loads SciPy, which other commands start without
+
     run: Callable[..., Any] = getattr(ops, op)
     plain: Callable[..., Any] = getattr(reference, op)
     try:
