@@ -1,5 +1,7 @@
 """Objects made block by block, of images and of volumes: those of the whole."""
 
+import itertools
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -14,24 +16,30 @@ from unet_fast.objects import ObjectRule, label_in_blocks
 
 
 def in_blocks(states, block, rule):
-    """The objects, and their number; each pixel is written once."""
-    parts, result = np.full(states.shape, -1, np.int32), np.full(states.shape, -1, np.int32)
+    """The objects, and their number; stores are written as a whole in turn."""
+    stores = [np.full(states.shape, -1, np.int32) for _ in range(2)]
+    written = [0, 0]
 
-    def write(array, at, ids):
+    def read(index, at):
+        assert written[index] == states.size
+        return stores[index][at]
+
+    def write(index, at, ids):
         assert ids.dtype == np.int32
-        assert (array[at] == -1).all()
-        array[at] = ids
+        if written[index] == states.size:
+            written[index], stores[index] = 0, np.full(states.shape, -1, np.int32)
+        assert (stores[index][at] == -1).all()
+        stores[index][at] = ids
+        written[index] += ids.size
 
     count = label_in_blocks(
         states.shape,
         block,
         rule,
         lambda at: states[at],
-        lambda at: parts[at],
-        lambda at, ids: write(parts, at, ids),
-        lambda at, ids: write(result, at, ids),
+        [(partial(read, index), partial(write, index)) for index in range(2)],
     )
-    return result, count
+    return stores[0], count
 
 
 RULES = st.builds(
@@ -76,13 +84,18 @@ def test_objects_in_blocks_are_those_of_the_whole(
         assert np.array_equal(whole, plain.numpy())
 
 
+def margins(rule):
+    """How far each stage of growth reaches."""
+    return [margin for margin, _ in rule.stages()]
+
+
 def chain(rule, axes):
     """States in which a pixel depends on one that is as far away along the first axis as can be.
 
     A seed grows along a line to its last pixel. There it faces another object across a gap; or it
     closes a hole in an object that has the line within, in a shell.
     """
-    reached, length = objects.REACH * rule.levels, rule.margin + 2
+    reached, length = objects.REACH * rule.levels, sum(margins(rule)) + 2
     states = np.zeros((length,) + (5,) * (axes - 1), int)
     steps = np.arange(1, reached + 1)
     line = np.zeros(length, int)
@@ -99,17 +112,19 @@ def chain(rule, axes):
 @pytest.mark.parametrize(
     "rule", [ObjectRule(levels=2, grow=2), ObjectRule(grow=1), ObjectRule(holes=3)]
 )
-def test_the_margin_is_as_small_as_can_be(axes, rule, monkeypatch):
+def test_margins_are_as_small_as_can_be(axes, rule, monkeypatch):
     """Whatever the axis: the pixels that a block begins with depend on those at this distance."""
-    margin = rule.margin
-    for axis in range(axes):
+    stages = rule.stages()
+    for axis, stage in itertools.product(range(axes), range(len(stages))):
         states = np.moveaxis(chain(rule, axes), 0, axis)
         block = [5] * axes
-        block[axis] = margin
+        block[axis] = sum(margins(rule)[: stage + 1])
         whole = rule.of(states)
         assert np.array_equal(in_blocks(states, tuple(block), rule)[0], whole)
+        narrow = [*stages]
+        narrow[stage] = (stages[stage][0] - 1, stages[stage][1])
         with monkeypatch.context() as patched:
-            patched.setattr(ObjectRule, "margin", margin - 1)
+            patched.setattr(ObjectRule, "stages", lambda _, narrow=narrow: narrow)
             assert not np.array_equal(in_blocks(states, tuple(block), rule)[0], whole)
 
 

@@ -1,9 +1,11 @@
 """Objects, the connected components of a mask, whole or block by block."""
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -57,10 +59,13 @@ def label_components(mask: Tensor, connectivity: int = 1, *, dims: int | None = 
 
 Part = tuple[slice, ...]
 """A part of an image or volume: a slice along each axis."""
-Reader = Callable[[Part], NDArray[np.integer]]
+Reader = Callable[[Part], NDArray[Any]]
 Writer = Callable[[Part, NDArray[np.integer]], None]
+Stage = Callable[[NDArray[np.int32], NDArray[np.integer]], NDArray[np.int32]]
+"""Makes new labels of labels and states."""
 
 
+_Item = TypeVar("_Item", bound=np.generic)
 REACH = 16
 """Largest number of steps that an object grows into the foreground of each level."""
 _NO_ID = np.iinfo(np.int32).max
@@ -113,11 +118,6 @@ class ObjectRule:
                 raise ValueError(f"{name} must be in [0, 1), got {value}")
 
     @property
-    def margin(self) -> int:
-        """Distance in pixels beyond which nothing affects a pixel."""
-        return REACH * self.levels + self.holes + 2 * self.grow
-
-    @property
     def seed(self) -> int:
         """The state of seed pixels; see :meth:`states`."""
         return self.levels + 1
@@ -158,7 +158,7 @@ class ObjectRule:
         First they grow into the rest of the foreground, which includes seeds that were left out:
         into pixels of the highest level, step by step along the axes, at most :data:`REACH` steps,
         then also into those of the next level, and so on. This follows the watershed of the
-        probability, but depends on nothing beyond :attr:`margin`. Next, holes are filled.
+        probability, but depends on nothing far away. Next, holes are filled.
 
         Then the pixels of narrow gaps go to the nearest object: a background pixel at a distance d1
         <= `grow` does if another object is within 2 `grow` + 1 - d1, that is, where two objects
@@ -166,33 +166,53 @@ class ObjectRule:
         that for `grow` > 1 the mouths of gaps are rounded off. Distances are steps along the axes;
         if two objects arrive at once, the smaller number wins.
         """
-        reach = max(1, 2 * self.grow)
-        padded = np.pad(labels.astype(np.int32), reach)
-        inner = padded[(slice(reach, -reach),) * padded.ndim]
-        flat = padded.ravel()
-        # How far apart neighbours along each axis are in it.
-        strides = [stride // padded.itemsize for stride in padded.strides]
-        for level in range(self.levels, 0, -1):
-            free = np.pad((states >= level) & (inner == 0), reach)
-            _spread(flat, np.flatnonzero(free), strides, REACH)
+        result = labels.astype(np.int32)
+        for _, stage in self.stages():
+            result = stage(result, states)
+        return result
+
+    def stages(self) -> list[tuple[int, Stage]]:
+        """The stages of :meth:`grown`, each with the distance beyond which nothing affects it."""
+        stages: list[tuple[int, Stage]] = [
+            (REACH, functools.partial(_grow_into, level)) for level in range(self.levels, 0, -1)
+        ]
         if self.holes:
-            _fill(inner, self.holes)
+            stages.append((self.holes, functools.partial(_fill, self.holes)))
         if self.grow:
-            own, free = flat.copy(), np.pad(inner == 0, reach)
-            places, distance = _spread(own, np.flatnonzero(free), strides, self.grow)
-            owner, room = own[places], 2 * self.grow + 1 - distance
-            faces = np.zeros(len(places), bool)
-            for move in itertools.product(range(-reach, reach + 1), repeat=inner.ndim):
-                steps = sum(map(abs, move))
-                if steps <= reach:
-                    other = flat[places + sum(map(operator.mul, move, strides))]
-                    faces |= (other > 0) & (other != owner) & (steps <= room)
-            flat[places[faces]] = owner[faces]
-        return inner
+            stages.append((2 * self.grow, functools.partial(_close_gaps, self.grow)))
+        return stages
 
 
-def _fill(labels: NDArray[np.int32], largest: int) -> None:
-    """Fills holes, of up to `largest` background pixels and within one object, in place."""
+def _grow_into(
+    level: int, labels: NDArray[np.int32], states: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """Grows objects into the pixels of a level and those above it, at most REACH steps."""
+    padded = _padded(labels, 1)
+    free = _padded((states >= level) & (labels == 0), 1)
+    _spread(padded, free, REACH)
+    return padded[(slice(1, -1),) * labels.ndim]
+
+
+def _close_gaps(grow: int, labels: NDArray[np.int32], _: object) -> NDArray[np.int32]:
+    """Grows objects over the gaps between them, from each side by `grow` pixels at most."""
+    reach = 2 * grow
+    padded = _padded(labels, reach)
+    own, free = padded.copy(), _padded(labels == 0, reach)
+    places, distance = _spread(own, free, grow)
+    flat, strides = padded.ravel(), _strides(padded)
+    owner, room = own.ravel()[places], 2 * grow + 1 - distance
+    faces = np.zeros(len(places), bool)
+    for move in itertools.product(range(-reach, reach + 1), repeat=labels.ndim):
+        steps = sum(map(abs, move))
+        if steps <= reach:
+            other = flat[places + sum(map(operator.mul, move, strides))]
+            faces |= (other > 0) & (other != owner) & (steps <= room)
+    flat[places[faces]] = owner[faces]
+    return padded[(slice(reach, -reach),) * labels.ndim]
+
+
+def _fill(largest: int, labels: NDArray[np.int32], _: object) -> NDArray[np.int32]:
+    """Fills holes, of up to `largest` background pixels and within one object."""
     holes, count = ndimage.label(labels == 0)
     sizes = np.bincount(holes.ravel(), minlength=1)
     small = sizes <= largest
@@ -207,39 +227,49 @@ def _fill(labels: NDArray[np.int32], largest: int) -> None:
             np.minimum.at(least, other[met], own[met])
             np.maximum.at(most, other[met], own[met])
     owner = np.where(small & (least == most), most, 0)
-    np.copyto(labels, owner[holes], where=holes > 0)
+    return np.where(holes > 0, owner[holes], labels)
+
+
+def _padded(array: NDArray[_Item], width: int) -> NDArray[_Item]:
+    """Returns an array with zeros around it, in whose memory rows follow each other."""
+    return np.pad(np.ascontiguousarray(array), width)
+
+
+def _strides(array: NDArray[np.generic]) -> list[int]:
+    """Returns how many places apart neighbours along each axis are."""
+    return [stride // array.itemsize for stride in array.strides]
 
 
 def _spread(
-    ids: NDArray[np.int32], free: NDArray[np.int64], strides: Sequence[int], steps: int
+    labels: NDArray[np.int32], free: NDArray[np.bool_], steps: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Spreads ids over free places, in place, one step along the axes at a time.
+    """Spreads labels over free places, in place, one step along the axes at a time.
 
-    Neighbours along the axes are `strides` apart.
+    Places are counted row by row. None along the outer border may be free.
 
     Returns:
         The places that were reached, and the number of steps to each.
     """
-    moves = [move for stride in strides for move in (-stride, stride)]
+    ids, open_ = labels.ravel(), free.ravel()
+    moves = [move for stride in _strides(labels) for move in (-stride, stride)]
+    beside = np.flatnonzero(open_)
     places, distances = [], []
-    open_ = np.zeros(ids.shape, bool)
-    open_[free] = True
     for step in range(1, steps + 1):
-        near = np.full(len(free), _NO_ID, np.int32)
+        near = np.full(len(beside), _NO_ID, np.int32)
         for move in moves:
-            other = ids[free + move]
+            other = ids[beside + move]
             np.minimum(near, np.where(other > 0, other, _NO_ID), out=near)
         reached = near < _NO_ID
         if not reached.any():
             break
-        front = free[reached]
+        front = beside[reached]
         places.append(front)
         distances.append(np.full(len(front), step))
         ids[front] = near[reached]
         open_[front] = False
         # Only neighbours of the front can be reached next.
         beside = np.concatenate([front + move for move in moves])
-        free = np.unique(beside[open_[beside]])
+        beside = np.unique(beside[open_[beside]])
     if not places:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     return np.concatenate(places), np.concatenate(distances)
@@ -257,24 +287,22 @@ def label_in_blocks(
     block: tuple[int, ...],
     objects: ObjectRule,
     states: Reader,
-    parts: Reader,
-    write_parts: Writer,
-    write: Writer,
+    stores: Sequence[tuple[Reader, Writer]],
 ) -> int:
     """Makes objects one block at a time, with the same result as :meth:`ObjectRule.of`.
 
     Components are numbered block by block, and joined where they meet at the border of blocks, of
     which only the pixels along borders are kept. Objects are numbered in the order of their first
-    pixels, row by row.
+    pixels, row by row. They grow in all blocks by one stage after another: each then needs a narrow
+    margin only, of what the one before has made.
 
     Args:
         size: Size of the image or volume, (H, W) or (D, H, W).
         block: Sides of a block.
         objects: What counts as an object.
         states: Reads a part of the states of the pixels; see :meth:`ObjectRule.states`.
-        parts: Reads a part of the components that were written.
-        write_parts: Writes the components of a part, int32; each block once.
-        write: Writes the result in a part, int32; each block once.
+        stores: Two stores of the size of the image, int32, which read and write parts. Either is
+            written as a whole, from the other one, before it is read. The result is in the first.
 
     Returns:
         The number of objects.
@@ -292,6 +320,8 @@ def label_in_blocks(
     areas = [np.zeros(1, np.int64)]
     pairs: list[NDArray[np.integer]] = []
     count = 0
+    stages = objects.stages()
+    write_parts = stores[len(stages) % 2][1]
     # For each axis the components along the last borders across it.
     borders = [np.zeros(size[:axis] + size[axis + 1 :], np.int32) for axis in axes]
     for at in blocks:
@@ -322,13 +352,15 @@ def label_in_blocks(
     number_of = np.zeros(groups, np.int32)
     number_of[order] = _numbers(total[order] >= objects.min_area)
     final = number_of[group]
-    margin = objects.margin
-    for at in blocks:
-        pairs_of = list(zip(at, size, strict=True))
-        wide = tuple(
-            slice(max(0, part.start - margin), min(n, part.stop + margin)) for part, n in pairs_of
-        )
-        grown = objects.grown(final[parts(wide)], states(wide))
-        inner = (slice(s.start - w.start, s.stop - w.start) for s, w in zip(at, wide, strict=True))
-        write(at, grown[tuple(inner)])
+    for left, (margin, stage) in zip(range(len(stages), 0, -1), stages, strict=True):
+        (read, _), (_, write) = stores[left % 2], stores[(left - 1) % 2]
+        for at in blocks:
+            wide = tuple(
+                slice(max(0, part.start - margin), min(n, part.stop + margin))
+                for part, n in zip(at, size, strict=True)
+            )
+            labels = final[read(wide)] if left == len(stages) else read(wide)
+            spans = zip(at, wide, strict=True)
+            inner = (slice(s.start - w.start, s.stop - w.start) for s, w in spans)
+            write(at, stage(labels, states(wide))[tuple(inner)])
     return int(number_of.max())

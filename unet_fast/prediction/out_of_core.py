@@ -432,8 +432,6 @@ def _number(part: Path, source: Source, tiling: Tiling, objects: ObjectRule) -> 
             block_of(tiling),
             objects,
             functools.partial(read, classes),
-            functools.partial(read, parts),
-            functools.partial(write, parts),
-            functools.partial(write, result),
+            [(functools.partial(read, a), functools.partial(write, a)) for a in (result, parts)],
         )
     return found
