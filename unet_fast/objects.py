@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -195,20 +194,30 @@ def _grow_into(
 
 def _close_gaps(grow: int, labels: NDArray[np.int32], _: object) -> NDArray[np.int32]:
     """Grows objects over the gaps between them, from each side by `grow` pixels at most."""
-    reach = 2 * grow
-    padded = _padded(labels, reach)
-    own, free = padded.copy(), _padded(labels == 0, reach)
-    places, distance = _spread(own, free, grow)
-    flat, strides = padded.ravel(), _strides(padded)
-    owner, room = own.ravel()[places], 2 * grow + 1 - distance
-    faces = np.zeros(len(places), bool)
-    for move in itertools.product(range(-reach, reach + 1), repeat=labels.ndim):
-        steps = sum(map(abs, move))
-        if steps <= reach:
-            other = flat[places + sum(map(operator.mul, move, strides))]
-            faces |= (other > 0) & (other != owner) & (steps <= room)
-    flat[places[faces]] = owner[faces]
-    return padded[(slice(reach, -reach),) * labels.ndim]
+    own = _padded(labels, 1)
+    places, distance = _spread(own, _padded(labels == 0, 1), grow)
+    room = np.zeros(own.shape, np.int8)
+    room.ravel()[places] = 2 * grow + 1 - distance
+    inner = (slice(1, -1),) * labels.ndim
+    own, room = own[inner], room[inner]
+    # The least and the largest number within so many steps: another object's if there is any.
+    least, most = np.where(labels > 0, labels, _NO_ID), labels
+    faces = np.zeros(labels.shape, bool)
+    for steps in range(1, 2 * grow + 1):
+        least, most = _over_neighbours(np.minimum, least), _over_neighbours(np.maximum, most)
+        if steps > grow:
+            faces |= (room == steps) & ((least != own) | (most != own))
+    return np.where(faces, own, labels)
+
+
+def _over_neighbours(pick: np.ufunc, array: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Returns what `pick` makes of each pixel and its neighbours along the axes."""
+    result = array.copy()
+    for axis in range(array.ndim):
+        old, new = array.swapaxes(0, axis), result.swapaxes(0, axis)
+        pick(new[1:], old[:-1], out=new[1:])
+        pick(new[:-1], old[1:], out=new[:-1])
+    return result
 
 
 def _fill(largest: int, labels: NDArray[np.int32], _: object) -> NDArray[np.int32]:
