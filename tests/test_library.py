@@ -83,19 +83,24 @@ def test_nothing_depends_on_the_version_of_python():
 
 
 def test_a_build_without_cuda(monkeypatch):
-    """Beside a GPU: devices and tensors on it are refused. With CUDA they are taken."""
+    """Beside a GPU: tensors on it are refused, as a device for a network it is taken."""
     x = types.SimpleNamespace(device=torch.device("cuda"), is_cuda=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(_library, "DEVICES", {"cpu"})
-    monkeypatch.setattr(_device, "HAS_CUDA", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _device._tell_of.cache_clear()
+    kinds = {"cpu"}
+    for module in (_library, _device):
+        monkeypatch.setattr(module, "DEVICES", kinds)
     with pytest.raises(RuntimeError, match="op: unet_fast was built without CUDA kernels"):
         _library.require_kernels("op", x)
-    with pytest.raises(ValueError, match="device must have kernels, got 'cuda' with a build with"):
-        _device.find_device("cuda")
-    monkeypatch.setattr(_library, "DEVICES", {"cpu", "cuda"})
-    monkeypatch.setattr(_device, "HAS_CUDA", True)
+    with pytest.warns(UserWarning, match="there are no kernels for cuda: it computes the network"):
+        device = _device.find_device("auto")
+    assert device == torch.device("cuda")
+    assert _device.data_device(device) == torch.device("cpu")
+    kinds.add("cuda")
     _library.require_kernels("op", x)
     assert _device.find_device("cuda:0") == torch.device("cuda", 0)
+    assert _device.data_device(device) == device
     with pytest.raises(ValueError, match="must be present, got 'cuda:1' with 1 CUDA device "):
         _device.find_device("cuda:1")
 

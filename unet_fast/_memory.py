@@ -2,12 +2,13 @@
 
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-PROGRAM = {"cpu": 4.5e8, "cuda": 8e8}
+PROGRAM = defaultdict(lambda: 4.5e8, cuda=8e8)
 """Bytes of the program itself: torch and what else is loaded; on a GPU its context."""
 MARGIN = 1.5
 """Estimates are right within this factor: what needs this many times what there is cannot fit."""

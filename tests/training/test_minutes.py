@@ -243,7 +243,8 @@ def test_a_compiled_run_compiles_twice(tmp_path, monkeypatch, compile, steps):
     """The first step, which took 10 s of the minute, is made again; others take half a second."""
     monkeypatch.setattr(loop, "_trial", lambda *_: (10.0, 0.5))
     free = types.SimpleNamespace(cost=0)
-    run = types.SimpleNamespace(device="cpu", processes=Processes(), plan=lambda steps: free)
+    train_set = types.SimpleNamespace(device="cpu")
+    run = types.SimpleNamespace(train_set=train_set, processes=Processes(), plan=lambda steps: free)
     settings = timed(("images", "labels"), tmp_path, compile=compile)
     found = loop._in_time(settings, lambda config: run, 0.0, lambda: 0.0)
     assert (found.steps, found.minutes) == (steps, None)

@@ -75,7 +75,7 @@ def predict(
     rois:
         Outline the objects: rois/NAME_rois.zip for Fiji, rois/NAME.geojson for QuPath.
     device:
-        auto (CUDA if there is one), cpu, cuda or cuda:N.
+        auto (CUDA if there is one), cpu, cuda, cuda:N or another accelerator, as mps.
     workers:
         Processes on this machine that share the blocks of each image (needs dask; OME-Zarr).
     scheduler:

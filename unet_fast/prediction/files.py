@@ -97,7 +97,7 @@ def predict_files(
             middle plane, of a volume three sections through its middle).
         table: Whether `tables/NAME.csv` measures the objects; see :func:`table_of`.
         rois: Whether `rois/NAME_rois.zip` (ImageJ) and `rois/NAME.geojson` (QuPath) outline them.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or another accelerator, as mps.
         missing_chunks: As for :func:`open_source`.
         axes: As for :func:`open_source`.
         recursive: Whether images of nested folders count; results are in folders of the same names.

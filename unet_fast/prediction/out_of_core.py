@@ -80,7 +80,7 @@ def predict_blocks(
         out: Folder to make, `NAME.ome.zarr`; each chunk is one channel of a block, or of a part of
             it. Objects are numbered as if predicted at once, each plane or volume by itself.
         options: What to predict, and how.
-        device: auto, cpu, cuda or cuda:N; with `client`, that of the workers.
+        device: auto, cpu, cuda, cuda:N or another accelerator; with `client`, that of the workers.
         missing_chunks: As for :func:`open_source`.
         resume: Go on where a killed run stopped; finished blocks are kept.
         overwrite: Replace an earlier result.

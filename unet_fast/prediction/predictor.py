@@ -130,9 +130,9 @@ def predict(
     return found.numpy() if isinstance(image, np.ndarray) else found
 
 
-def logits_of(model: UNet, image: Tensor, device: torch.device) -> Tensor:
+def logits_of(model: UNet, image: Tensor) -> Tensor:
     """Returns the scores, (K, *S), on the CPU, of a normalised image or volume, (C, *S)."""
-    with evaluating(model, device):
+    with evaluating(model, None):
         return _of_array(Predictor(model, Options("scores")), image.detach().cpu().numpy(), None)
 
 
@@ -332,6 +332,7 @@ class Predictor:
             if results.is_cuda:  # page-locked memory, which torch keeps, is copied to at full speed
                 staged = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
                 results = staged.copy_(results)
+            results = results.cpu()
             for origin, result in zip(batch, results, strict=True):
                 inside = (slice(n - o) for n, o in zip(tiling.image, origin, strict=True))
                 write(origin, result[..., *inside])

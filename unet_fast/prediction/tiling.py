@@ -81,7 +81,7 @@ def plan(
     Args:
         model: The network.
         image: Size of the image in pixels, (H, W), or of the volume, (D, H, W).
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or another type of device, which gets the tiles of a CPU.
         value_bytes: Bytes of one activation of the network.
         tile: Side or sides of a tile, >= 1, rounded up to multiples of the alignment; None: the
             largest that the budget holds, up to :data:`LARGEST`.
@@ -111,8 +111,9 @@ def plan(
             stacklevel=2,
         )
     reason = not_tileable(model)
-    largest = LARGEST[model.dims][device]
-    budget = BUDGET[model.dims][device] if memory_budget is None else memory_budget
+    kind = "cuda" if device == "cuda" else "cpu"
+    largest = LARGEST[model.dims][kind]
+    budget = BUDGET[model.dims][kind] if memory_budget is None else memory_budget
     if sides is None and reason is None:
         made = _fitting(model, image, largest, budget, value_bytes)
     else:

@@ -149,7 +149,8 @@ class TrainConfig:
     deterministic: bool = False
     """Use only algorithms whose results repeat bit for bit."""
     device: str = "auto"
-    """auto (CUDA if there is one), cpu, cuda or cuda:N; with torchrun a GPU for each process."""
+    """auto (CUDA if there is one), cpu, cuda, cuda:N or another accelerator of this PyTorch, as
+    mps, which computes the network only; with torchrun a GPU for each process."""
     resume: bool = False
     """Go on from the checkpoint in the output folder; without one, start at step 1."""
 

@@ -250,7 +250,7 @@ def _in_time(
     seconds -= clock() - begin
     if config.compile:  # the run compiles once more
         seconds -= first
-    shared = torch.tensor([one, seconds], dtype=torch.float64, device=run.device)
+    shared = torch.tensor([one, seconds], dtype=torch.float64, device=run.train_set.device)
     run.processes.broadcast(shared)  # all processes take as many steps
     one, seconds = shared.tolist()
     steps, above = 0, 1 + max(0, math.floor(seconds / one))
@@ -275,11 +275,11 @@ def _trial(run: Run, clock: Callable[[], float], seconds: float) -> tuple[float,
     ends, goes_on = [clock()], True
     while goes_on:
         run.step(len(ends))
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
+        if run.device.type != "cpu":
+            torch.accelerator.synchronize(run.device)
         ends.append(clock())
         enough = ends[-1] - ends[0] >= seconds or len(ends) > 50
-        flag = torch.tensor([float(len(ends) < 4 or not enough)], device=run.device)
+        flag = torch.tensor([float(len(ends) < 4 or not enough)], device=run.train_set.device)
         run.processes.broadcast(flag)  # all processes stop together
         goes_on = bool(flag.item())
     return ends[1] - ends[0], (ends[-1] - ends[1]) / (len(ends) - 2)

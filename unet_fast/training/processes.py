@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._device import torchrun_number
+from .._device import data_device, torchrun_number
 from .._files import reason_of
 
 TIMEOUT = timedelta(minutes=10)
@@ -57,6 +57,8 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     if torchrun_number("WORLD_SIZE", 1) == 1:
         yield Processes()
         return
+    if data_device(device) != device:
+        raise ValueError(f"train: a device without kernels must have one process, got {device}")
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:

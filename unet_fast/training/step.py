@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.profiler import record_function
 
-from .._device import precision_of, training_layout
+from .._device import data_device, precision_of, training_layout
 from ..contracts.border_weight_map import IGNORED
 from ..ops import weighted_ce
 from ..unet import UNet
@@ -62,6 +62,11 @@ class Step:
             ids = [device.index] if device.type == "cuda" else None
             network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         self.network = torch.compile(network) if config.compile else network
+        self.weighted_ce: Callable[..., Tensor] = weighted_ce
+        if data_device(device) != device:
+            from ..reference import weighted_ce as plain  # here, as it loads SciPy
+
+            self.weighted_ce = plain
         self.count = config.batch_size * processes.count
         """Tiles per step, over all processes."""
         self._reader = ThreadPoolExecutor(1)
@@ -125,12 +130,12 @@ class Step:
         """
         config, processes = self.config, self.processes
         with record_function(f"{SPAN} weights"):
-            target, weights = self.data.targets(labels)
+            target, weights = (x.to(self.device) for x in self.data.targets(labels))
         self.optimizer.zero_grad(set_to_none=True)
         with record_function(f"{SPAN} network"), self.autocast():
-            scores = self.network(tiles.contiguous(memory_format=self.layout))
+            scores = self.network(tiles.to(self.device).contiguous(memory_format=self.layout))
         with record_function(f"{SPAN} loss"):
-            ce = weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
+            ce = self.weighted_ce(scores, target, weights, ignore_index=IGNORED, reduction="sum")
             # Divided by the sum over all processes; a mean of their means would be different.
             loss = ce / _divisor(config.loss_reduction, target, weights, processes)
         with record_function(f"{SPAN} backward"):  # DDP averages gradients

@@ -49,7 +49,7 @@ def fitting(shapes: Sequence[tuple[int, ...]], width: float, device: str) -> dic
 
     Those of volumes, (D, H, W), do not depend on the width.
     """
-    kind = find_device(device).type
+    kind = "cuda" if find_device(device).type == "cuda" else "cpu"
     if len(shapes[0]) == 3:
         sides = np.median(shapes, axis=0).astype(int).tolist()
         fits = [min(most, -(-side // 8) * 8) for most, side in zip(SIDES, sides, strict=True)]

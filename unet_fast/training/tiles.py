@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from .._device import torchrun_number
+from .._device import data_device, torchrun_number
 from .._progress import listed
 from ..augment import Augmentation, AugmentationParameters
 from ..contracts.border_weight_map import IGNORED
@@ -71,13 +71,13 @@ class Tiles:
 
 
 class Dataset:
-    """Annotated images, or volumes, on the device of the network.
+    """Annotated images, or volumes, on a device that has kernels.
 
     Args:
         samples: The images.
         objects: Their labels, numbered.
         weights: Rule that makes targets and weights of labels; "balanced" is still to be counted.
-        device: Device of the network.
+        device: Where tiles, targets and weights are made; see :func:`data_device`.
         budget: Bytes that images and labels may take on the device; if they take more, they stay in
             pinned memory of the host, and each image goes to the GPU when a tile of it is drawn.
     """
@@ -385,6 +385,7 @@ def load_sets(
     config: TrainConfig, resumed: bool, device: torch.device
 ) -> tuple[TrainConfig, Dataset, Dataset]:
     """Returns settings with the type of the labels, and the sets for training and validation."""
+    device = data_device(device)
     samples = load_samples(config.images, config.labels, config.classes, config.reading)
     ignored = config.reading.ignored
     unknown = [s.name for s in samples if not counts(s, ignored)]

@@ -180,7 +180,7 @@ def look(model: UNet, data: Dataset, i: int, reduction: str) -> Look:
         reduction: Reduction of the loss, as in training; "sum" averages the sums of images.
     """
     image, labels = data.sample(i)
-    scores = logits_of(model, image, data.device)
+    scores = logits_of(model, image)
     target, weights = data.targets(labels[None])
     target, weights = target.cpu(), weights.cpu()
     loss = weighted_ce(scores[None], target, weights, ignore_index=IGNORED, reduction="sum")
