@@ -1,8 +1,15 @@
 #include <torch/csrc/stable/library.h>
 
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
 /// The best of the levels in CMakeLists.txt that this processor has: 0 baseline, 1 AVX2, 2 AVX-512.
-extern "C" __attribute__((visibility("default"))) int unet_fast_best_level() {
+extern "C" EXPORT int unet_fast_best_level() {
 #if defined(__x86_64__)
+  __builtin_cpu_init();
   if (__builtin_cpu_supports("x86-64-v4")) return 2;
   if (__builtin_cpu_supports("x86-64-v3")) return 1;
 #endif

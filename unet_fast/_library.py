@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -36,11 +37,21 @@ def check_clone(project: Path, built: str) -> None:
         )
 
 
+_AFFIXES = {"win32": ("", ".dll"), "darwin": ("lib", ".dylib")}
+"""Begin and end of the names of libraries on systems other than Linux."""
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Returns the file of a library, as linkers of this system name it."""
+    prefix, suffix = _AFFIXES.get(sys.platform, ("lib", ".so"))
+    return folder / f"{prefix}{name}{suffix}"
+
+
 def simd_levels() -> list[str]:
     """Returns the SIMD levels that were built and that this processor has, the best one last."""
     from ._build import LEVELS, __file__
 
-    library = ctypes.CDLL(str(Path(__file__).parent / "libunet_fast.so"))
+    library = ctypes.CDLL(str(_file(Path(__file__).parent, "unet_fast")))
     best: int = library.unet_fast_best_level()
     return [name for file, name in [*_LEVELS.items()][: best + 1] if file in LEVELS]
 
@@ -68,10 +79,10 @@ def _load() -> dict[str, str]:
 
     check_clone(Path(__file__).parent.parent / "pyproject.toml", FACTS["version"])
     folder, level = Path(place).parent, _simd_level()
-    torch.ops.load_library(folder / "libunet_fast.so")
-    torch.ops.load_library(folder / f"libunet_fast_{level.lower().replace('-', '')}.so")
+    torch.ops.load_library(_file(folder, "unet_fast"))
+    torch.ops.load_library(_file(folder, f"unet_fast_{level.lower().replace('-', '')}"))
     DEVICES.add("cpu")
-    cuda = folder / "libunet_fast_cuda.so"
+    cuda = _file(folder, "unet_fast_cuda")
     if torch.version.cuda is not None and cuda.exists():
         torch.ops.load_library(cuda)
         DEVICES.add("cuda")
