@@ -62,7 +62,7 @@ class UNet(nn.Module):
             level; or ``"before_pooling"`` (2016): the first convolution of the uppermost level has
             `base_channels`, the second of each level doubles them, up-convolutions keep them.
         norm: None (2015), ``"batch"`` (2016, with running statistics in evaluation),
-            ``"batch_renorm"`` (:class:`BatchRenorm`, for batches of few tiles), ``"group"`` (32
+            ``"batch_renorm"`` (`BatchRenorm`, for batches of few tiles), ``"group"`` (32
             groups or what divides the channels) or ``"instance"``, between each convolution of a
             level and its ReLU. The statistics of 2016, of the one volume that the network sees, are
             those of ``"instance"``.

@@ -172,8 +172,8 @@ class BorderWeights:
             target: uint8, 0 background, 1... classes, 255 ignored; the ridge between touching
                 objects is background.
             weights: float32, 0 where ignored. Distances are to the whole objects, ridge included.
-            With ``"balanced"``, weights of classes are counted in each image by itself; those of
-            the data set, which training uses, come from :meth:`balanced`.
+                With ``"balanced"``, weights of classes are counted in each image by itself; those
+                of the data set, which training uses, come from :meth:`balanced`.
 
         Raises:
             TypeError: If `labels` or `classes` is not an integer tensor.

@@ -55,7 +55,7 @@ def predict(
         image: A tensor or a NumPy array, (H, W) or (C, H, W), any size from 1 x 1, any real dtype,
             finite; of a network with three axes a volume, (D, H, W) or (C, D, H, W).
         device: Device to compute on; None: that of the model.
-        **options: The fields of :class:`unet_fast.prediction.options.Options`.
+        **options: The fields of `unet_fast.prediction.options.Options`.
 
             ======================  ================================================================
             output                  "probabilities" (the default) or "scores", before softmax:

@@ -16,8 +16,8 @@ from .overlap import (
 def seg(truth: Images, prediction: Images) -> float:
     """SEG of the Cell Tracking Challenge: mean Jaccard index over the reference objects.
 
-    A reference object R is matched by the predicted object S with |R and S| > |R| / 2, and scores
-    |R and S| / |R or S|; without a match it scores 0. Predicted objects without partner cost
+    A reference object R is matched by the predicted object S with `|R and S| > |R| / 2`, and scores
+    `|R and S| / |R or S|`; without a match it scores 0. Predicted objects without partner cost
     nothing.
 
     Args:

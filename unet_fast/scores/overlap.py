@@ -71,7 +71,7 @@ class Overlap:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """|R and S| / |R or S| of each pair that shares pixels."""
+        """`|R and S| / |R or S|` of each pair that shares pixels."""
         together = self.sizes[self.row] + self.other_sizes[self.column] - self.common
         ratio: NDArray[np.float64] = self.common / together
         return ratio

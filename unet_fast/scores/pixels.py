@@ -8,7 +8,7 @@ from .overlap import as_maps
 
 
 def iou(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
-    """Pixel IoU (Jaccard index) of the foreground: |A and B| / |A or B|.
+    """Pixel IoU (Jaccard index) of the foreground: `|A and B| / |A or B|`.
 
     Args:
         truth: Labels or mask, integer or bool, any shape; everything not 0 is foreground.
@@ -28,7 +28,7 @@ def iou(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
 
 
 def dice(truth: ArrayLike | Tensor, prediction: ArrayLike | Tensor) -> float:
-    """Dice coefficient of the foreground, its F-score: 2 |A and B| / (|A| + |B|).
+    """Dice coefficient of the foreground, its F-score: `2 |A and B| / (|A| + |B|)`.
 
     Args:
         truth: Labels or mask, integer or bool, any shape; everything not 0 is foreground.

@@ -87,7 +87,7 @@ def warp(truth: Mask, wanted: Mask, urgency: NDArray[np.floating]) -> Mask:
 
 @dataclass(frozen=True)
 class Warping:
-    """The differences that :func:`warp` leaves."""
+    """The differences that :func:`warping` leaves."""
 
     pixels: int
     """Pixels that differ."""
