@@ -5,8 +5,6 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
 
 from unet_fast import UNet, demo, load_model, plots
@@ -133,22 +131,3 @@ def test_imports_from_the_root_of_a_clone():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "2.10"
-
-
-def test_readme_example():
-    """The README's ten lines of Python run as they stand."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) <= 12
-    names = {}
-    exec(code, names)
-    assert names["loss"].isfinite()
-    assert names["probabilities"].shape == (2, 300, 500)
-    assert isinstance(names["loss"], torch.Tensor)
-
-
-@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs/demo.png"])
-def test_files_that_the_readme_names(name):
-    root = Path(__file__).parent.parent
-    assert (root / name).exists()
-    assert name in (root / "README.md").read_text() or name == "LICENSE"
