@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 from cyclopts.docs.markdown import generate_markdown_docs
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 from unet_fast.cli import app as program
@@ -43,12 +45,14 @@ project, version = PROJECT["name"], PROJECT["version"]
 root_doc = "index"
 exclude_patterns = ["_build"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # as GitHub makes them
 autodoc_typehints = "none"  # docstrings say shapes, dtypes and ranges
 autodoc_member_order = "bysource"
 default_role = "literal"
 smartquotes = False
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"{project} {version}"
 html_copy_source = html_show_copyright = False
 
@@ -77,8 +81,15 @@ def of_included(_, file, __, text):
     text[0] = relinked(text[0], (HERE / file).parent, on_site)
 
 
+def formula(page, node):
+    """Writes a formula as MathML, which browsers show by themselves."""
+    page.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Changes what is read, before it is parsed."""
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("autodoc-process-docstring", of_docstring)
     app.connect("source-read", of_page)
     app.connect("include-read", of_included)
