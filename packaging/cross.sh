@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Compiles a wheel for another system, CPU kernels only: packaging/cross.sh SYSTEM OUT
 #
-# The compiler is the Clang of ziglang, the libraries that it links are those of the PyTorch for that
-# system. What it makes shows that everything compiles and links there, and runs where an emulator
-# is; releases are built on the systems themselves.
+# The compiler is the Clang of ziglang, which `pip install '.[dev]'` brings; the libraries that it
+# links are those of the PyTorch for that system. What it makes shows that everything compiles and
+# links there, and runs where an emulator is; releases are built on the systems themselves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,16 +20,14 @@ mkdir -p "$2" && out=$(cd "$2" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-python3 -m venv "$work/env"
-"$work/env/bin/pip" install --quiet ziglang wheel scikit-build-core cmake ninja
-"$work/env/bin/pip" download --quiet --no-deps --only-binary=:all: --python-version 3.11 \
-  --platform "$tag" --dest "$work" "torch==$torch"
-(cd "$work" && python3 -m zipfile -e torch-*.whl torch)
+pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --platform "$tag" \
+  --dest "$work" "torch==$torch"
+(cd "$work" && python -m zipfile -e torch-*.whl torch)
 
 # The compiler as CMake calls it; zig has names of its own for processors.
 cat > "$work/c++" << END
 #!/usr/bin/env bash
-exec "$work/env/bin/python" -m ziglang c++ -g0 -target $zig "\${@/#-march=x86-64-v/-march=x86_64_v}"
+exec "$(command -v python)" -m ziglang c++ -g0 -target $zig "\${@/#-march=x86-64-v/-march=x86_64_v}"
 END
 chmod +x "$work/c++"
 cat > "$work/toolchain.cmake" << END
@@ -39,11 +37,11 @@ set(CMAKE_CXX_COMPILER $work/c++)
 set(CMAKE_OSX_SYSROOT "")
 set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)
 END
-PATH="$work/env/bin:$PATH" "$work/env/bin/pip" wheel --quiet --no-deps --no-build-isolation . \
+pip wheel --quiet --no-deps --no-build-isolation . \
   --wheel-dir "$work/wheel" --config-settings=build-dir="$work/build" \
   --config-settings=install.strip=false --config-settings=cmake.define.UNET_FAST_CUDA=OFF \
   --config-settings=cmake.define.UNET_FAST_TORCH="$work/torch/torch" \
   --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE="$work/toolchain.cmake"
-"$work/env/bin/wheel" tags --remove --platform-tag "$tag" "$work"/wheel/*.whl > /dev/null
+wheel tags --remove --platform-tag "$tag" "$work"/wheel/*.whl > /dev/null
 mv "$work"/wheel/*.whl "$out"
 ls -l "$out"/*"$tag"*.whl
