@@ -10,20 +10,23 @@ here=$(cd "$(dirname "$0")" && pwd)
 wheel=$(realpath "${1:?WHEEL must name a file}")
 shift
 [ $# -gt 0 ] || set -- 3.11:2.10.0 3.11:2.13.0 3.12:2.13.0 3.13:newest
+if command -v pyenv > /dev/null; then  # its shims stand for one version only
+  PATH="$(printf '%s:' "$(pyenv root)"/versions/*/bin)$PATH"
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 echo "$(sha256sum < "$wheel" | cut -c1-12) $(basename "$wheel"), $(du -h "$wheel" | cut -f1)"
 
+mkdir "$work/index" && cp "$wheel" "$work/index"  # installed by name, as users do
 failed=0
 for cell in "$@"; do
   python=${cell%%:*} torch=${cell#*:}
   if [ "$torch" = newest ]; then torch=torch; else torch="torch==$torch"; fi
   env="$work/env"
   rm -rf "$env"
-  # As a user does: by name, from an index. This one is a folder with a single wheel.
   uv venv --quiet --no-config --python "$python" "$env" &&
-    uv pip install --quiet --python "$env" --only-binary :all: --find-links "$(dirname "$wheel")" \
-      "$torch" "unet_fast @ file://$wheel" &&
+    uv pip install --quiet --python "$env" --only-binary :all: --find-links "$work/index" \
+      "$torch" "unet_fast==$(basename "$wheel" | cut -d- -f2)" &&
     (cd "$work" && env -i HOME="$work" PATH="$env/bin" "$env/bin/python" "$here/smoke.py") ||
     { echo "$cell: FAILED"; failed=1; }
 done
