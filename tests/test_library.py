@@ -105,6 +105,28 @@ def test_a_build_without_cuda(monkeypatch):
         _device.find_device("cuda:1")
 
 
+@pytest.mark.parametrize(
+    ("number", "major", "said"),
+    [
+        (12080, 12, "the kernels need a driver for CUDA 13.1.80, got one for CUDA 12"),
+        (13000, 13, ""),
+        (14020, 14, ""),
+        (None, None, ""),
+    ],
+)
+def test_a_driver_that_is_too_old(number, major, said, monkeypatch):
+    """Kernels of a CUDA run with a driver for the same or a newer one, whatever its minor one."""
+
+    def library(name):
+        if number is None:
+            raise OSError
+        return types.SimpleNamespace(cuDriverGetVersion=lambda x: setattr(x._obj, "value", number))
+
+    monkeypatch.setattr(_library.ctypes, "CDLL", library)
+    assert _library._cuda_of_driver() == major
+    assert _library._refused_by_driver("13.1.80", major) == said
+
+
 def test_the_reference_where_there_are_no_kernels(monkeypatch):
     calls = {
         "weighted_ce": [torch.randn(1, 3, 9, 9), torch.randint(0, 3, (1, 9, 9))],

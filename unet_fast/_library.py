@@ -74,6 +74,7 @@ def _load() -> dict[str, str]:
         ModuleNotFoundError: If they were never built.
         OSError: If they are of another system, or ask for what is not there.
     """
+    global NO_CUDA
     from ._build import FACTS
     from ._build import __file__ as place
 
@@ -85,12 +86,34 @@ def _load() -> dict[str, str]:
     cuda = _file(folder, "unet_fast_cuda")
     if torch.version.cuda is not None and cuda.exists():
         torch.ops.load_library(cuda)
-        DEVICES.add("cuda")
+        NO_CUDA = _refused_by_driver(FACTS["cuda"], _cuda_of_driver())
+        if not NO_CUDA:
+            DEVICES.add("cuda")
     return FACTS | {"simd": level}
+
+
+def _cuda_of_driver() -> int | None:
+    """Returns the major version of CUDA that the driver is for; None: there is no driver."""
+    number = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver.cuDriverGetVersion(ctypes.byref(number))
+    except OSError:
+        return None
+    return number.value // 1000 or None
+
+
+def _refused_by_driver(built: str, driver: int | None) -> str:
+    """Says why a driver does not run the kernels of a version of CUDA; empty: it does."""
+    if driver is None or driver >= int(built.split(".")[0]):
+        return ""
+    return f"the kernels need a driver for CUDA {built}, got one for CUDA {driver}"
 
 
 DEVICES: set[str] = set()
 """Types of the devices that the operators have kernels for."""
+NO_CUDA = "unet_fast was built without CUDA kernels; rebuild it with UNET_FAST_CUDA=ON"
+"""Why CUDA is not one of them, if it is not."""
 try:
     _FACTS, MISSING = _load(), ""
 except ModuleNotFoundError:
@@ -120,10 +143,7 @@ def require_kernels(op: str, x: _OnDevice) -> None:
     if MISSING:
         raise NoKernelsError(f"{op}: {MISSING} ({way_out})")
     if x.is_cuda:
-        raise NoKernelsError(
-            f"{op}: unet_fast was built without CUDA kernels; rebuild it with UNET_FAST_CUDA=ON "
-            f"({way_out})"
-        )
+        raise NoKernelsError(f"{op}: {NO_CUDA} ({way_out})")
     raise NoKernelsError(
         f"{op}: there are kernels for cpu and cuda only, got a tensor on {x.device} ({way_out})"
     )
@@ -155,10 +175,10 @@ def build_info() -> dict[str, str]:
 
     Returns:
         `version`, `compiler`, `built_with_torch`, `min_torch` (the oldest PyTorch the libraries
-        run on), `cuda_architectures` (comma-separated; empty: no CUDA kernels) and `simd` (the
-        instructions of the CPU kernels, "baseline", "AVX2" or "AVX-512": the best the processor
-        has, or those that the environment variable UNET_FAST_SIMD asks for). Without the libraries
-        `version` and `missing`, which says why.
+        run on), `cuda` (version of the CUDA compiler), `cuda_architectures` (comma-separated;
+        empty: no CUDA kernels) and `simd` (the instructions of the CPU kernels, "baseline", "AVX2"
+        or "AVX-512": the best the processor has, or those that the environment variable
+        UNET_FAST_SIMD asks for). Without the libraries `version` and `missing`, which says why.
     """
     if not MISSING:
         return dict(_FACTS)
