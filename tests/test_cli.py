@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -82,13 +83,16 @@ def test_words_that_are_no_arguments(capsys, words, message):
 @pytest.mark.parametrize("option", ["-V", "--version"])
 def test_version(capsys, option):
     assert main([option]) == 0
-    assert capsys.readouterr().out == "0.1.0\n"
+    assert capsys.readouterr().out == f"{version('unet_fast')}\n"
 
 
 @pytest.mark.parametrize("module", ["unet_fast", "unet_fast.cli"])
 def test_as_a_module(module):
     command = [sys.executable, "-m", module, "-V"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0.1.0\n"
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        == f"{version('unet_fast')}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_a_command_in_a_thread(capsys):
     before = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(main, ["--version"]).result() == 0
-    assert capsys.readouterr().out == "0.1.0\n"
+    assert capsys.readouterr().out == f"{version('unet_fast')}\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
