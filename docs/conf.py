@@ -33,7 +33,9 @@ OPTIONS = generate_markdown_docs(
     generate_toc=False,
     no_root_title=True,
     exclude_commands=["--install-completion"],
-).replace("predict predict", "predict")  # before a usage of ours it repeats the command
+)
+for slip, meant in (("predict predict", "predict"), (" -m sphinx", "")):  # of usage lines
+    OPTIONS = OPTIONS.replace(slip, meant)
 ADDED = {
     "index": "".join(BLOCK.format(name, "\n".join(TREE[name].split())) for name in TREE),
     "commands": OPTIONS,

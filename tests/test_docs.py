@@ -132,6 +132,7 @@ def test_site_has_every_public_name(site):
     commands = (site / "commands.html").read_text()
     for name in ("augment", "check", "demo", "evaluate", "info", "predict", "train", "weights"):
         assert f'id="unet-fast-{name}"' in commands
+    assert "-m sphinx" not in re.sub("<[^>]+>", "", commands)
 
 
 @pytest.mark.thorough
