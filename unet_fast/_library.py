@@ -37,14 +37,10 @@ def check_clone(project: Path, built: str) -> None:
         )
 
 
-_AFFIXES = {"win32": ("", ".dll"), "darwin": ("lib", ".dylib")}
-"""Begin and end of the names of libraries on systems other than Linux."""
-
-
 def _file(folder: Path, name: str) -> Path:
-    """Returns the file of a library, as linkers of this system name it."""
-    prefix, suffix = _AFFIXES.get(sys.platform, ("lib", ".so"))
-    return folder / f"{prefix}{name}{suffix}"
+    """Returns the file of a library, as CMakeLists.txt names it on this system."""
+    suffix = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
+    return folder / f"lib{name}.{suffix}"
 
 
 def simd_levels() -> list[str]:
