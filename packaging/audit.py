@@ -17,7 +17,8 @@ KINDS = {".py", ".pyi", ".typed", ".so", ".md", ".png", ".tif", ".txt"}
 
 def check_files(names: list[str]) -> None:
     """Exits unless files are those of an installed package."""
-    inside = [Path(name).relative_to("unet_fast") for name in names if "dist-info/" not in name]
+    files = [name for name in names if not name.endswith("/") and "dist-info/" not in name]
+    inside = [Path(name).relative_to("unet_fast") for name in files]
     missing = [name for name in NEEDED if Path(name) not in inside]
     strange = [str(path) for path in inside if path.suffix not in KINDS or "tests" in path.parts]
     if missing or strange:
@@ -26,8 +27,7 @@ def check_files(names: list[str]) -> None:
 
 def audit(wheel: Path, out: Path | None) -> None:
     """Exits with a line if something is wrong, else prints size and platform."""
-    name, _, python, abi, _ = wheel.stem.split("-")
-    if (name, python, abi) != ("unet_fast", "py3", "none"):
+    if not (wheel.match("unet_fast-*-py3-none-*.whl") and wheel.exists()):
         sys.exit(f"the wheel must be unet_fast-*-py3-none-*.whl, got {wheel.name}")
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         check_files(archive.namelist())

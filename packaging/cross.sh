@@ -17,7 +17,7 @@ case "${1-}" in
   windows-x64) name=Windows processor=AMD64 tag=win_amd64 zig=x86_64-windows-gnu ;;
   *) echo "SYSTEM must be linux-aarch64, macos-arm64 or windows-x64, got '${1-}'" >&2 && exit 2 ;;
 esac
-: "${2:?OUT must name a folder}"
+[ -n "${2-}" ] || { echo "OUT must name a folder" >&2; exit 2; }
 mkdir -p "$2" && out=$(cd "$2" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -6,7 +6,8 @@
 # operator with its reference.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-wheel=$(realpath "${1:?WHEEL must name a file}")
+[ -f "${1-}" ] || { echo "WHEEL must name a file, got '${1-}'" >&2; exit 2; }
+wheel=$(realpath "$1")
 shift
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

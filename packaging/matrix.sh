@@ -7,7 +7,9 @@
 # was run. Needs uv. Exits with 1 if a cell fails.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-wheel=$(realpath "${1:?WHEEL must name a file}")
+[ -f "${1-}" ] || { echo "WHEEL must name a file, got '${1-}'" >&2; exit 2; }
+command -v uv > /dev/null || { echo "needs uv: pip install uv" >&2; exit 2; }
+wheel=$(realpath "$1")
 shift
 [ $# -gt 0 ] || set -- 3.11:2.10.0 3.11:2.13.0 3.12:2.13.0 3.13:newest
 if command -v pyenv > /dev/null; then  # its shims stand for one version only

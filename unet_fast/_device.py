@@ -34,7 +34,7 @@ def find_device(name: str) -> torch.device:
         return device
     if (device.index or 0) >= count:
         way_out = "auto takes what is there"
-        if torch.version.cuda is None:
+        if device.type == "cuda" and torch.version.cuda is None:
             way_out += "; this PyTorch has no CUDA"
         kind = device.type.upper()
         raise ValueError(
