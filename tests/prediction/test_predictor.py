@@ -379,6 +379,7 @@ def test_refuses_tiles_with_batch_norm_in_training_mode():
 
 @pytest.mark.parametrize("options", [{}, {"padding": "same"}, {"upsampling": "bilinear"}], ids=str)
 @pytest.mark.parametrize("budget", [2**24, 2**27, 2**33])
+@pytest.mark.filterwarnings("ignore:predict. memory_budget leaves tiles")
 def test_plans_within_the_budget(options, budget):
     net = UNet(base_channels=16, **options)
     made = tiling.plan(net, (3000, 5000), memory_budget=budget)
@@ -396,8 +397,16 @@ def test_plans_within_the_budget(options, budget):
     assert math.prod(more.tile) >= math.prod(made.tile)
 
 
+def test_a_budget_that_leaves_small_tiles_is_told():
+    net = UNet(base_channels=16, padding="same")
+    with pytest.warns(UserWarning, match="budget leaves tiles of 32 x 32, each of which reads 49"):
+        tiling.plan(net, (3000, 5000), memory_budget=2**24)
+    tiling.plan(net, (3000, 5000), memory_budget=2**27)
+
+
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("budget", [2**27, 2**31])
+@pytest.mark.filterwarnings("ignore:predict. memory_budget leaves tiles")
 def test_plans_of_volumes_within_the_budget(padding, budget):
     flat = {"kernels": [(1, 3, 3), *[(3, 3, 3)] * 3], "poolings": [(1, 2, 2), *[(2, 2, 2)] * 2]}
     net = UNet(dims=3, base_channels=4, depth=3, padding=padding, **flat)

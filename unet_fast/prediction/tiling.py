@@ -26,6 +26,8 @@ LARGEST = {2: {"cpu": 1024, "cuda": 2048}, 3: {"cpu": 256, "cuda": 256}}
 """Longest side of a tile that is chosen here, by the number of axes. Larger ones of two axes are
 slower on a CPU, because they need memory that is not in its caches, and gain little on a GPU. Those
 of three axes would gain, because their halo is most of their work, but take too much memory."""
+MARGINS = 16
+"""How many times the pixels of a tile it may read before a budget is called small."""
 BUDGET = {2: {"cpu": 2**30, "cuda": 2**32}, 3: {"cpu": 2**32, "cuda": 2**33}}
 """Default memory for the tiles being processed, in bytes. Constant rather than what is free at the
 moment, so that the same call gives the same bits."""
@@ -126,6 +128,14 @@ def plan(
         raise ValueError(
             f"predict: memory_budget must hold {counted(batch_size or 1, 'tile')} of {tiles} pixels"
             f"{f', for {reason}' if reason else ''}: {needed} bytes, got {memory_budget}"
+        )
+    times = math.prod(made.input) / math.prod(made.tile)
+    if memory_budget is not None and sides is None and not made.is_whole and times > MARGINS:
+        tiles = " x ".join(map(str, made.tile))
+        warnings.warn(
+            f"predict: memory_budget leaves tiles of {tiles}, each of which reads {times:.0f} "
+            "times as many pixels: a larger one is faster",
+            stacklevel=2,
         )
     if batch_size is None:  # small tiles are bundled until they are as much work as a large one
         bundle = largest**model.dims // math.prod(made.tile)
