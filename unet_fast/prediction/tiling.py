@@ -122,16 +122,15 @@ def plan(
         made = _tiling(model, image, sides or image)
     if reason and not made.is_whole:
         raise ValueError(f"predict: tile must cover the image, for {reason}, got {tile}")
+    tiles = " x ".join(map(str, made.tile))
     needed = tile_bytes(model, made, value_bytes) * (batch_size or 1)
     if memory_budget is not None and needed > memory_budget:
-        tiles = " x ".join(map(str, made.tile))
         raise ValueError(
             f"predict: memory_budget must hold {counted(batch_size or 1, 'tile')} of {tiles} pixels"
             f"{f', for {reason}' if reason else ''}: {needed} bytes, got {memory_budget}"
         )
     times = math.prod(made.input) / math.prod(made.tile)
     if memory_budget is not None and sides is None and not made.is_whole and times > MARGINS:
-        tiles = " x ".join(map(str, made.tile))
         warnings.warn(
             f"predict: memory_budget leaves tiles of {tiles}, each of which reads {times:.0f} "
             "times as many pixels: a larger one is faster",
