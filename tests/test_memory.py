@@ -85,9 +85,12 @@ def test_what_may_not_fit_is_warned_of(monkeypatch):
 CHILD = """
 import json, sys
 from unet_fast import TrainConfig, train
+def peak():
+    (line,) = [x for x in open("/proc/self/status") if x.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+program = peak()
 train(TrainConfig(**json.loads(sys.argv[1])))
-(line,) = [x for x in open("/proc/self/status") if x.startswith("VmHWM")]
-print("peak", 1024 * int(line.split()[1]))
+print("peak", program, peak())
 """
 
 
@@ -95,7 +98,7 @@ print("peak", 1024 * int(line.split()[1]))
 @pytest.mark.parametrize(
     "changes",
     [
-        {"tile": 384, "base_channels": 32, "padding": "same"},  # activations
+        {"tile": 576, "base_channels": 32, "padding": "same"},  # activations
         {"tile": 16, "base_channels": 128, "depth": 3, "optimizer": "adam"},  # weights
     ],
 )
@@ -105,9 +108,9 @@ def test_estimate_equals_what_a_run_takes(tmp_path, changes):
     plain = {k: v for k, v in as_dict(settings).items() if k not in ("weights", "augmentation")}
     call = [sys.executable, "-c", CHILD, json.dumps(plain)]
     run = subprocess.run(call, capture_output=True, text=True, check=True)
-    peak = int(re.search(r"^peak (\d+)$", run.stdout, re.MULTILINE)[1])
+    program, peak = map(int, re.search(r"^peak (\d+) (\d+)$", run.stdout, re.MULTILINE).groups())
     needed = bytes_of_run(settings, load_sets(settings, False, CPU)[1:], CPU)
-    assert peak > 5.5e8, "the program alone says nothing of the formula"
+    assert peak > 2 * program, "the program alone says nothing of the formula"
     assert 1 / 1.5 < needed / peak < 1.5, (needed, peak)
 
 
