@@ -15,7 +15,7 @@ FLOORS = [
     ("prediction",),
     ("scores",),
     ("training", "metrics"),
-    ("demo",),
+    ("demo", "integrations"),
     ("cli",),
 ]
 """Rooms, the lower ones first. A room imports from floors below its own, and from itself."""
