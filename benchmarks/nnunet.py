@@ -1,12 +1,11 @@
 """What border weights do in nnU-Net: trains it on nuclei, scores images it has not seen.
 
-    UNET_FAST_DATA=... python -m benchmarks.nnunet run border --seed 0 --work FOLDER
-    python -m benchmarks.nnunet report [--check]
+    UNET_FAST_DATA=... python -m benchmarks.nnunet border --seed 0 --work FOLDER
 
-`run` needs the extra `nnunet` and adds a row to benchmarks/results/nnunet.csv. Training and test
-images are those of splits.json; of the training images nnU-Net takes four fifths (its fold 0). All
-variants have the same plans, a quarter of the width that nnU-Net would choose for a GPU, the same
-number of steps and the same random numbers.
+It needs the extra `nnunet` and adds a row to benchmarks/results/nnunet.csv; `report.py` makes a
+table of them. Training and test images are those of splits.json; of the training images nnU-Net
+takes four fifths (its fold 0). All variants have the same plans, with half the width that nnU-Net
+would choose, the same number of steps and the same random numbers.
 """
 
 import argparse
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 
 from unet_fast._files import replace_file
@@ -34,66 +34,76 @@ from .segmentation import smallest, split_of
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "nnunet.csv"
-SET, NUMBER = "dsb2018_fluo", 18
+SET = "dsb2018_fluo"
+DATASETS = {2: "Dataset018_nuclei", 3: "Dataset019_ovule"}
+PLANNED = {2: "2d", 3: "3d_fullres"}
 VARIANTS = ("border", "w0=0", "stock")
-CONFIGURATION = {
-    "inherits_from": "2d",
-    "batch_size": 4,
-    "patch_size": [192, 192],
-    "stages": 6,
-    "features": 16,
-}
 EPOCHS, STEPS = 40, 50
 SCORES = ("ap_50", "ap_75", "f1_50", "pq_50", "seg", "iou")
 
 
-def prepare(data, work):
-    """Writes the raw data set, then lets nnU-Net plan and preprocess it, with instances."""
-    raw = work / "raw" / f"Dataset{NUMBER:03d}_nuclei"
-    if (work / "ready").exists():
-        return
-    shutil.rmtree(work / "raw", ignore_errors=True)
-    names = split_of(data / SET)["train"]
-    for name in names:
-        labels = read_labels(data / SET / "labels" / f"{name}.png")
-        for folder in ("imagesTr", "labelsTr", "instancesTr"):
-            (raw / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copy(data / SET / "images" / f"{name}.png", raw / "imagesTr" / f"{name}_0000.png")
-        write_labels(raw / "labelsTr" / f"{name}.png", (labels > 0).astype(np.uint8))
-        write_labels(raw / "instancesTr" / f"{name}.png", labels)
+def prepare(images, labels, work, dims):
+    """Writes a raw data set, then lets nnU-Net plan and preprocess it, with instances.
+
+    Args:
+        images: Files of images, PNG or, of volumes, TIFF.
+        labels: Files of their instance maps.
+        work: Folder of everything.
+        dims: Number of spatial axes.
+    """
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str(work / name)
+        (work / name).mkdir(parents=True, exist_ok=True)
+    raw = work / "raw" / DATASETS[dims]
+    end, number, planned = images[0].suffix, DATASETS[dims][7:10], PLANNED[dims]
+    for place in ("imagesTr", "labelsTr", "instancesTr"):
+        (raw / place).mkdir(parents=True)
+    for i, (image, instances) in enumerate(zip(images, labels, strict=True)):
+        shutil.copy(image, raw / "imagesTr" / f"c{i:03d}_0000{end}")
+        ids = np.int32(tifffile.imread(instances)) if dims == 3 else read_labels(instances)
+        for place, array in (("labelsTr", (ids > 0).astype(np.uint8)), ("instancesTr", ids)):
+            write = write_labels if dims == 2 else tifffile.imwrite
+            write(raw / place / f"c{i:03d}{end}", array)
     described = {
-        "channel_names": {"0": "fluorescence"},
-        "labels": {"background": 0, "nucleus": 1},
-        "numTraining": len(names),
-        "file_ending": ".png",
+        "channel_names": {"0": "grey"},
+        "labels": {"background": 0, "cell": 1},
+        "numTraining": len(images),
+        "file_ending": end,
     }
+    if dims == 3:
+        described["overwrite_image_reader_writer"] = "Tiff3DIO"
     (raw / "dataset.json").write_text(json.dumps(described))
     for command in (
-        f"nnUNetv2_plan_and_preprocess -d {NUMBER} -c 2d -np 1 -npfp 1 --no_pbar",
-        f"unet-fast nnunet {NUMBER} 2d -np 1",
+        f"nnUNetv2_plan_and_preprocess -d {number} -c {planned} -np 1 -npfp 1 --no_pbar",
+        f"unet-fast nnunet {number} {planned} -np 1",
     ):
-        subprocess.run(command.split(), check=True, env=os.environ | {"nnUNet_n_proc_DA": "1"})
+        few = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+        subprocess.run(command.split(), check=True, env=os.environ | few, stdout=subprocess.DEVNULL)
     for file in (work / "preprocessed" / raw.name).glob("nnUNetPlans*.json"):
         known = json.loads(file.read_text())
-        known["configurations"]["small"] = small(known["configurations"]["2d"])
+        known["configurations"]["small"] = small(known["configurations"][planned], dims)
         file.write_text(json.dumps(known))
-    (work / "ready").touch()
 
 
-def small(planned):
-    """The configuration that is trained: fewer and narrower stages, smaller patches and batches."""
-    settings = dict(CONFIGURATION)
-    stages, features = settings.pop("stages"), settings.pop("features")
+def small(planned, dims):
+    """The configuration that is trained: narrower stages, smaller patches and batches."""
+    stages, side = (6, 192) if dims == 2 else (4, 64)
     network = json.loads(json.dumps(planned["architecture"]))
     network["arch_kwargs"] |= {
         "n_stages": stages,
-        "features_per_stage": [min(features * 2**i, 8 * features) for i in range(stages)],
-        "kernel_sizes": [[3, 3]] * stages,
-        "strides": [[1, 1]] + [[2, 2]] * (stages - 1),
+        "features_per_stage": [min(16 * 2**i, 128) for i in range(stages)],
+        "kernel_sizes": [[3] * dims] * stages,
+        "strides": [[1] * dims] + [[2] * dims] * (stages - 1),
         "n_conv_per_stage": [2] * stages,
         "n_conv_per_stage_decoder": [2] * (stages - 1),
     }
-    return settings | {"architecture": network}
+    patch = [side, side] if dims == 2 else [32, side, side]
+    return {
+        "inherits_from": PLANNED[dims],
+        "batch_size": 4 if dims == 2 else 2,
+        "patch_size": patch,
+        "architecture": network,
+    }
 
 
 def trainer_of(variant):
@@ -121,26 +131,18 @@ def trainer_of(variant):
     return Short
 
 
-def trained(work, variant, seed):
-    """A trainer at the end of its training, and the seconds that took."""
+def trainer_in(work, variant, seed, dims=2, fold=0):
+    """A trainer of a variant, of data that :func:`prepare` made; seeds random numbers."""
     from unet_fast.integrations.nnunet import PLANS
 
-    folder = work / "preprocessed" / f"Dataset{NUMBER:03d}_nuclei"
+    folder = work / "preprocessed" / DATASETS[dims]
     plans = "nnUNetPlans" if variant == "stock" else PLANS
     described = json.loads((folder / f"{plans}.json").read_text()) | {"continue_training": False}
     described["plans_name"] += f"_{seed}"  # names its folder
     for generator in (random.seed, np.random.seed, torch.manual_seed):
         generator(seed)
-    start = time.process_time()
-    trainer = trainer_of(variant)(
-        described,
-        "small",
-        0,
-        json.loads((folder / "dataset.json").read_text()),
-        torch.device("cpu"),
-    )
-    trainer.run_training()
-    return trainer, time.process_time() - start
+    data = json.loads((folder / "dataset.json").read_text())
+    return trainer_of(variant)(described, "small", fold, data, torch.device("cpu"))
 
 
 def objects_of(trainer, images, area):
@@ -168,12 +170,16 @@ def objects_of(trainer, images, area):
 
 def run(data, work, variant, seed):
     """Trains and scores; adds a row, or puts it in the place of the one of the same run."""
-    for name, folder in (("raw", "raw"), ("preprocessed", "preprocessed"), ("results", "results")):
-        os.environ[f"nnUNet_{name}"] = str(work / folder)
-        (work / folder).mkdir(parents=True, exist_ok=True)
     os.environ |= {"nnUNet_n_proc_DA": "0"}  # loads in this process, so that random numbers repeat
-    prepare(data, work)
-    trainer, seconds = trained(work, variant, seed)
+    if not (work / "ready").exists():
+        files = [f"{name}.png" for name in split_of(data / SET)["train"]]
+        images, labels = ([data / SET / x / name for name in files] for x in ("images", "labels"))
+        prepare(images, labels, work, 2)
+        (work / "ready").touch()
+    trainer = trainer_in(work, variant, seed)
+    start = time.process_time()
+    trainer.run_training()
+    seconds = time.process_time() - start
     by_name = {s.name: s for s in load_samples(data / SET / "images", data / SET / "labels")}
     seen, samples = ([by_name[n] for n in split_of(data / SET)[part]] for part in ("train", "test"))
     truth = [s.labels for s in samples]
@@ -199,13 +205,9 @@ def known():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run", help="train, predict, score; add a row")
-    one.add_argument("variant", choices=VARIANTS)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument(
-        "--work", type=Path, required=True, help="folder of nnU-Net's data and results"
-    )
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, required=True, help="folder of nnU-Net's files")
     options = parser.parse_args()
     if "UNET_FAST_DATA" not in os.environ:
         parser.error("UNET_FAST_DATA must name the folder of the data sets")

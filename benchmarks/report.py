@@ -26,6 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PLOTS = ROOT / "docs" / "benchmarks"
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUITES = "weighted_ce", "border_weight_map", "elastic_deform", "step", "inference", "metrics"
+SUITES += ("integrations",)
 KINDS = "cpu", "cuda"
 TEXTS = "suite", "case", "axis", "ours", "rival", "rival version", "limit", "note"
 TEXTS += "device", "driver", "threads", "torch", "unet_fast", "commit", "date"
@@ -414,9 +415,33 @@ def kernel_budget():
 
 SUMMED = "launches", "sass", "fp64", "conversions64", "read", "written"
 
+
+def nnunet():
+    """Scores of nnU-Net's trainings, a line for each variant: mean and deviation over the seeds."""
+    with (RESULTS / "nnunet.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = {"AP at 0.5": "ap_50", "AP at 0.75": "ap_75", "PQ at 0.5": "pq_50", "SEG": "seg"}
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        group = [row for row in rows if row["variant"] == variant]
+        values = {x: [float(row[x]) for row in group] for x in (*scores.values(), "found", "false")}
+        cells = [
+            f"{statistics.mean(values[x]):.3f} ± {statistics.stdev(values[x]):.3f}"
+            if len(group) > 1
+            else f"{values[x][0]:.3f}"
+            for x in scores.values()
+        ]
+        counts = [f"{statistics.mean(values[x]):.0f}" for x in ("found", "false")]
+        minutes = statistics.median(float(row["cpu seconds"]) for row in group) / 60
+        counts[0] += f" of {group[0]['objects']}"
+        lines.append([variant, str(len(group)), *cells, *counts, f"{minutes:.0f} min"])
+    columns = ["variant", "seeds", *scores, "objects", "false", "CPU time of training"]
+    return markdown(columns, lines) + "\n"
+
+
 BLOCKS = {
     **{suite: lambda suite=suite: of_devices(suite, table_of) for suite in SUITES},
-    **{f.__name__: f for f in (summary, limits, kernel_budget, breakdown, growth, goals)},
+    **{f.__name__: f for f in (summary, limits, kernel_budget, breakdown, growth, goals, nnunet)},
 }
 
 

@@ -22,6 +22,7 @@ from unet_fast._device import precision_of
 from . import (
     bench_border_weight_map,
     bench_elastic_deform,
+    bench_integrations,
     bench_metrics,
     bench_predict,
     bench_step,
@@ -38,6 +39,7 @@ SUITES = {
     "step": bench_step.cases,
     "inference": bench_predict.cases,
     "metrics": bench_metrics.cases,
+    "integrations": bench_integrations.cases,
 }
 GROWING = (bench_weighted_ce, bench_border_weight_map, bench_elastic_deform, bench_step)
 COPIED = 2**29

@@ -261,9 +261,11 @@ def class_count(classes: Tensor | None, num_classes: int | None) -> int:
     # Reading values from another device makes the host wait.
     if num_classes is not None and (classes.is_cuda or torch.compiler.is_compiling()):
         return num_classes
-    values = classes.to(torch.int64)
-    present = torch.cat([values[values != IGNORED], values.new_zeros(1)])
-    low, high = int(present.min()), int(present.max())
+    values = classes.to(torch.int64) if classes.dtype in (torch.uint16, torch.uint32) else classes
+    least, greatest = (0, 0) if values.numel() == 0 else values.aminmax()
+    low, high = int(least), int(greatest)
+    if high == IGNORED:
+        high = int(values.masked_fill(values == IGNORED, 0).max())
     most = (num_classes or MAX_CLASSES) - 1
     if low < 0 or high > most:
         raise ValueError(

@@ -116,6 +116,10 @@ class nnUNetTrainerUNetFast(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Deforms a batch, makes its targets and weights, and trains on it."""
+        return super().train_step(self.augmented(batch))  # type: ignore[no-any-return]
+
+    def augmented(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Returns the batch that nnU-Net's step takes, of one as the loader delivers it."""
         image, labels = self._loaded(batch)
         image, labels = deformed(
             self.deformation, image, labels, self.configuration_manager.patch_size
@@ -125,7 +129,7 @@ class nnUNetTrainerUNetFast(nnUNetTrainer):
         ]
         image = torch.stack([row["image"] for row in rows])
         labels = torch.stack([row["segmentation"] for row in rows])
-        return super().train_step({"data": image, "target": self._targets(labels)})  # type: ignore[no-any-return]
+        return {"data": image, "target": self._targets(labels)}
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Makes targets and weights of a batch, and validates with it."""
@@ -259,17 +263,17 @@ def targets_of(
         ignore_label: Label of pixels that do not count, or None; it is in the target, too.
     """
     dims = labels.dim() - 2
-    classes = labels[:, 0].clamp(min=0).int()
+    classes = labels[:, 0].clamp(min=0)
     if ignore_label is not None:
         classes = classes.masked_fill(classes == ignore_label, IGNORED)
     objects = (classes > 0) & (classes < IGNORED)
     if labels.shape[1] > 1:
         ids = labels[:, 1].int() * objects
     else:
-        ids = torch.zeros_like(classes)
+        ids = torch.zeros_like(classes, dtype=torch.int32)
         for value in classes[objects].unique():
             parts = label_components(classes == value, dims=dims)
-            ids = torch.where(parts > 0, parts + ids.max(), ids)
+            ids += torch.where(parts > 0, parts + ids.max(), 0)
     target, weights = weigh(ids, classes, num_classes=num_classes, dims=dims)
     if ignore_label is not None:
         target = target.masked_fill(target == IGNORED, ignore_label)
