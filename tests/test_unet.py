@@ -352,3 +352,27 @@ def test_rejects_shapes_of_other_dimensions():
 def test_outputs_without_a_pixel(shape):
     with pytest.raises(ValueError, match=r"UNet: output sides must be >= 1, got \(.*\)$"):
         UNet(base_channels=1).input_shape(shape)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own tracers warn about each other
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": "same", "norm": "batch"},
+        {"dims": 3, "depth": 1, "upsampling": "bilinear"},
+    ],
+)
+def test_traced_networks_take_other_sizes(options):
+    net = UNet(**{"base_channels": 2, "depth": 2} | options).eval()
+    small, large = (
+        torch.rand(n, 1, *net.input_shape([k * step for step in net.alignment]))
+        for n, k in ((2, 2), (3, 5))
+    )
+    dynamic = dict.fromkeys((0, *range(2, 2 + net.dims)), torch.export.Dim.DYNAMIC)
+    exported = torch.export.export(net, (small,), dynamic_shapes=(dynamic,)).module()
+    traced = torch.jit.trace(net, small)
+    with torch.no_grad():
+        expected = net(large)
+        for other in (exported, traced):
+            torch.testing.assert_close(other(large), expected, rtol=0, atol=1e-5)

@@ -328,9 +328,9 @@ class UNet(nn.Module):
         """Returns the largest valid side <= `side`, or None, and the smallest one >= `side`."""
         step, (rest, less) = self.alignment[axis], self._lost(axis)
         smallest = rest + step * ((less - rest) // step + 1)
-        steps = (side - smallest) / step
-        below = None if steps < 0 else smallest + step * math.floor(steps)
-        return below, smallest + step * max(0, math.ceil(steps))
+        more = side - smallest  # divided as integers, which the tracers of torch can follow
+        below = None if more < 0 else smallest + more // step * step
+        return below, smallest + max(0, -(-more // step)) * step
 
     def _rule(self, axis: int) -> str:
         step = self.alignment[axis]
