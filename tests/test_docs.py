@@ -130,7 +130,17 @@ def test_site_has_every_public_name(site):
     for module in (unet_fast, unet_fast.metrics, unet_fast.reference):
         assert listed >= {f"{module.__name__}.{name}" for name in module.__all__}
     commands = (site / "commands.html").read_text()
-    for name in ("augment", "check", "demo", "evaluate", "info", "predict", "train", "weights"):
+    for name in (
+        "augment",
+        "check",
+        "demo",
+        "evaluate",
+        "export",
+        "info",
+        "predict",
+        "train",
+        "weights",
+    ):
         assert f'id="unet-fast-{name}"' in commands
     assert "-m sphinx" not in re.sub("<[^>]+>", "", commands)
 

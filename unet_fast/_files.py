@@ -110,6 +110,33 @@ def replace_file(path: Path, content: bytes) -> None:
         raise NotWritten(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Makes a folder whole or not at all: under another name, renamed when `with` ends.
+
+    Args:
+        folder: The folder; there must be none.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        ValueError: If there is one.
+        NotWritten: If it cannot be made or renamed.
+    """
+    if folder.exists():
+        raise ValueError(f"out must be a new folder, got {folder}")
+    prefix = _PART.partition("{")[0]
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=make_folder(folder.parent)) as place:
+        part = Path(place) / folder.name  # of usual rights, which `place` lacks
+        part.mkdir()
+        yield part
+        try:
+            part.rename(folder)
+        except OSError as error:
+            raise NotWritten(f"{folder}: cannot be written: {error.strerror or error}") from None
+
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of file systems without locks, as some clusters have."""
 

@@ -15,6 +15,8 @@ EXTRAS = {
     "rois": ("roifile", "skimage"),
     "dask": ("distributed", "cryptography"),
     "tensorboard": ("tensorboard",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "bioimageio": ("bioimageio",),
 }
 """Modules that the extras of the package install."""
 CLOSE = 1e-3
