@@ -16,8 +16,8 @@ import onnxruntime
 def load(folder):
     """Returns the network, and what its export says about it."""
     about = json.loads((folder / "model.json").read_text())
-    if about["format"] != 1:
-        raise ValueError(f"model.json must be of format 1, got {about['format']}")
+    if about.get("format") != 1:
+        raise ValueError(f"model.json must be of format 1, got {about.get('format')}")
     network = (folder / "model.onnx").read_bytes()
     if hashlib.sha256(network).hexdigest() != about["sha256"]:
         raise ValueError("model.onnx must be the file that was exported with model.json")
@@ -57,4 +57,4 @@ if __name__ == "__main__":
         folder, image, out = map(Path, sys.argv[1:])
         np.save(out, predict(*load(folder), np.load(image)))
     except Exception as error:
-        sys.exit(f"onnx_tiles.py: {str(error).splitlines()[0]}")
+        sys.exit(f"onnx_tiles.py: {error}".splitlines()[0])

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from peers import needs
 from test_pytorch_unet import Theirs
 from torch import nn
 
-from unet_fast import TrainConfig, UNet, demo, load_model, predict, train
+from unet_fast import TrainConfig, UNet, demo, load_model, predict, save_model, train
 from unet_fast.cli import main
 from unet_fast.integrations import onnx
 from unet_fast.integrations.bioimageio import export_bioimageio
@@ -158,6 +159,30 @@ def test_the_example_is_short_and_runs(exported, tmp_path, rng):
     assert np.load(tmp_path / "out.npy").shape == (2, 30, 40)
 
 
+def test_images_in_a_batch(tiles, exported):
+    loaded, _ = tiles.load(exported)
+    images = np.random.default_rng(0).random((3, 1, 60, 72)).astype(np.float32)
+    together = loaded.run(None, {"image": images})[0]
+    one_by_one = [loaded.run(None, {"image": image[None]})[0][0] for image in images]
+    np.testing.assert_allclose(together, one_by_one, rtol=0, atol=1e-6)
+    assert together.shape == (3, 2, 20, 32)
+
+
+def test_a_model_is_left_as_it_was(tmp_path):
+    needs("onnxscript")
+    model = UNet(base_channels=2, depth=1).train()
+    export_onnx(model, tmp_path / "out")
+    assert model.training
+
+
+def test_spacing_is_that_of_training(tmp_path):
+    needs("onnxscript")
+    save_model(UNet(base_channels=2, depth=1, dims=3), tmp_path / "run")
+    (tmp_path / "run" / "config.toml").write_text("voxel_size = [2.0, 0.5, 0.5]\n")
+    assert main(f"export {tmp_path / 'run'} --to onnx --out {tmp_path / 'out'}".split()) == 0
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["spacing"] == [2, 0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
@@ -242,11 +267,14 @@ def test_packages_of_bioimageio(tmp_path, name, rng):
     core, spec = needs("bioimageio.core"), needs("bioimageio.spec")
     model = network(**NETWORKS[name])
     export_bioimageio(
-        model, tmp_path / "out", name="Nuclei of a test", authors=["A", "B"], licence="CC0-1.0"
+        model, tmp_path / "out", name="Nuclei of a test", authors=["A", "B"], license="CC0-1.0"
     )
     file = tmp_path / "out" / "bioimageio.zip"
     tested = core.test_model(file)
     assert tested.status == "passed", tested.display()
+    with zipfile.ZipFile(file) as files:
+        network_of_torch = files.read("model.pt")
+    assert str(ROOT).encode() not in network_of_torch
     described = spec.load_description(file, perform_io_checks=True)
     assert described.cite[0].doi == "10.1007/978-3-319-24574-4_28"
     assert described.config.unet_fast["alignment"] == [*model.alignment]

@@ -72,5 +72,5 @@ def export(
     else:
         assert license is not None
         name = name or f"U-Net {run.resolve().stem}"
-        export_bioimageio(model, out, name=name, authors=author, licence=license, **common)
+        export_bioimageio(model, out, name=name, authors=author, license=license, **common)
         print(f"package: {out / PACKAGE}")

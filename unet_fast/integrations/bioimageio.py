@@ -1,6 +1,8 @@
 """Packages of bioimage.io: the network for Fiji, ilastik, QuPath and other programs."""
 
+import io
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from .._files import new_folder
 from ..images.intensity import HIGH, LOW, normalise
+from ..prediction.tiling import Shape
 from ..unet import UNet
 from .onnx import describe, onnx_bytes, package, quiet, with_softmax
 
@@ -64,7 +68,7 @@ def export_bioimageio(
     *,
     name: str,
     authors: Sequence[str],
-    licence: str,
+    license: str,
     opset: int = 18,
     spacing: Sequence[float] | None = None,
 ) -> None:
@@ -75,7 +79,7 @@ def export_bioimageio(
         folder: Folder for `bioimageio.zip`; there must be none.
         name: Name of the network: 5 to 128 letters, digits, spaces and `_+-()`.
         authors: Who made the network.
-        licence: SPDX identifier of its licence, as CC-BY-4.0.
+        license: SPDX identifier of its licence, as CC-BY-4.0.
         opset: Version of ONNX's operators, in [18, 23].
         spacing: Size of the pixels of training along each axis, in micrometres, if known.
 
@@ -90,11 +94,11 @@ def export_bioimageio(
         files = Path(place)
         (files / "model.onnx").write_bytes(onnx_bytes(model, opset))
         network, example = with_softmax(model)
-        torch.jit.save(torch.jit.trace(network, example), files / "model.pt")
-        image = _image(model)
+        (files / "model.pt").write_bytes(_torchscript(network, example))
+        image = _image(model, about["halo"])
         pixels = normalise(image[0])[None] if about["percentiles"] else image
         with torch.inference_mode():
-            found = network(torch.from_numpy(pixels).to(example)).float().numpy()
+            found = network(torch.from_numpy(pixels)).numpy()
         np.save(files / "image.npy", image)
         np.save(files / "probabilities.npy", found)
         (files / "README.md").write_text(_text(name, model, about))
@@ -103,7 +107,7 @@ def export_bioimageio(
                 name=name,
                 description=f"U-Net of {len(about['classes'])} classes, trained with unet_fast",
                 authors=[v.Author(name=author) for author in authors],
-                license=licence,
+                license=license,
                 cite=[v.CiteEntry(text=PAPER[0], doi=PAPER[1])],
                 documentation=v.FileDescr(source=files / "README.md"),
                 tags=["unet", "segmentation", f"{model.dims}d", "unet_fast"],
@@ -131,9 +135,19 @@ def _broken(error: Any) -> str:
     return f"export: {name} must be {RULES.get(name, 'as bioimage.io wants')}, got {first['input']}"
 
 
-def _image(model: UNet) -> NDArray[np.float32]:
+def _torchscript(network: nn.Module, example: Tensor) -> bytes:
+    """Returns the network as TorchScript, without its traces, which have paths of this machine."""
+    whole, bare = io.BytesIO(), io.BytesIO()
+    torch.jit.save(torch.jit.trace(network, example), whole)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(bare, "w") as new:
+        for name in old.namelist():
+            if not name.endswith(".debug_pkl"):
+                new.writestr(name, old.read(name))
+    return bare.getvalue()
+
+
+def _image(model: UNet, halo: Shape) -> NDArray[np.float32]:
     """Returns an image whose prediction has pixels inside the halo: noise, like 8 bits."""
-    halo = describe(model)["halo"]
     sides = model.input_shape([2 * h + step for h, step in zip(halo, model.alignment, strict=True)])
     shape = (1, model.config["in_channels"], *sides)
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)

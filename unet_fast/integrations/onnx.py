@@ -1,5 +1,6 @@
 """ONNX: a network for any runtime, and beside it what no runtime knows."""
 
+import copy
 import hashlib
 import importlib
 import json
@@ -107,12 +108,11 @@ def onnx_bytes(model: UNet, opset: int) -> bytes:
 
 
 def with_softmax(model: UNet) -> tuple[nn.Module, Tensor]:
-    """Returns a network that gives probabilities, in evaluation mode, and an input of it."""
-    network = nn.Sequential(model, nn.Softmax(1)).eval()
+    """Returns a copy that gives probabilities, in evaluation mode, on the CPU, and an input."""
+    network = nn.Sequential(copy.deepcopy(model), nn.Softmax(1)).cpu().float().eval()
     # Not the smallest one: a side of one pixel, at the bottom, would be taken for the only one.
     sides = model.input_shape([2 * step for step in model.alignment])
-    weight = next(model.parameters())
-    return network, torch.zeros((2, model.config["in_channels"], *sides)).to(weight)
+    return network, torch.zeros((2, model.config["in_channels"], *sides))
 
 
 @contextmanager
