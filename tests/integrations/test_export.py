@@ -223,6 +223,10 @@ def test_the_example_refuses_in_one_line(exported, tmp_path, file, change, said)
             "export: license must be an SPDX identifier, as CC-BY-4.0, got mine",
         ),
         (
+            "{run} --to bioimageio --out {out} --author A B/C --license MIT",
+            "export: author must be a name without slashes, got B/C",
+        ),
+        (
             "{run} --to bioimageio --out {out} --author A --license MIT --name x/y",
             "export: name must be of 5 to 128 letters, digits, spaces and _+-(), got x/y",
         ),

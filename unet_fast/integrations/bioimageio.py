@@ -28,6 +28,7 @@ PAPER = (
 """What every such network has to cite, and its DOI."""
 RULES = {
     "name": "of 5 to 128 letters, digits, spaces and _+-()",
+    "author": "a name without slashes",
     "license": "an SPDX identifier, as CC-BY-4.0",
 }
 """Rules of what people choose, which the package bioimageio.spec tells at length."""
@@ -131,8 +132,10 @@ def export_bioimageio(
 def _broken(error: Any) -> str:
     """Returns the first of the rules that a description breaks, one line."""
     first = error.errors()[0]
-    name = str((*first["loc"], "package")[0])
-    return f"export: {name} must be {RULES.get(name, 'as bioimage.io wants')}, got {first['input']}"
+    name = "author" if error.title == "Author" else str((*first["loc"], "")[0])
+    if name in RULES:
+        return f"export: {name} must be {RULES[name]}, got {first['input']}"
+    return f"export: the package cannot be described: {first['msg'].splitlines()[0]}"
 
 
 def _torchscript(network: nn.Module, example: Tensor) -> bytes:

@@ -40,7 +40,7 @@ def export_onnx(
 ) -> None:
     """Writes a network as ONNX, with softmax inside, and its description as JSON.
 
-    The graph takes normalised images or volumes, float32, (N, C, *S) of any size that the network
+    The graph takes normalised images or volumes, float32, `(N, C, *S)` of any size that the network
     takes, and returns probabilities. docs/export.md lists what the description says.
 
     Args:
