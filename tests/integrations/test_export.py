@@ -1,5 +1,6 @@
 """Exported networks: in other runtimes they give what `predict` gives."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -62,6 +63,7 @@ NETWORKS = {
     "flat": {"dims": 3, "depth": 1, "poolings": ((1, 2, 2),), "padding": "same"},
     "group": {"padding": "same", "norm": "group"},
 }
+THOROUGH = functools.partial(pytest.param, marks=pytest.mark.thorough)
 SIDES = {2: ((57, 90), (3, 140)), 3: ((9, 31, 26), (40, 2, 3))}
 
 
@@ -81,7 +83,9 @@ def test_the_example_gives_what_predict_gives(tiles, tmp_path, rng, name):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["valid", "same", "bilinear", "2015", "volumes", "flat"])
+@pytest.mark.parametrize(
+    "name", ["valid", "same", "volumes", *map(THOROUGH, ["bilinear", "2015", "flat"])]
+)
 def test_tiles_equal_the_whole_bit_for_bit(tiles, tmp_path, rng, name):
     """All sums of small integers are exact, in whatever order."""
     options = NETWORKS[name] | {"norm": None, "bottleneck_norm": None, "in_channels": 1}
@@ -266,7 +270,7 @@ def test_an_interrupted_export_leaves_nothing(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the packages
-@pytest.mark.parametrize("name", ["valid", "same", "volumes", "group"])
+@pytest.mark.parametrize("name", ["same", "volumes", *map(THOROUGH, ["valid", "group"])])
 def test_packages_of_bioimageio(tmp_path, name, rng):
     core, spec = needs("bioimageio.core"), needs("bioimageio.spec")
     model = network(**NETWORKS[name])

@@ -26,7 +26,7 @@ def export(
     ```
 
     onnx writes model.onnx, for any runtime, and model.json, which says how to normalise, tile and
-    make objects. bioimageio writes bioimageio.zip, a package that Fiji, ilastik and others read.
+    make objects. bioimageio writes bioimageio.zip, a model package of bioimage.io.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Packages of bioimage.io: the network for Fiji, ilastik, QuPath and other programs."""
+"""Packages of bioimage.io: the network in the format that programs for microscopy share."""
 
 import io
 import tempfile

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from ..unet import UNet
 FORMAT = 1
 """Version of the description."""
 OPSETS = range(18, 24)
-"""Versions of ONNX's operators that a network can be written in: what torch 2.10 writes."""
+"""Versions of ONNX's operators; torch writes no older ones by itself."""
 NETWORK, DESCRIPTION = "model.onnx", "model.json"
 """The files."""
 
@@ -53,15 +54,17 @@ def export_onnx(
         ValueError: If an argument breaks its rule, or a package is missing.
     """
     with new_folder(Path(folder)) as part:
+        described = describe(model, spacing)
         content = onnx_bytes(model, opset)
-        described = describe(model, spacing) | {"sha256": hashlib.sha256(content).hexdigest()}
+        described["sha256"] = hashlib.sha256(content).hexdigest()
         (part / NETWORK).write_bytes(content)
         (part / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
 
 
 def describe(model: UNet, spacing: Sequence[float] | None = None) -> dict[str, Any]:
     """Returns what no runtime knows of a network: how to normalise, tile and make objects."""
-    if spacing is not None and (len(spacing) != model.dims or min(spacing) <= 0):
+    sizes = [] if spacing is None else [x for x in spacing if 0 < x < math.inf]
+    if spacing is not None and not len(sizes) == len(spacing) == model.dims:
         raise ValueError(f"export: spacing must be {model.dims} sizes > 0, got {[*spacing]}")
     halo, classes = halo_of(model), model.class_values or [*range(model.config["num_classes"])]
     return {
