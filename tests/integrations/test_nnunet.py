@@ -249,7 +249,7 @@ def test_no_deformation_takes_the_middle(dims):
     still = nnunet.recipe((1.0,) * dims, 0.0, False)
     still = replace(still, sigma=0.0, scale=(1.0, 1.0))
     shape = (8, 20, 24)[-dims:]
-    image, labels = torch.rand(2, 3, *shape), torch.randint(-1, 9, (2, 2, *shape)).short()
+    image, labels = 5 * torch.randn(2, 3, *shape), torch.randint(-1, 9, (2, 2, *shape)).short()
     inner = tuple(n - 2 * k for n, k in zip(shape, range(1, dims + 1), strict=True))
     found = nnunet.deformed(still, image, labels, inner)
     middle = (..., *(slice(k, n - k) for n, k in zip(shape, range(1, dims + 1), strict=True)))
@@ -262,7 +262,6 @@ def test_flat_voxels_stay_in_their_planes():
     drawn = flat.draw(5, (1, 8, 32, 32))
     assert (drawn.displacement[:, 0] == 0).all()
     assert (drawn.affine[:, 0, 1:3] == 0).all()
-    assert drawn.gray_curve is None
 
 
 @pytest.mark.parametrize(

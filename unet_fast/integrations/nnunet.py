@@ -65,7 +65,8 @@ class nnUNetTrainerUNetFast(nnUNetTrainer):
     border_weights = BorderWeights(class_weight=None)
     """How labels become weights; Dice balances the classes already."""
     augmentation: Augmentation | None = None
-    """The deformation; None: that of the recipe, with the rotations and scales of nnU-Net."""
+    """The deformation, of which grey values are left out; None: that of the recipe, with the
+    rotations and scales of nnU-Net."""
 
     def initialize(self) -> None:
         """Builds network, optimizer and loss. Raises ValueError for regions and cascades."""
@@ -200,7 +201,7 @@ class _OnDevice(BasicTransform):
 
 
 def recipe(voxel: tuple[float, ...], rotation: float, in_planes: bool) -> Augmentation:
-    """The deformation for patches of nnU-Net; grey values are left to its transforms.
+    """The deformation for patches of nnU-Net.
 
     Args:
         voxel: Size of a pixel along each axis.
@@ -219,9 +220,6 @@ def recipe(voxel: tuple[float, ...], rotation: float, in_planes: bool) -> Augmen
         settings,
         **of_axes,
         scale=(1 / 1.4, 1 / 0.7),
-        gray_black=(0.0, 0.0),
-        gray_white=(1.0, 1.0),
-        gray_slope=(1.0, 1.0),
     )
 
 
@@ -232,7 +230,8 @@ def deformed(
     """Deforms a batch, and cuts out its middle.
 
     Args:
-        augmentation: The ranges of the deformation.
+        augmentation: The ranges of the deformation; grey values stay, as nnU-Net has transforms for
+            them, and they are no shares of white.
         image: (N, C, *S), floating point.
         labels: (N, K, *S), integer.
         shape: Spatial shape of the result.
@@ -242,7 +241,7 @@ def deformed(
     """
     n, channels, *sides = image.shape
     offset = torch.tensor([[(a - b) / 2 for a, b in zip(sides, shape, strict=True)]])
-    drawn = augmentation.draw(n, (channels, *shape))
+    drawn = replace(augmentation.draw(n, (channels, *shape)), gray_curve=None)
     return augmentation.apply(
         image, labels, drawn, output_shape=shape, offset=offset.expand(n, -1).contiguous()
     )
