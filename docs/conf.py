@@ -17,7 +17,8 @@ from links import PROJECT, ROOT, online, relinked  # noqa: E402
 
 TREE = {
     "Tutorial": "overview tutorial",
-    "How to": "label volumes look trouble trainer loaders nnunet export small_machine cluster",
+    "How to": "label volumes look trouble trainer loaders monai nnunet export small_machine "
+    "cluster",
     "Explanation": "training prediction evaluation weighted_ce border_weight_map elastic_deform "
     "reliability cuda architecture",
     "Measurements": "results benchmarks",

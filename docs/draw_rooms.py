@@ -11,7 +11,7 @@ FLOORS = [
     ("_files", "_memory", "_progress", "_library", "_program", "contracts"),
     ("_device", "_gray_curves", "_layers", "objects", "ops", "reference"),
     ("augment", "images", "unet", "weights"),
-    ("plots", "model_file"),
+    ("_undo", "plots", "model_file"),
     ("prediction",),
     ("scores",),
     ("training", "metrics"),

@@ -14,6 +14,12 @@ from unet_fast import Augmentation, BorderWeights
 pytestmark = pytest.mark.filterwarnings("default")
 
 
+def test_examples_are_short():
+    lengths = {file.name: len(file.read_text().splitlines()) for file in EXAMPLES.glob("*.py")}
+    assert len(lengths) == 5
+    assert max(lengths.values()) <= 60, lengths
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers(tmp_path, start):
     """They are processes of their own, however started."""
