@@ -1,7 +1,5 @@
-"""Predicts with an exported network, in tiles that equal the whole. Needs NumPy and onnxruntime.
-
-python onnx_tiles.py FOLDER IMAGE.npy PROBABILITIES.npy  (image: channels, rows, columns)
-"""
+"""Predicts in tiles that equal the whole, with an exported network, NumPy and onnxruntime:
+python onnx_tiles.py FOLDER IMAGE.npy PROBABILITIES.npy  (image: channels, rows, columns)"""
 
 import hashlib
 import itertools
@@ -35,10 +33,11 @@ def normalised(pixels, percentiles):
 
 def predict(network, about, image, tile=512):
     """Returns the probabilities, (classes, *sides), of an image, (channels, *sides)."""
-    pixels, size = image.astype(np.float32), np.array(image.shape[1:])
-    pixels = normalised(pixels, about["percentiles"]) if about["percentiles"] else pixels
     names = "alignment", "smallest_input", "halo", "border"
     step, smallest, halo, border = (np.array(about[name]) for name in names)
+    size = np.array(image.shape[-len(step) :])
+    pixels = image.astype(np.float32).reshape(about["channels"], *size)
+    pixels = normalised(pixels, about["percentiles"]) if about["percentiles"] else pixels
     tile = np.minimum(-(-tile // step) * step, size) if about["tiles"] else size
     side = smallest - np.minimum((smallest - tile - 2 * border) // step, 0) * step
     behind = (size - 1) // tile * tile + side - border - size  # so far reaches the last tile
@@ -46,13 +45,14 @@ def predict(network, about, image, tile=512):
     result = np.empty((len(about["classes"]), *size), np.float32)
     for origin in itertools.product(*map(range, 0 * size, size, tile)):
         kept = np.minimum(tile, size - origin)
-        part = {"image": pixels[None, :, *map(slice, origin, origin + side)]}
-        found = network.run(None, part)[0][0, :, *map(slice, halo, halo + kept)]
-        result[:, *map(slice, origin, origin + kept)] = found
+        found = network.run(None, {"image": pixels[None, :, *map(slice, origin, origin + side)]})[0]
+        result[:, *map(slice, origin, origin + kept)] = found[0, :, *map(slice, halo, halo + kept)]
     return result
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     try:
         folder, image, out = map(Path, sys.argv[1:])
         np.save(out, predict(*load(folder), np.load(image)))

@@ -15,7 +15,7 @@ import torch
 from peers import EXAMPLES, needs, run_page
 from PIL import Image
 
-from unet_fast import BorderWeights
+from unet_fast import Augmentation, BorderWeights
 from unet_fast.cli import main
 from unet_fast.demo import SAMPLE
 
@@ -42,6 +42,14 @@ class Short(nnUNetTrainerUNetFast):
     def initialize(self):
         super().initialize()
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 2, 1
+
+    @staticmethod
+    def build_network_architecture(plans_manager, configuration_manager, *others, **named):
+        widths = configuration_manager.network_arch_init_kwargs["features_per_stage"]
+        widths[:] = [4] * len(widths)  # narrow
+        return nnUNetTrainerUNetFast.build_network_architecture(
+            plans_manager, configuration_manager, *others, **named
+        )
 """
 
 
@@ -258,10 +266,30 @@ def test_no_deformation_takes_the_middle(dims):
 
 
 def test_flat_voxels_stay_in_their_planes():
-    flat = nnunet.recipe((4.0, 1.0, 1.0), 180.0, True)
-    drawn = flat.draw(5, (1, 8, 32, 32))
-    assert (drawn.displacement[:, 0] == 0).all()
-    assert (drawn.affine[:, 0, 1:3] == 0).all()
+    """Whatever the augmentation, a slice is made of itself."""
+    planes = torch.arange(8.0)[:, None, None].expand(2, 1, 8, 20, 24)
+    for augmentation in (nnunet.recipe((4.0, 1.0, 1.0), 180.0, True), Augmentation.cicek_2016()):
+        image, labels = nnunet.deformed(
+            augmentation, planes, planes.short(), (8, 12, 16), in_planes=True
+        )
+        torch.testing.assert_close(image, planes[..., :12, :16])
+        torch.testing.assert_close(labels, planes[..., :12, :16].short())
+
+
+def test_a_class_without_instances():
+    """Its components are its objects, beside the instances of the other class."""
+    labels = torch.zeros(1, 2, 30, 60, dtype=torch.int16)
+    labels[0, :, 5:15, 5:15] = torch.tensor([1, 7]).view(2, 1, 1)
+    labels[0, :, 5:15, 15:25] = torch.tensor([1, 9]).view(2, 1, 1)
+    labels[0, 0, 2:28, 30:40] = labels[0, 0, 2:28, 44:58] = 2
+    weigh = BorderWeights(class_weight=None)
+    target, weights = nnunet.targets_of(labels, weigh, num_classes=3)
+    ids = labels[:, 1].int()
+    ids[0, 2:28, 30:40], ids[0, 2:28, 44:58] = 10, 11
+    expected = weigh(ids, labels[:, 0], num_classes=3)
+    torch.testing.assert_close(target[:, 0], expected[0])
+    torch.testing.assert_close(weights[:, 0], expected[1])
+    assert (target[0, 0, 2:28, 30:40] == 2).all()
 
 
 @pytest.mark.parametrize(
@@ -347,15 +375,24 @@ def test_the_folder_of_the_trainer(capsys):
     assert [x.name for x in nnunet.TRAINERS.glob("[!_]*.py")] == ["unet_fast_trainer.py"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(torch.version.cuda is None, reason="nnU-Net's programs import torchvision")
 def test_the_example(project, tmp_path):
     """It writes the data set, preprocesses, trains and predicts."""
     command = [sys.executable, EXAMPLES / "nnunet_training.py", "--trainer", "Short"]
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, env=os.environ | path, check=True)
+    settings = os.environ | path | {"nnUNet_n_proc_DA": "1"}
+    subprocess.run(command, cwd=tmp_path, env=settings, check=True)
     found = sorted((tmp_path / "nnunet" / "found").glob("*.png"))
     assert len(found) == len(list((SAMPLE / "test" / "images").glob("*.png")))
 
 
 def test_the_page(project):
-    run_page("nnunet.md")
+    assert run_page("nnunet.md")["objects"].max() == 2
+
+
+def test_folders_that_are_not_set(project, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_raw")
+    assert main(["nnunet", "2", "2d"]) == 2
+    told = capsys.readouterr().err
+    assert told == "unet-fast: nnUNet_raw must name a folder, but is not set\n"

@@ -185,11 +185,7 @@ def _terminable() -> Iterator[None]:
         yield
         return
 
-    here = os.getpid()
-
     def end(*_: object) -> None:
-        if os.getpid() != here:  # a worker that another library has forked, and now ends
-            os._exit(128 + signal.SIGTERM)
         raise KeyboardInterrupt("terminated")
 
     before = signal.signal(signal.SIGTERM, end)

@@ -1,5 +1,6 @@
 """The command that writes a network for other programs."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,7 @@ def export(
     from ..training.config import CONFIG, read_toml
 
     given = {"name": name, "author": author, "license": license}
-    missing = [option for option in ("author", "license") if not given[option]]
+    missing = [option for option in ("author", "license") if not all(given[option] or [""])]
     if to == "bioimageio" and missing:
         raise ValueError(f"export: --{missing[0]} must be given with --to bioimageio")
     if to == "onnx" and any(given.values()):
@@ -63,7 +64,8 @@ def export(
     model = load_model(run)
     settings = run / CONFIG
     if spacing is None and settings.exists():
-        spacing = read_toml(settings).get("voxel_size")
+        sizes = read_toml(settings).get("voxel_size")
+        spacing = None if sizes == [1] * model.dims else sizes  # those say: as deep as wide
     common: dict[str, Any] = {"opset": opset, "spacing": spacing}
     if to == "onnx":
         export_onnx(model, out, **common)
@@ -71,6 +73,6 @@ def export(
         print(f"how to use it: {out / DESCRIPTION}")
     else:
         assert license is not None
-        name = name or f"U-Net {run.resolve().stem}"
+        name = name or "U-Net " + re.sub(r"[^\w +()-]", "_", run.resolve().stem, flags=re.ASCII)
         export_bioimageio(model, out, name=name, authors=author, license=license, **common)
         print(f"package: {out / PACKAGE}")

@@ -15,6 +15,9 @@ EXTRAS = {
     "rois": ("roifile", "skimage"),
     "dask": ("distributed", "cryptography"),
     "tensorboard": ("tensorboard",),
+    "monai": ("monai",),
+    "nnunet": ("nnunetv2",),
+    "torchvision": ("torchvision",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "bioimageio": ("bioimageio",),
 }

@@ -1,5 +1,7 @@
 """The command that prepares nnU-Net for the trainer of this package."""
 
+import signal
+import threading
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -40,7 +42,7 @@ def nnunet(
         Processes that preprocess at the same time.
     """
     try:
-        from ..integrations.nnunet import PLANS, TRAINERS, preprocess
+        from ..integrations.nnunet import TRAINERS, preprocess
     except ModuleNotFoundError as error:
         raise ValueError(f"nnunet needs {error.name}: pip install 'unet_fast[nnunet]'") from None
     if not dataset:
@@ -48,6 +50,8 @@ def nnunet(
         return
     if not configurations:
         raise ValueError("nnunet: configurations must be given: unet-fast nnunet 001 2d")
-    preprocess(dataset, configurations, plans, processes)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which nnU-Net ends its forked workers
+    made = preprocess(dataset, configurations, plans, processes)
     for configuration in configurations:
-        print(f"nnUNetv2_train {dataset} {configuration} 0 -p {PLANS} -tr nnUNetTrainerUNetFast")
+        print(f"nnUNetv2_train {dataset} {configuration} 0 -p {made} -tr nnUNetTrainerUNetFast")

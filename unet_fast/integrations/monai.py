@@ -32,7 +32,7 @@ class ElasticDeformd(RandomizableTransform, MapTransform, InvertibleTransform):
     be undone: ValueError.
 
     Args:
-        keys: Keys of images, floating point, uint8 or uint16; may be empty with `label_keys`.
+        keys: Keys of images, floats about [0, 1], uint8 or uint16; may be empty with `label_keys`.
         label_keys: Keys of label maps, integer, of one channel.
         spatial_dims: 2 for images, 3 for volumes. An axis more is that of channels, two more are
             those of a batch and of channels.

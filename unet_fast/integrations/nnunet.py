@@ -37,7 +37,7 @@ TRAINERS = Path(__file__).parent / "nnunet_trainers"
 INSTANCES = "instancesTr"
 """Folder of instance maps in a raw data set, beside labelsTr, whose files have the same names."""
 PLANS = "nnUNetPlansInstances"
-"""Plans of data preprocessed with their instances: `nnUNetv2_train ... -p nnUNetPlansInstances`."""
+"""Name of plans made of nnU-Net's default ones: `nnUNetv2_train ... -p nnUNetPlansInstances`."""
 _MARK = "unet_fast_instances"
 _HIGHEST = np.iinfo(np.int16).max
 """Largest number of an instance: nnU-Net stores labels in 16 bits."""
@@ -81,9 +81,9 @@ class nnUNetTrainerUNetFast(nnUNetTrainer):
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
         """Makes the deformation, too, from the ranges that nnU-Net chose."""
         chosen = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        rotation, in_planes, _, _ = chosen
+        rotation, self.in_planes, _, _ = chosen
         self.deformation = self.augmentation or recipe(
-            self._voxel, float(np.rad2deg(rotation[1])), in_planes
+            self._voxel, float(np.rad2deg(rotation[1])), self.in_planes
         )
         return chosen
 
@@ -123,7 +123,11 @@ class nnUNetTrainerUNetFast(nnUNetTrainer):
         """Returns the batch that nnU-Net's step takes, of one as the loader delivers it."""
         image, labels = self._loaded(batch)
         image, labels = deformed(
-            self.deformation, image, labels, self.configuration_manager.patch_size
+            self.deformation,
+            image,
+            labels,
+            self.configuration_manager.patch_size,
+            in_planes=self.in_planes,
         )
         rows = [
             self.transforms(image=x, segmentation=y) for x, y in zip(image, labels, strict=True)
@@ -212,20 +216,22 @@ def recipe(voxel: tuple[float, ...], rotation: float, in_planes: bool) -> Augmen
         That of the recipe, with magnifications as nnU-Net draws them.
     """
     settings = Augmentation.paper_2015() if len(voxel) == 2 else Augmentation.cicek_2016()
-    if in_planes:
-        of_axes: dict[str, Any] = {"sigma": (0.0, 4.0, 4.0), "rotation": (rotation, 0.0, 0.0)}
-    else:
-        of_axes = {"rotation": rotation, "voxel_size": voxel}
     return replace(
         settings,
-        **of_axes,
+        rotation=(rotation, 0.0, 0.0) if in_planes else rotation,
+        voxel_size=None if in_planes else voxel,
         scale=(1 / 1.4, 1 / 0.7),
     )
 
 
 @torch.no_grad()
 def deformed(
-    augmentation: Augmentation, image: Tensor, labels: Tensor, shape: Sequence[int]
+    augmentation: Augmentation,
+    image: Tensor,
+    labels: Tensor,
+    shape: Sequence[int],
+    *,
+    in_planes: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Deforms a batch, and cuts out its middle.
 
@@ -235,6 +241,7 @@ def deformed(
         image: (N, C, *S), floating point.
         labels: (N, K, *S), integer.
         shape: Spatial shape of the result.
+        in_planes: Whether each slice of volumes is made of itself alone.
 
     Returns:
         Image and labels, (N, C, *shape) and (N, K, *shape).
@@ -242,6 +249,9 @@ def deformed(
     n, channels, *sides = image.shape
     offset = torch.tensor([[(a - b) / 2 for a, b in zip(sides, shape, strict=True)]])
     drawn = replace(augmentation.draw(n, (channels, *shape)), gray_curve=None)
+    if in_planes:
+        drawn.displacement[:, 0] = 0
+        drawn.affine[:, 0] = drawn.affine.new_tensor([1, 0, 0, 0])
     return augmentation.apply(
         image, labels, drawn, output_shape=shape, offset=offset.expand(n, -1).contiguous()
     )
@@ -255,8 +265,8 @@ def targets_of(
 
     Args:
         labels: (N, 1, *S) or (N, 2, *S), integer: classes, where numbers < 0 are background (of
-            cropped images); and instances. Without instances the connected components of each class
-            are the objects.
+            cropped images); and instances. Pixels of a class without instance are objects by their
+            connected components.
         weigh: Settings of the weights.
         num_classes: Number of classes, background included.
         ignore_label: Label of pixels that do not count, or None; it is in the target, too.
@@ -266,13 +276,11 @@ def targets_of(
     if ignore_label is not None:
         classes = classes.masked_fill(classes == ignore_label, IGNORED)
     objects = (classes > 0) & (classes < IGNORED)
-    if labels.shape[1] > 1:
-        ids = labels[:, 1].int() * objects
-    else:
-        ids = torch.zeros_like(classes, dtype=torch.int32)
-        for value in classes[objects].unique():
-            parts = label_components(classes == value, dims=dims)
-            ids += torch.where(parts > 0, parts + ids.max(), 0)
+    ids = (labels[:, 1] if labels.shape[1] > 1 else torch.zeros_like(classes)).int() * objects
+    bare = objects & (ids == 0)
+    for value in classes[bare].unique():
+        parts = label_components(bare & (classes == value), dims=dims)
+        ids += torch.where(parts > 0, parts + ids.max(), 0)
     target, weights = weigh(ids, classes, num_classes=num_classes, dims=dims)
     if ignore_label is not None:
         target = target.masked_fill(target == IGNORED, ignore_label)
@@ -304,27 +312,41 @@ class InstancePreprocessor(DefaultPreprocessor):
         data, seg, properties = super().run_case(image_files, seg_file, plans, configuration, *args)
         if seg_file is None:
             return data, seg, properties
-        file = Path(seg_file).parents[1] / INSTANCES / Path(seg_file).name
-        if not file.is_file():
-            raise ValueError(f"{file}: must hold the instances of {seg_file}, but is missing")
-        read, _ = plans.image_reader_writer_class().read_seg(str(file))
-        ids = np.asarray(read).transpose(0, *(axis + 1 for axis in plans.transpose_forward))
-        whole = tuple(properties["shape_before_cropping"])
-        if ids.shape != (1, *whole):
-            raise ValueError(f"{file}: must be of shape {whole} as its image, got {ids.shape[1:]}")
+        file = instances_of(Path(seg_file))
+        ids, classes = (self._as_read(x, plans, properties) for x in (file, Path(seg_file)))
         if not (ids.min() >= 0 and ids.max() <= _HIGHEST) or (ids != ids.round()).any():
             raise ValueError(f"{file}: must hold whole numbers in [0, {_HIGHEST}], got others")
-        box = tuple(slice(*side) for side in properties["bbox_used_for_cropping"])
-        cropped = torch.from_numpy(ids[(slice(None), *box)].astype(np.float32))
-        ids = interpolate(cropped[None], seg.shape[1:], mode="nearest-exact")[0, 0].numpy()
+        known = np.where((classes > 0) & (ids == 0), -1, ids)  # -1: an object without number
+        maps = torch.from_numpy(known.astype(np.float32))[None]
+        ids = interpolate(maps, seg.shape[1:], mode="nearest-exact")[0, 0].numpy()
         objects = seg[0] > 0
         if (objects & (ids == 0)).any() and ids.any():  # along outlines, which resampling smooths
             nearest = ndimage.distance_transform_edt(
                 ids == 0, return_distances=False, return_indices=True
             )
             ids = ids[tuple(nearest)]
-        ids = np.where(objects, ids, 0).astype(np.int16)
+        ids = np.where(objects, ids, 0).clip(0).astype(np.int16)
         return data, np.concatenate([seg.astype(np.int16), ids[None]]), properties
+
+    def _as_read(self, file: Path, plans: Any, properties: dict[str, Any]) -> NDArray[Any]:
+        """Returns labels of a file, (1, *S), transposed and cropped as the image was."""
+        read, _ = plans.image_reader_writer_class().read_seg(str(file))
+        labels = np.asarray(read).transpose(0, *(axis + 1 for axis in plans.transpose_forward))
+        whole = tuple(properties["shape_before_cropping"])
+        if labels.shape != (1, *whole):
+            got = labels.shape[1:]
+            raise ValueError(f"{file}: must be of shape {whole} as its image, got {got}")
+        box = tuple(slice(*side) for side in properties["bbox_used_for_cropping"])
+        cropped: NDArray[Any] = labels[(slice(None), *box)]
+        return cropped
+
+
+def instances_of(labels: Path) -> Path:
+    """Returns the file of instances of a file of labels. Raises ValueError if it is missing."""
+    file = labels.parents[1] / INSTANCES / labels.name
+    if not file.is_file():
+        raise ValueError(f"{file}: must hold the instances of {labels}, but is missing")
+    return file
 
 
 def preprocess(
@@ -332,11 +354,11 @@ def preprocess(
     configurations: Sequence[str],
     plans: str = "nnUNetPlans",
     processes: int = 4,
-) -> None:
+) -> str:
     """Preprocesses a data set that nnU-Net has planned, with its instances.
 
-    Writes plans :data:`PLANS`, which differ by name only, and the data of each configuration in
-    folders of their own beside nnU-Net's.
+    Writes plans with `Instances` behind their name, which differ by names only, and the data of
+    each configuration in folders of their own beside nnU-Net's.
 
     Args:
         dataset: Number or name of the data set. Its raw folder holds `instancesTr`.
@@ -344,9 +366,16 @@ def preprocess(
         plans: Plans to start from.
         processes: Processes at once.
 
+    Returns:
+        The name of the plans.
+
     Raises:
-        ValueError: If there are no such plans or configuration, or no instances.
+        ValueError: If a folder of nnU-Net is not set, there are no such plans or configuration, or
+            instances are missing.
     """
+    for place in (nnUNet_raw, nnUNet_preprocessed):
+        if not place.is_set():
+            raise ValueError(f"{place.env_var_name} must name a folder, but is not set")
     name = maybe_convert_to_dataset_name(dataset)
     folder = Path(nnUNet_preprocessed) / name
     file = folder / f"{plans}.json"
@@ -362,10 +391,15 @@ def preprocess(
             raise ValueError(
                 f"configuration must be one of {', '.join(known)}, got {configuration}"
             )
-    described |= {"plans_name": PLANS, _MARK: True}
+    ending = json.loads((folder / "dataset.json").read_text())["file_ending"]
+    for labels in raw.with_name("labelsTr").glob(f"*{ending}"):
+        instances_of(labels)
+    made = f"{plans}Instances"
+    described |= {"plans_name": made, _MARK: True}
     for configuration, settings in known.items():
         if "data_identifier" in settings:
-            settings["data_identifier"] = f"{PLANS}_{configuration}"
-    replace_file(folder / f"{PLANS}.json", json.dumps(described, indent=4).encode())
+            settings["data_identifier"] = f"{made}_{configuration}"
+    replace_file(folder / f"{made}.json", json.dumps(described, indent=4).encode())
     for configuration in configurations:
-        InstancePreprocessor(verbose=False).run(name, configuration, PLANS, processes)
+        InstancePreprocessor(verbose=False).run(name, configuration, made, processes)
+    return made

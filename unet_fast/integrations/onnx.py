@@ -63,9 +63,10 @@ def export_onnx(
 
 def describe(model: UNet, spacing: Sequence[float] | None = None) -> dict[str, Any]:
     """Returns what no runtime knows of a network: how to normalise, tile and make objects."""
-    sizes = [] if spacing is None else [x for x in spacing if 0 < x < math.inf]
-    if spacing is not None and not len(sizes) == len(spacing) == model.dims:
-        raise ValueError(f"export: spacing must be {model.dims} sizes > 0, got {[*spacing]}")
+    listed = spacing if isinstance(spacing, list | tuple) else []
+    sizes = [x for x in listed if isinstance(x, int | float) and 0 < x < math.inf]
+    if spacing is not None and not len(sizes) == len(listed) == model.dims:
+        raise ValueError(f"export: spacing must be {model.dims} sizes > 0, got {spacing}")
     halo, classes = halo_of(model), model.class_values or [*range(model.config["num_classes"])]
     return {
         "format": FORMAT,

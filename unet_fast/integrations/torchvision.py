@@ -8,9 +8,10 @@ from torchvision.transforms import v2
 
 from ..augment import Augmentation
 
-_WRONG = (
-    tv_tensors.BoundingBoxes,
-    *(getattr(tv_tensors, name) for name in ("KeyPoints",) if hasattr(tv_tensors, name)),
+_WRONG = tuple(
+    getattr(tv_tensors, name)
+    for name in ("BoundingBoxes", "KeyPoints", "Video")
+    if hasattr(tv_tensors, name)
 )
 
 
@@ -26,7 +27,7 @@ class ElasticDeform(v2.Transform):  # type: ignore[misc,unused-ignore]
         augmentation: The ranges of the deformation; None: the paper's.
 
     Raises:
-        TypeError: If there are boxes or key points, which it cannot move.
+        TypeError: If there are boxes, key points or videos, which it cannot move.
         ValueError: If there is not exactly one image, or a mask has another size.
     """
 
@@ -55,7 +56,7 @@ class ElasticDeform(v2.Transform):  # type: ignore[misc,unused-ignore]
         plain = inpt.as_subclass(torch.Tensor) if isinstance(inpt, torch.Tensor) else inpt
         if isinstance(inpt, tv_tensors.Image):
             moved, _ = self.augmentation.apply(plain[None], None, params["drawn"])
-        elif isinstance(inpt, tv_tensors.Mask):
+        elif isinstance(inpt, tv_tensors.Mask) and inpt.numel() > 0:  # of an object or more
             maps = plain.view(1, -1, *plain.shape[-2:])
             maps = maps.to(torch.uint8) if plain.dtype == torch.bool else maps
             _, moved = self.augmentation.apply(None, maps, params["drawn"])
