@@ -26,7 +26,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 PLOTS = ROOT / "docs" / "benchmarks"
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUITES = "weighted_ce", "border_weight_map", "elastic_deform", "step", "inference", "metrics"
-SUITES += ("integrations",)
 KINDS = "cpu", "cuda"
 TEXTS = "suite", "case", "axis", "ours", "rival", "rival version", "limit", "note"
 TEXTS += "device", "driver", "threads", "torch", "unet_fast", "commit", "date"
@@ -440,7 +439,10 @@ def nnunet():
 
 
 BLOCKS = {
-    **{suite: lambda suite=suite: of_devices(suite, table_of) for suite in SUITES},
+    **{
+        suite: lambda suite=suite: of_devices(suite, table_of)
+        for suite in (*SUITES, "integrations")
+    },
     **{f.__name__: f for f in (summary, limits, kernel_budget, breakdown, growth, goals, nnunet)},
 }
 

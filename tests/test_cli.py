@@ -16,7 +16,8 @@ from unet_fast.cli.entry import example_of
 from unet_fast.training.config import FITTED, TrainConfig
 from unet_fast.training.suggest import fitting
 
-COMMANDS = "augment", "check", "demo", "evaluate", "export", "info", "predict", "train", "weights"
+COMMANDS = "augment", "check", "demo", "evaluate", "export", "info", "nnunet", "predict", "train"
+COMMANDS += ("weights",)
 
 
 def test_all_commands_are_tested():
