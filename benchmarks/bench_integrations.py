@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from unet_fast import Augmentation
 from unet_fast.demo import SAMPLES
 
 from .interleave import Case, Rival, optional
@@ -33,8 +34,6 @@ def monai_cases():
     if transforms is None:
         return
     from unet_fast.integrations.monai import ElasticDeformd
-
-    from unet_fast import Augmentation
 
     for shape in ((512, 512), (64, 128, 128)):
         dims = len(shape)
