@@ -66,7 +66,8 @@ def describe(model: UNet, spacing: Sequence[float] | None = None) -> dict[str, A
     listed = spacing if isinstance(spacing, list | tuple) else []
     sizes = [x for x in listed if isinstance(x, int | float) and 0 < x < math.inf]
     if spacing is not None and not len(sizes) == len(listed) == model.dims:
-        raise ValueError(f"export: spacing must be {model.dims} sizes > 0, got {spacing}")
+        got = [*listed] or spacing
+        raise ValueError(f"export: spacing must be {model.dims} sizes > 0, got {got!r}")
     halo, classes = halo_of(model), model.class_values or [*range(model.config["num_classes"])]
     return {
         "format": FORMAT,
