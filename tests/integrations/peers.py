@@ -1,14 +1,22 @@
 """Packages of unet_fast.integrations, which need not be there."""
 
 import importlib
+import importlib.util
 import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
+
+if torch.version.cuda is None and importlib.util.find_spec("torchvision"):
+    # The wheels of torchvision on package indices are built with CUDA. Beside a torch for CPUs
+    # their library is not loaded, and without its operators Python cannot import them.
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
 
 
 def needs(name):
