@@ -17,6 +17,7 @@ import torch
 from unet_fast import Augmentation
 from unet_fast.demo import SAMPLES
 
+from .bench_elastic_deform import monai_rival, monai_volume_rival
 from .interleave import Case, Rival, optional
 
 MAGNITUDE = 10.0
@@ -45,33 +46,16 @@ def monai_cases():
         still = {"rotation": 0.0, "gray_black": (0.0, 0.0), "gray_white": (1.0, 1.0)}
         elastic = Augmentation(sigma=MAGNITUDE, gray_slope=(1.0, 1.0), **still)
         ours = ElasticDeformd("image", "label", spatial_dims=dims, augmentation=elastic)
-        floats = sample | {"label": sample["label"].float()}
-        if dims == 2:
-            theirs = transforms.Rand2DElasticd(
-                ("image", "label"),
-                spacing=(256, 256),
-                magnitude_range=(MAGNITUDE, MAGNITUDE),
-                prob=1,
-                mode=("bilinear", "nearest"),
-                padding_mode="reflection",
-            )
-        else:
-            theirs = transforms.Rand3DElasticd(
-                ("image", "label"),
-                sigma_range=(16, 16),
-                magnitude_range=(100, 100),
-                prob=1,
-                mode=("bilinear", "nearest"),
-                padding_mode="reflection",
-            )
-        for found in (ours(dict(sample)), theirs(dict(floats))):
-            assert [found[key].shape for key in sample] == [x.shape for x in sample.values()]
-        name = f"MONAI Rand{dims}DElasticd"
+        rival = (monai_rival if dims == 2 else monai_volume_rival)(
+            sample["image"][None], sample["label"]
+        )
+        found = ours(dict(sample))
+        assert [found[key].shape for key in sample] == [x.shape for x in sample.values()]
         yield Case(
             f"MONAI, image and labels, {' x '.join(map(str, shape))}",
             "ElasticDeformd",
             lambda ours=ours, sample=sample: ours(dict(sample)),
-            [Rival(name, lambda theirs=theirs, floats=floats: theirs(dict(floats)), "monai")],
+            [rival],
         )
 
 
