@@ -140,7 +140,7 @@ def test_shares_of_limits():
     case = Case("case", "ours", lambda: 0.02, operations=1e7, timed=True)
     (row,) = rows_of(case, budget=0.1)
     assert row["share"] == "0.500"  # 1e7 operations at 1e9 a second: 10 ms of 20
-    (row,) = rows_of(Case("case", "ours", waits(0.02), moved=8), budget=0.1)
+    (row,) = rows_of(Case("case", "ours", waits(0.002), moved=8), budget=0.1)
     assert 0 < float(row["share"]) < 1
     assert row["limit"] == "copy of 8e-06 MB"
 
